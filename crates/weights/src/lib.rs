@@ -1,0 +1,38 @@
+//! What is on disk: diffusers folders, safetensors, PyTorch's `.bin` and `.pth`, tokenizers; names and configs in, and
+//! back out.
+//!
+//! A [`PipelineFolder`] says what a folder holds; [`Weights`] maps the files of one part and hands its tensors to a
+//! network as a [`candle_nn::VarBuilder`], one at a time, converted to the wanted dtype.
+//!
+//! ```no_run
+//! use candle_core::{DType, Device};
+//! use pixart_nn::transformer::{PixArtTransformer, TransformerConfig};
+//! use pixart_weights::{Part, PipelineFolder};
+//!
+//! # fn main() -> pixart_weights::Result<()> {
+//! let folder = PipelineFolder::open("PixArt-XL-2-512x512")?;
+//! let config: TransformerConfig = folder.config(Part::Transformer)?;
+//! let weights = folder.weights(Part::Transformer, DType::F32)?;
+//! let transformer = PixArtTransformer::new(&config, weights.var_builder(DType::F32, &Device::Cpu))?;
+//! # Ok(()) }
+//! ```
+
+mod elements;
+mod error;
+mod folder;
+mod mapped;
+mod original;
+mod pickle;
+mod tensor_file;
+mod tokenizer;
+mod weights;
+mod write;
+
+pub use elements::StoredDtype;
+pub use error::{Error, Result, plain_message};
+pub use folder::{Part, PipelineFolder, PipelineKind, read_json};
+pub use original::{is_original_transformer, original_transformer, original_transformer_config};
+pub use tensor_file::{read_tensors, write_tensors};
+pub use tokenizer::{read_sentencepiece, read_tokenizer};
+pub use weights::{StoredTensor, Weights};
+pub use write::{write_atomically, write_safetensors};

@@ -1,0 +1,49 @@
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use memmap2::{Mmap, UncheckedAdvice};
+
+use crate::{Error, Result};
+
+/// A file mapped into memory, read-only.
+#[derive(Debug)]
+pub(crate) struct MappedFile {
+    path: PathBuf,
+    map: Mmap,
+}
+
+impl MappedFile {
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(Error::io(path))?;
+        if file.metadata().map_err(Error::io(path))?.is_dir() {
+            return Err(Error::corrupt(path, "is a folder, not a file"));
+        }
+        // SAFETY: the map is only ever read, as bytes, for which every value is valid. Another process that truncates
+        // the file while it is mapped ends this one with SIGBUS, as for any program that maps its weights.
+        #[allow(unsafe_code, reason = "mapping a file is unsafe by nature")]
+        let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
+        Ok(Self { path: path.into(), map })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.map
+    }
+
+    /// Tells the system that these bytes are not needed again soon, so that the pages of a file that was read once do
+    /// not count as this process's memory. They are read from the file again if they are.
+    pub(crate) fn release(&self, range: Range<usize>) {
+        // SAFETY: the mapping is of a file and never written to, so dropping its pages loses nothing.
+        #[allow(unsafe_code, reason = "advice that may drop pages is unsafe in general")]
+        let advised =
+            unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len()) };
+        // Only a hint: where the system does not take it, memory is accounted differently and nothing else changes.
+        if let Err(error) = advised {
+            tracing::trace!("{}: {error}", self.path.display());
+        }
+    }
+}

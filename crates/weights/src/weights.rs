@@ -1,0 +1,239 @@
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Shape, Tensor};
+use candle_nn::VarBuilder;
+use candle_nn::var_builder::SimpleBackend;
+use safetensors::SafeTensors;
+
+use crate::mapped::MappedFile;
+use crate::{Error, Result, StoredDtype, elements, pickle, read_json};
+
+/// Where a tensor is on disk.
+#[derive(Debug, Clone)]
+pub struct StoredTensor {
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// The type of its elements.
+    pub dtype: StoredDtype,
+    pub(crate) file: usize,
+    pub(crate) bytes: Range<usize>,
+}
+
+impl StoredTensor {
+    /// Rows `start .. start + len` of the first dimension, which are a range of the same bytes.
+    pub(crate) fn rows(&self, start: usize, len: usize) -> Self {
+        let row = self.bytes.len() / self.shape[0].max(1);
+        let begin = self.bytes.start + start * row;
+        let mut shape = self.shape.clone();
+        shape[0] = len;
+        Self { shape, bytes: begin..begin + len * row, ..self.clone() }
+    }
+}
+
+/// The tensors of one network, on disk: memory-mapped files and where in them each tensor is.
+///
+/// Cloning is cheap. Nothing is read before a tensor is asked for, and what was read is released again, so that
+/// loading costs the memory of the loaded weights and of one tensor.
+#[derive(Clone)]
+pub struct Weights {
+    files: Vec<Arc<MappedFile>>,
+    tensors: BTreeMap<String, StoredTensor>,
+    on_read: Option<Arc<dyn Fn(u64) + Send + Sync>>,
+}
+
+impl std::fmt::Debug for Weights {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let paths: Vec<_> = self.paths().collect();
+        f.debug_struct("Weights").field("files", &paths).field("tensors", &self.tensors.len()).finish()
+    }
+}
+
+impl Weights {
+    /// Maps one `.safetensors`, `.bin`, `.pt` or `.pth` file, or all shards that an `.index.json` names.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.contains(".index.") && name.ends_with(".json") {
+            return Self::open_index(path);
+        }
+        let mut weights = Self { files: vec![], tensors: BTreeMap::new(), on_read: None };
+        weights.add_file(path)?;
+        Ok(weights)
+    }
+
+    fn open_index(index: &Path) -> Result<Self> {
+        let json = read_json(index)?;
+        let map = json.get("weight_map").and_then(|map| map.as_object());
+        let map = map.ok_or_else(|| Error::corrupt(index, "has no \"weight_map\" that names the shards"))?;
+        let mut shards = std::collections::BTreeSet::new();
+        for (key, file) in map {
+            let file = file.as_str().filter(|file| !file.contains(['/', '\\']) && *file != "..");
+            shards.insert(file.ok_or_else(|| Error::corrupt(index, format!("names no file for {key:?}")))?);
+        }
+        let mut weights = Self { files: vec![], tensors: BTreeMap::new(), on_read: None };
+        for shard in shards {
+            let path = index.with_file_name(shard);
+            if !path.exists() {
+                let what = format!("this shard is missing, {} names it; download it again", index.display());
+                return Err(Error::missing(&path, what));
+            }
+            weights.add_file(&path)?;
+        }
+        match map.keys().find(|key| !weights.tensors.contains_key(*key)) {
+            Some(key) => Err(Error::corrupt(index, format!("names tensor {key:?}, which no shard holds"))),
+            None => Ok(weights),
+        }
+    }
+
+    fn add_file(&mut self, path: &Path) -> Result<()> {
+        let file = MappedFile::open(path)?;
+        let tensors = match file.bytes() {
+            [b'P', b'K', ..] => pickle::tensors(&file)?,
+            bytes if path.extension().is_some_and(|extension| extension == "safetensors") => {
+                safetensors_tensors(path, bytes)?
+            }
+            _ => {
+                let reason = "is neither a safetensors nor a zipped PyTorch file (a truncated download, or a file that \
+                              PyTorch before 1.6 wrote: load and save it again with torch.save)";
+                return Err(Error::corrupt(path, reason));
+            }
+        };
+        let index = self.files.len();
+        self.files.push(Arc::new(file));
+        for (name, tensor) in tensors {
+            self.tensors.insert(name, StoredTensor { file: index, ..tensor });
+        }
+        Ok(())
+    }
+
+    /// The same files with their tensors under other names: `rename` gives every tensor its new place, or none.
+    pub(crate) fn mapped_to(&self, tensors: BTreeMap<String, StoredTensor>) -> Self {
+        Self { files: self.files.clone(), tensors, on_read: self.on_read.clone() }
+    }
+
+    /// Calls `on_read` with the bytes of each tensor that was read, for a progress display.
+    pub fn on_read(mut self, on_read: impl Fn(u64) + Send + Sync + 'static) -> Self {
+        self.on_read = Some(Arc::new(on_read));
+        self
+    }
+
+    /// Every tensor by name.
+    pub fn tensors(&self) -> &BTreeMap<String, StoredTensor> {
+        &self.tensors
+    }
+
+    /// The mapped files.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.files.iter().map(|file| file.path())
+    }
+
+    /// Number of numbers in all tensors.
+    pub fn parameters(&self) -> u64 {
+        self.tensors.values().map(|tensor| tensor.shape.iter().product::<usize>() as u64).sum()
+    }
+
+    /// Size of all tensors on disk.
+    pub fn size_in_bytes(&self) -> u64 {
+        self.tensors.values().map(|tensor| tensor.bytes.len() as u64).sum()
+    }
+
+    /// Raw little-endian bytes of a tensor.
+    pub(crate) fn bytes(&self, tensor: &StoredTensor) -> &[u8] {
+        &self.files[tensor.file].bytes()[tensor.bytes.clone()]
+    }
+
+    pub(crate) fn release(&self, tensor: &StoredTensor) {
+        self.files[tensor.file].release(tensor.bytes.clone());
+    }
+
+    /// The file a tensor is in, for messages.
+    pub(crate) fn path_of(&self, tensor: &StoredTensor) -> &Path {
+        self.files[tensor.file].path()
+    }
+
+    fn a_path(&self) -> PathBuf {
+        self.files.first().map(|file| file.path().to_path_buf()).unwrap_or_default()
+    }
+
+    /// Reads one tensor. Errors: no tensor of that name; elements that are no floats.
+    pub fn tensor(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
+        let stored = self.tensors.get(name).ok_or_else(|| {
+            let of_all = match self.files.len() {
+                0 | 1 => String::new(),
+                n => format!(" (nor is it in the other {} files)", n - 1),
+            };
+            Error::missing(&self.a_path(), format!("holds no tensor {name:?}{of_all}; is this another model's file?"))
+        })?;
+        let tensor = elements::tensor(self.bytes(stored), stored.dtype, dtype, &stored.shape, device)?;
+        self.release(stored);
+        if let Some(on_read) = &self.on_read {
+            on_read(stored.bytes.len() as u64);
+        }
+        Ok(tensor)
+    }
+
+    /// Hands the tensors to a network.
+    pub fn var_builder(&self, dtype: DType, device: &Device) -> VarBuilder<'static> {
+        VarBuilder::from_backend(Box::new(self.clone()), dtype, device.clone())
+    }
+}
+
+impl SimpleBackend for Weights {
+    fn get(
+        &self,
+        shape: Shape,
+        name: &str,
+        _: candle_nn::Init,
+        dtype: DType,
+        device: &Device,
+    ) -> candle_core::Result<Tensor> {
+        if let Some(stored) = self.tensors.get(name)
+            && stored.shape != shape.dims()
+        {
+            // Published autoencoders store some linear layers as 1×1 convolutions.
+            let as_linear = stored.shape.strip_suffix(&[1, 1]).is_some_and(|found| found == shape.dims());
+            if !as_linear {
+                return Err(candle_core::Error::wrap(Error::Shape {
+                    path: self.path_of(stored).into(),
+                    key: name.into(),
+                    found: stored.shape.clone(),
+                    wanted: shape.dims().to_vec(),
+                }));
+            }
+        }
+        self.get_unchecked(name, dtype, device)?.reshape(shape)
+    }
+
+    fn get_unchecked(&self, name: &str, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
+        self.tensor(name, dtype, device).map_err(candle_core::Error::wrap)
+    }
+
+    fn contains_tensor(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+}
+
+fn safetensors_tensors(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, StoredTensor>> {
+    let broken = |error: safetensors::SafeTensorError| {
+        let hint = "the file is truncated or corrupt; download or copy it again";
+        Error::corrupt(path, format!("is no complete safetensors file ({error}): {hint}"))
+    };
+    let (header, metadata) = SafeTensors::read_metadata(bytes).map_err(broken)?;
+    let data = 8 + header;
+    let mut tensors = BTreeMap::new();
+    for (name, info) in metadata.tensors() {
+        let Some(dtype) = StoredDtype::from_safetensors(info.dtype) else {
+            return Err(Error::unsupported(path, format!("tensor {name:?} is stored as {:?}", info.dtype)));
+        };
+        let (start, end) = info.data_offsets;
+        let bytes_range = data + start..data + end;
+        if bytes_range.end > bytes.len() {
+            return Err(Error::corrupt(path, format!("ends inside of tensor {name:?}: it is truncated")));
+        }
+        tensors.insert(name, StoredTensor { shape: info.shape.clone(), dtype, file: 0, bytes: bytes_range });
+    }
+    Ok(tensors)
+}

@@ -1,0 +1,118 @@
+use std::borrow::Cow;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use safetensors::View;
+
+use crate::{Error, Result, StoredDtype, StoredTensor, Weights};
+
+/// Makes a file by way of a temporary one beside it: `write` fills that, and only when it has succeeded and all is on
+/// disk does it take the wanted name. On an error nothing is left behind, and what was there before stays.
+pub fn write_atomically(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let temporary = Temporary::beside(path)?;
+    write(&temporary.path)?;
+    let file = std::fs::OpenOptions::new().append(true).open(&temporary.path).map_err(Error::io(path))?;
+    file.sync_all().map_err(Error::io(path))?;
+    std::fs::rename(&temporary.path, path).map_err(Error::io(path))
+}
+
+/// A file that is removed when it goes out of scope; after a rename there is nothing left to remove.
+struct Temporary {
+    path: PathBuf,
+}
+
+impl Temporary {
+    fn beside(path: &Path) -> Result<Self> {
+        let name = path.file_name().ok_or_else(|| Error::missing(path, "is no file name"))?;
+        let temporary = path.with_file_name(format!(".{}.{}.part", name.to_string_lossy(), std::process::id()));
+        // Created at once, so that a folder that cannot be written is reported before any work.
+        std::fs::File::create(&temporary).and_then(|mut file| file.flush()).map_err(Error::io(path))?;
+        Ok(Self { path: temporary })
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        let _already_renamed = std::fs::remove_file(&self.path);
+    }
+}
+
+/// Writes tensors to a new safetensors file, one after another.
+pub fn write_safetensors<V: View>(tensors: Vec<(String, V)>, path: &Path) -> Result<()> {
+    // diffusers and transformers refuse a file whose metadata does not name its framework.
+    let metadata = std::collections::HashMap::from([("format".to_string(), "pt".to_string())]);
+    safetensors::serialize_to_file(tensors, Some(metadata), path).map_err(|error| match error {
+        safetensors::SafeTensorError::IoError(source) => Error::Io { path: path.into(), source },
+        other => Error::corrupt(path, other.to_string()),
+    })
+}
+
+/// A tensor in memory, as bytes.
+pub(crate) struct Bytes {
+    dtype: StoredDtype,
+    shape: Vec<usize>,
+    bytes: Vec<u8>,
+}
+
+impl Bytes {
+    pub(crate) fn new(dtype: StoredDtype, shape: &[usize], bytes: Vec<u8>) -> Self {
+        Self { dtype, shape: shape.to_vec(), bytes }
+    }
+}
+
+impl View for Bytes {
+    fn dtype(&self) -> safetensors::Dtype {
+        self.dtype.to_safetensors()
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&self.bytes)
+    }
+
+    fn data_len(&self) -> usize {
+        self.bytes.len()
+    }
+}
+
+/// A tensor of a mapped file, copied to another file without being loaded.
+struct Stored<'a> {
+    weights: &'a Weights,
+    tensor: &'a StoredTensor,
+}
+
+impl View for Stored<'_> {
+    fn dtype(&self) -> safetensors::Dtype {
+        self.tensor.dtype.to_safetensors()
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.tensor.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(self.weights.bytes(self.tensor))
+    }
+
+    fn data_len(&self) -> usize {
+        self.tensor.bytes.len()
+    }
+}
+
+impl Drop for Stored<'_> {
+    fn drop(&mut self) {
+        self.weights.release(self.tensor);
+    }
+}
+
+impl Weights {
+    /// Writes all tensors, as they are, to a new safetensors file, without ever holding them all in memory.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let tensors =
+            self.tensors().iter().map(|(name, tensor)| (name.clone(), Stored { weights: self, tensor })).collect();
+        write_atomically(path, |temporary| write_safetensors(tensors, temporary))
+    }
+}
