@@ -27,9 +27,9 @@ def load(network: type[nn.Module], name: str, part: str) -> nn.Module:
 class Outputs:
     """Keeps what the watched modules return during a forward pass."""
 
-    def __init__(self, prefix: str, modules: dict[str, nn.Module]):
+    def __init__(self, modules: dict[str, nn.Module], prefix: str = ""):
         self.tensors: dict[str, torch.Tensor] = {}
-        self.hooks = [module.register_forward_hook(self.keeper(f"{prefix}.{name}")) for name, module in modules.items()]
+        self.hooks = [module.register_forward_hook(self.keeper(prefix + name)) for name, module in modules.items()]
 
     def keeper(self, name: str):
         def keep(module, inputs, output):
@@ -57,7 +57,13 @@ def mask_of(lengths: tuple[int, ...], tokens: int) -> torch.Tensor:
     return (torch.arange(tokens)[None] < torch.tensor(lengths)[:, None]).long()
 
 
-def transformer_tensors(transformer: PixArtTransformer2DModel, seed: int) -> dict[str, torch.Tensor]:
+def position_embedding(transformer: PixArtTransformer2DModel, height: int, width: int) -> torch.Tensor:
+    """Of latents of this size: what the patch embedding makes of zeros, without its bias."""
+    return transformer.pos_embed(torch.zeros(1, 4, height, width)) - transformer.pos_embed.proj.bias
+
+
+def transformer_tensors(transformer: PixArtTransformer2DModel, seed: int, inside: bool) -> dict[str, torch.Tensor]:
+    """Inputs and outputs, and with `inside` also what the parts return in the first case."""
     generator = seeded(seed)
     everything = {}
     for case, ((height, width), timestep, tokens, lengths) in TRANSFORMER_CASES.items():
@@ -76,31 +82,30 @@ def transformer_tensors(transformer: PixArtTransformer2DModel, seed: int) -> dic
             "modulation": transformer.adaln_single,  # after them: six times the width
             "caption_projection": transformer.caption_projection,
             "patch_embedding": transformer.pos_embed,  # with the position embedding added
-            "patch_embedding_without_positions": transformer.pos_embed.proj,
             "block_0": transformer.transformer_blocks[0],
         }
-        with Outputs(case, watched) as seen:
+        if not inside or case != "wide":
+            watched = {}
+        with Outputs(watched, f"{case}.") as seen:
             output = transformer(**inputs, added_cond_kwargs=sizes).sample
-        without = seen.pop(f"{case}.patch_embedding_without_positions").flatten(2).transpose(1, 2)
-        seen[f"{case}.pos_embed"] = (seen[f"{case}.patch_embedding"] - without)[:1]
         if transformer.use_additional_conditions:
             inputs |= sizes
         everything |= {f"{case}.{name}": tensor for name, tensor in inputs.items()} | seen | {f"{case}.output": output}
+    if inside:
+        everything["wide.pos_embed"] = position_embedding(transformer, *TRANSFORMER_CASES["wide"][0])
     return everything
 
 
 def write_transformers() -> None:
     for name, folder in FOLDERS.items():
-        transformer = load(PixArtTransformer2DModel, name, "transformer")
-        save_tensors(NETWORKS / f"transformer-{name}.safetensors", transformer_tensors(transformer, folder.seed + 10), checkpoint=name)
-    variants = [(name, folder, seed, "state_dict") for name, (folder, seed) in ORIGINALS.items()]
-    folder, seed = ORIGINALS["original-1024"]
-    variants.append(("original-1024-ema", folder, seed + EMA_SEED_OFFSET, "state_dict_ema"))
-    for name, folder, seed, key in variants:
-        tensors = transformer_tensors(random_transformer(folder, seed), seed + 10)
-        save_tensors(
-            NETWORKS / f"transformer-{name}.safetensors", tensors, checkpoint=f"{name.removesuffix('-ema')}.pth", key=key, config_of=folder
-        )
+        tensors = transformer_tensors(load(PixArtTransformer2DModel, name, "transformer"), folder.seed + 10, inside=True)
+        save_tensors(NETWORKS / f"transformer-{name}.safetensors", tensors, checkpoint=name)
+    for name, (folder, seed) in ORIGINALS.items():
+        tensors = transformer_tensors(random_transformer(folder, seed), seed + 10, inside=False)
+        if name == "original-1024":  # the same inputs through the weights under state_dict_ema
+            ema = transformer_tensors(random_transformer(folder, seed + EMA_SEED_OFFSET), seed + 10, inside=False)
+            tensors |= {"wide.output_ema": ema["wide.output"]}
+        save_tensors(NETWORKS / f"transformer-{name}.safetensors", tensors, checkpoint=f"{name}.pth", config_of=folder)
 
 
 # The text encoder
@@ -109,17 +114,13 @@ def write_transformers() -> None:
 def text_encoder_tensors(name: str) -> dict[str, torch.Tensor]:
     text_encoder = load(T5EncoderModel, name, "text_encoder")
     tokenizer = T5Tokenizer.from_pretrained(CHECKPOINTS / name / "tokenizer")
-    batch = tokenizer(CAPTIONS, padding="max_length", max_length=120, truncation=True, return_tensors="pt")
-    long = tokenizer(CAPTIONS[0] * 3, padding="max_length", max_length=200, truncation=True, return_tensors="pt")
-    everything = {}
-    for case, tokens in {"batch": batch, "long": long}.items():
-        with Outputs(case, {"block_0": text_encoder.encoder.block[0]}) as seen:
-            output = text_encoder(tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
-        everything |= {f"{case}.input_ids": tokens.input_ids, f"{case}.attention_mask": tokens.attention_mask}
-        everything[f"{case}.last_hidden_state"] = output
-        if case == "batch":
-            everything |= seen
-    return everything
+    if name == "sigma-512":  # one sequence without padding, longer than the largest distance that has a bucket of its own
+        tokens = tokenizer(CAPTIONS[0] * 2, max_length=200, truncation=True, return_tensors="pt")
+    else:
+        tokens = tokenizer(CAPTIONS, padding="max_length", max_length=120, truncation=True, return_tensors="pt")
+    with Outputs({"block_0": text_encoder.encoder.block[0]} if name == "alpha-256" else {}) as seen:
+        output = text_encoder(tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
+    return {"input_ids": tokens.input_ids, "attention_mask": tokens.attention_mask, "last_hidden_state": output} | seen
 
 
 # The autoencoder
@@ -131,11 +132,11 @@ def vae_tensors(name: str, seed: int) -> dict[str, torch.Tensor]:
     vae = load(AutoencoderKL, name, "vae")
     generator = seeded(seed)
     everything = {}
-    for case, (batch, height, width) in {"even": (1, 32, 48), "odd": (2, 40, 24)}.items():  # odd: 5 by 3 latents
+    for case, (batch, height, width) in {"even": (2, 16, 32), "odd": (1, 40, 24)}.items():  # odd: 5 by 3 latents
         latents = normal(generator, batch, 4, height // 8, width // 8, std=1 / vae.config.scaling_factor)
         image = torch.tanh(normal(generator, batch, 3, height, width))
         watched = {"decoder_mid_block": vae.decoder.mid_block, "encoder_mid_block": vae.encoder.mid_block}
-        with Outputs(case, watched) as seen:
+        with Outputs(watched, f"{case}.") as seen:
             decoded = vae.decode(latents).sample
             posterior = vae.encode(image).latent_dist
         tensors = {
@@ -153,11 +154,11 @@ def vae_tensors(name: str, seed: int) -> dict[str, torch.Tensor]:
 
 # Resizing of binned images
 
-RESIZES = [(26, 38), (20, 30), (13, 19), (40, 52), (26, 20), (7, 38), (33, 40)]
+RESIZES = [(14, 20), (11, 17), (7, 10), (23, 28), (14, 11), (3, 20)]
 
 
 def write_resizes(path: Path) -> None:
-    image = normal(seeded(99), 1, 3, 26, 38)
+    image = normal(seeded(99), 1, 3, 14, 20)
     tensors = {"image": image}
     for height, width in RESIZES:
         tensors[f"to_{height}x{width}"] = PixArtImageProcessor.resize_and_crop_tensor(image, width, height)

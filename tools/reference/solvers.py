@@ -154,6 +154,8 @@ def ddpm_cases():
     yield "ddpm", "defaults", 5, {}, {}
     for kind in ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"):
         yield "ddpm", kind, 5, dict(exact, variance_type=kind), {}
+    # What a DPMSolver config's null becomes.
+    yield "ddpm", "variance_none", 5, dict(exact, variance_type=None), {}
     for kind in ("learned", "learned_range"):
         yield "ddpm", kind, 5, dict(exact, variance_type=kind), dict(variance=True, batch=2)
         yield "ddpm", f"{kind}_without_variance", 5, dict(exact, variance_type=kind), {}
@@ -514,16 +516,20 @@ PUBLISHED = {
 
 def swaps():
     """What each class makes of another scheduler's config (`--scheduler NAME`)."""
+    wanted = [(source, name, {}) for source in PUBLISHED for name in CLASSES.values()]
+    # SASolver refuses DPMSolver's algorithm_type, so users override it.
+    wanted.append(("pixart", "SASolverScheduler", {"algorithm_type": "data_prediction"}))
     out = []
-    for source_name, source in PUBLISHED.items():
+    for source_name, name, overrides in wanted:
+        source = PUBLISHED[source_name]
         loaded = getattr(diffusers, source["_class_name"]).from_config(source)
-        for name in CLASSES.values():
-            entry = {"source": source_name, "class": name}
-            try:
-                entry["config"] = jsonable(public_config(getattr(diffusers, name).from_config(loaded.config)))
-            except Exception as error:
-                entry["error"] = f"{type(error).__name__}: {str(error)[:160]}"
-            out.append(entry)
+        entry = {"source": source_name, "class": name, "overrides": overrides}
+        try:
+            swapped = getattr(diffusers, name).from_config(loaded.config, **overrides)
+            entry["config"] = jsonable(public_config(swapped))
+        except Exception as error:
+            entry["error"] = f"{type(error).__name__}: {str(error)[:160]}"
+        out.append(entry)
     return {"sources": jsonable(PUBLISHED), "swaps": out}
 
 

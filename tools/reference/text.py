@@ -261,6 +261,8 @@ CAPTIONS = [
     "Ã la mode voilÃ ",
     "lossy â€� text",
     "c1 \u0093quotes\u0094 \u0085 dots",
+    "\u2603 c1 \u0093quotes\u0094",
+    "\u2603 mixed waitâ€¦ what",
     "Â£5 and Â°C",
     "ã‚¢ã‚¤",
     "вЂ™ cyrillic mojibake",

@@ -80,7 +80,9 @@ def captions() -> list[str]:
         sentences.append(f"{pick(SUBJECTS)} {pick(PLACES)}, {pick(STYLES)}")
         sentences.append(f"A {pick(STYLES)} of {pick(SUBJECTS)} {pick(VERBS)} {pick(SUBJECTS)} {pick(PLACES)}.")
         sentences.append(f"a {pick(SIZES)} {pick(COLOURS)} {pick(SHAPES)} {pick(RELATIONS)} a {pick(COLOURS)} {pick(SHAPES)}")
-        sentences.append(f"{pick(NUMBERS)} {pick(COLOURS)} {pick(SHAPES)}s and {pick(NUMBERS)} {pick(SIZES)} {pick(SHAPES)}s {pick(PLACES)}")
+        sentences.append(
+            f"{pick(NUMBERS)} {pick(COLOURS)} {pick(SHAPES)}s and {pick(NUMBERS)} {pick(SIZES)} {pick(SHAPES)}s {pick(PLACES)}"
+        )
         sentences.append(f"the {pick(ADJECTIVES)} {pick(NOUNS)} {pick(VERBS)} {pick(ADJECTIVES)} {pick(NOUNS)}s {pick(PLACES)}")
         sentences.append(f"A {pick(ADJECTIVES)}, {pick(ADJECTIVES)} {pick(NOUNS)} with a {pick(COLOURS)} {pick(NOUNS)}, {pick(STYLES)}")
         sentences.append(f"{pick(SUBJECTS).capitalize()}. {pick(REMARKS)} {pick(COLOURS).upper()} {pick(SHAPES)}, {pick(STYLES)}!")

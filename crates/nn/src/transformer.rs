@@ -3,7 +3,7 @@
 
 use candle_core::{D, DType, Device, Result, Tensor};
 use candle_nn::VarBuilder;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::embeddings::{ScalarEmbedding, position_embedding};
 use crate::ops::{
@@ -13,7 +13,7 @@ use crate::ops::{
 /// Shape of a transformer: the fields of diffusers' `transformer/config.json` that decide what is computed.
 ///
 /// The default is XL/2 for 1024 pixels: 28 layers, 16 heads of 72.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 #[allow(missing_docs, reason = "the names are diffusers'")]
 pub struct TransformerConfig {

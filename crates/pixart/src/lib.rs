@@ -1,1 +1,39 @@
+//! Images from text with PixArt-α, -δ and -Σ.
+//!
+//! ```no_run
+//! use pixart::{Pipeline, Request};
+//!
+//! fn main() -> pixart::Result<()> {
+//!     let mut pipeline = Pipeline::open("PixArt-LCM-XL-2-1024-MS")?;
+//!     let generated = pipeline.generate(&Request::new("a small cactus with a happy face"))?;
+//!     generated.images[0].save("cactus.png")
+//! }
+//! ```
+//!
+//! A [`Pipeline`] is opened from a diffusers folder; [`PipelineBuilder`] chooses device, precision and parts from
+//! elsewhere. A [`Request`] says what to draw and has a field for every setting. The same folder, prompt and seed give
+//! the image that diffusers gives.
 
+mod bench;
+mod bins;
+mod caption;
+mod device;
+mod embeddings;
+mod error;
+mod image;
+mod memory;
+mod pipeline;
+mod plan;
+mod prompt;
+mod request;
+
+pub use bench::{BenchOptions, BenchReport, bench};
+pub use bins::nearest_bin;
+pub use caption::{clean_caption, plain_caption};
+pub use device::{DeviceChoice, Precision, device_name, dtype_name};
+pub use embeddings::PromptEmbeds;
+pub use error::{Error, Result};
+pub use image::{Image, Parameters, save_pixels};
+pub use memory::peak_rss_bytes;
+pub use pipeline::{Generated, LoadProgress, Pipeline, PipelineBuilder, StepInfo, Timings};
+pub use request::{Request, Seeds};

@@ -119,7 +119,9 @@ fn of<T: Element>(
         StoredDtype::F32 => decode(bytes, |b| T::of(f32::from_le_bytes(b))),
         StoredDtype::F16 => decode(bytes, |b| T::of(f16::from_le_bytes(b).to_f32())),
         StoredDtype::Bf16 => decode(bytes, |b| T::of(bf16::from_le_bytes(b).to_f32())),
-        other => candle_core::bail!("weights of {} are no numbers to compute with", other.name()),
+        StoredDtype::I64 => decode(bytes, |b| T::of(i64::from_le_bytes(b) as f32)),
+        StoredDtype::I32 => decode(bytes, |b| T::of(i32::from_le_bytes(b) as f32)),
+        StoredDtype::U8 => decode(bytes, |[b]: [u8; 1]| T::of(f32::from(b))),
     };
     Tensor::from_vec(values, shape, device)
 }

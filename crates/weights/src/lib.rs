@@ -17,6 +17,7 @@
 //! # Ok(()) }
 //! ```
 
+mod convert;
 mod elements;
 mod error;
 mod folder;
@@ -28,6 +29,7 @@ mod tokenizer;
 mod weights;
 mod write;
 
+pub use convert::convert_transformer;
 pub use elements::StoredDtype;
 pub use error::{Error, Result, plain_message};
 pub use folder::{Part, PipelineFolder, PipelineKind, read_json};

@@ -109,7 +109,7 @@ impl Weights {
         Ok(())
     }
 
-    /// The same files with their tensors under other names: `rename` gives every tensor its new place, or none.
+    /// The same files with their tensors under other names.
     pub(crate) fn mapped_to(&self, tensors: BTreeMap<String, StoredTensor>) -> Self {
         Self { files: self.files.clone(), tensors, on_read: self.on_read.clone() }
     }
@@ -158,7 +158,7 @@ impl Weights {
         self.files.first().map(|file| file.path().to_path_buf()).unwrap_or_default()
     }
 
-    /// Reads one tensor. Errors: no tensor of that name; elements that are no floats.
+    /// Reads one tensor. Errors: no tensor of that name.
     pub fn tensor(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
         let stored = self.tensors.get(name).ok_or_else(|| {
             let of_all = match self.files.len() {

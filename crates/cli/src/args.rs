@@ -1,0 +1,222 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand};
+use pixart::{DeviceChoice, Precision};
+
+/// Draws images from text with PixArt-α, -δ and -Σ.
+#[derive(Debug, Parser)]
+#[command(name = "pixart", version, arg_required_else_help = true, max_term_width = 110)]
+pub struct Args {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Draw images of a prompt
+    #[command(after_help = GENERATE_EXAMPLES)]
+    Generate(Box<GenerateArgs>),
+    /// Encode a prompt to a file that `generate --prompt-embeds` takes
+    Encode(EncodeArgs),
+    /// Decode latents to pictures
+    Decode(DecodeArgs),
+    /// Say what a model folder holds
+    Info(InfoArgs),
+    /// Turn an original PixArt .pth transformer into a diffusers folder
+    #[command(after_help = CONVERT_EXAMPLES)]
+    Convert(ConvertArgs),
+    /// Time each stage
+    Bench(BenchArgs),
+    /// Print a completion script for a shell
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+const GENERATE_EXAMPLES: &str = "\
+Examples:
+  pixart generate \"a small cactus with a happy face\" --model PixArt-XL-2-1024-MS
+  pixart generate \"a red fox\" --model PixArt-LCM-XL-2-1024-MS --steps 4 --seed 7 --output fox.png
+  pixart generate \"a red fox\" --model PixArt-XL-2-512x512 --num-images 4 --output foxes/
+  pixart generate --prompts-file prompts.txt --model PixArt-XL-2-512x512 --scheduler unipc --output pictures/
+  pixart generate \"a red fox\" --model PixArt-XL-2-512x512 --transformer PixArt-XL-2-512x512.pth";
+
+const CONVERT_EXAMPLES: &str = "\
+Examples:
+  pixart convert PixArt-XL-2-512x512.pth --output transformer-512
+  pixart convert fine-tuned.pth --model PixArt-XL-2-512x512 --output fine-tuned";
+
+/// Where the model is and how to compute.
+#[derive(Debug, ClapArgs)]
+pub struct ModelArgs {
+    /// Model folder in diffusers' layout (with model_index.json)
+    #[arg(long, value_name = "PATH")]
+    pub model: PathBuf,
+    /// Take the transformer from this folder, .safetensors or original .pth file
+    #[arg(long, value_name = "PATH")]
+    pub transformer: Option<PathBuf>,
+    /// Take the autoencoder from this folder or file
+    #[arg(long, value_name = "PATH")]
+    pub vae: Option<PathBuf>,
+    /// Take the text encoder from this folder or file
+    #[arg(long, value_name = "PATH")]
+    pub text_encoder: Option<PathBuf>,
+    #[command(flatten)]
+    pub compute: ComputeArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct ComputeArgs {
+    /// Precision: auto, f32, bf16 or f16 (auto: f32 on a CPU, bf16 on a GPU)
+    #[arg(long, value_name = "DTYPE", default_value = "auto", value_parser = str::parse::<Precision>)]
+    pub dtype: Precision,
+    /// Device: auto, cpu, cuda, cuda:N or metal
+    #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = str::parse::<DeviceChoice>)]
+    pub device: DeviceChoice,
+    /// Threads to compute with on a CPU [default: one for each core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+    /// Show no progress and print no result line
+    #[arg(long, short)]
+    pub quiet: bool,
+}
+
+/// How a prompt becomes embeddings.
+#[derive(Debug, ClapArgs)]
+pub struct TextArgs {
+    /// What to steer away from; only matters with guidance
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    pub negative_prompt: String,
+    /// Remove links, tags, file names and the like from prompts, as diffusers does
+    #[arg(long, value_name = "true|false", default_value_t = true, action = ArgAction::Set, num_args = 0..=1,
+          require_equals = true, default_missing_value = "true")]
+    pub clean_caption: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct GenerateArgs {
+    /// What to draw
+    #[arg(required_unless_present_any = ["prompts_file", "prompt_embeds"])]
+    pub prompt: Option<String>,
+    /// Draw every line of this file
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "prompt_embeds"])]
+    pub prompts_file: Option<PathBuf>,
+    /// Use the embeddings in this safetensors file in place of a prompt
+    #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
+    pub prompt_embeds: Option<PathBuf>,
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub text: TextArgs,
+    /// Solver steps [default: 20; 4 for LCM]
+    #[arg(long, value_name = "N")]
+    pub steps: Option<usize>,
+    /// Strength of guidance, 1 or below for none [default: 4.5; 0 for LCM]
+    #[arg(long, value_name = "G", allow_negative_numbers = true)]
+    pub guidance_scale: Option<f64>,
+    /// Solver: lcm, dpm-solver++, ddim, ddpm, euler, euler-ancestral, heun, unipc or sa-solver; some take the
+    /// suffix -karras, dpm-solver++ also -sde [default: the model's]
+    #[arg(long, value_name = "NAME")]
+    pub scheduler: Option<String>,
+    /// Solver settings from a scheduler_config.json in place of the model's
+    #[arg(long, value_name = "FILE")]
+    pub scheduler_config: Option<PathBuf>,
+    /// Share of noise that ddim adds again, 0 to 1
+    #[arg(long, value_name = "ETA", default_value_t = 0.0, allow_negative_numbers = true)]
+    pub eta: f64,
+    /// Width in pixels [default: the model's native size]
+    #[arg(long, value_name = "PIXELS")]
+    pub width: Option<usize>,
+    /// Height in pixels [default: the model's native size]
+    #[arg(long, value_name = "PIXELS")]
+    pub height: Option<usize>,
+    /// Draw at exactly this size, not at the nearest one the model was trained on
+    #[arg(long)]
+    pub no_resolution_binning: bool,
+    /// Seed of the first image; image k of a prompt has seed S + k [default: random]
+    #[arg(long, value_name = "S")]
+    pub seed: Option<u64>,
+    /// Images for each prompt
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub num_images: usize,
+    /// Start from the noise in this safetensors file (tensor `latents`)
+    #[arg(long, value_name = "FILE")]
+    pub latents: Option<PathBuf>,
+    /// Also write the final latents
+    #[arg(long, value_name = "FILE")]
+    pub output_latents: Option<PathBuf>,
+    /// Keep the text encoder in memory after use
+    #[arg(long)]
+    pub keep_loaded: bool,
+    /// PNG file, or folder for several [default: pixart-0001.png, or the first free number]
+    #[arg(long, short, value_name = "FILE.png|FOLDER")]
+    pub output: Option<PathBuf>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct EncodeArgs {
+    /// The prompt
+    #[arg(required_unless_present = "prompts_file")]
+    pub prompt: Option<String>,
+    /// Encode every line of this file
+    #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
+    pub prompts_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub text: TextArgs,
+    /// Safetensors file to write
+    #[arg(long, short, value_name = "FILE")]
+    pub output: PathBuf,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct DecodeArgs {
+    /// Safetensors file with the tensor `latents`
+    pub latents: PathBuf,
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// PNG file, or folder for several
+    #[arg(long, short, value_name = "FILE.png|FOLDER")]
+    pub output: PathBuf,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct InfoArgs {
+    /// Model folder
+    pub folder: PathBuf,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct ConvertArgs {
+    /// Original PixArt transformer
+    #[arg(value_name = "FILE.pth")]
+    pub file: PathBuf,
+    /// Model folder to take the other parts from; without it only a transformer's folder is written
+    #[arg(long, value_name = "PATH")]
+    pub model: Option<PathBuf>,
+    /// Folder to write; must not exist
+    #[arg(long, short, value_name = "FOLDER")]
+    pub output: PathBuf,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct BenchArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Width and height of the image in pixels
+    #[arg(long, value_name = "PIXELS", default_value_t = 512)]
+    pub size: usize,
+    /// Timed runs, after one that warms up
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub runs: usize,
+    /// Passes of the transformer in an image
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    pub steps: usize,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}

@@ -1,0 +1,147 @@
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, Result, bail};
+use candle_core::Tensor;
+use pixart::{Image, Pipeline, PromptEmbeds, Request, Seeds, Timings};
+use pixart_diffusion::SchedulerConfig;
+use pixart_weights::write_tensors;
+
+use crate::args::GenerateArgs;
+use crate::output::{Names, check_writable, peak_memory, print};
+use crate::progress::Progress;
+use crate::{interrupt, open};
+
+pub fn run(args: Box<GenerateArgs>) -> Result<()> {
+    let progress = Arc::new(Progress::new(args.model.compute.quiet));
+    let mut pipeline = open::pipeline(&args.model, args.keep_loaded, &progress)?;
+    set_scheduler(&mut pipeline, &args)?;
+    let all = request_for_all(&args, &pipeline)?;
+    let prompts = all.prompt_embeds.as_ref().map_or(all.prompts.len(), PromptEmbeds::batch);
+    let latents = args.latents.as_deref().map(|path| open::latents(path, pipeline.device())).transpose()?;
+    pipeline.check(&all)?;
+    if prompts > 1 && latents.is_some() {
+        bail!("--latents goes with one prompt, there are {prompts}");
+    }
+    pipeline.check(&Request { latents: latents.clone(), ..all.clone() })?;
+    let mut names = Names::new(args.output.as_deref(), prompts * args.num_images)?;
+    args.output_latents.as_deref().map_or(Ok(()), check_writable)?;
+    let interrupted = interrupt::flag()?;
+
+    // All prompts are encoded at once, so that the text encoder is loaded once. Then each is drawn by itself: it gives
+    // the same picture as alone, and is on disk before the next begins.
+    let (embeds, mut spent) = pipeline.encode_request(&all)?;
+    let seed = args.seed.unwrap_or_else(random_seed);
+    let mut final_latents = Vec::new();
+    for index in 0..prompts {
+        let request = Request {
+            prompts: all.prompts.get(index).cloned().into_iter().collect(),
+            prompt_embeds: Some(embeds.row(index)?),
+            seeds: Seeds::PerImage((0..args.num_images as u64).map(|image| seed.wrapping_add(image)).collect()),
+            latents: latents.clone(),
+            ..all.clone()
+        };
+        stop_if(&interrupted)?;
+        let generated = pipeline.generate_with(&request, |step| {
+            progress.step(step.index + 1, step.total);
+            if interrupted.load(Ordering::SeqCst) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        progress.clear();
+        let generated = generated?;
+        spent = sum(spent, generated.timings);
+        for image in &generated.images {
+            let path = names.next();
+            image.save(&path)?;
+            if !args.model.compute.quiet {
+                print(&result_line(&path, image, &spent));
+            }
+        }
+        spent = Timings::default();
+        final_latents.push(generated.latents);
+    }
+    if let Some(path) = &args.output_latents {
+        write_tensors(path, &[("latents", &Tensor::cat(&final_latents, 0)?)])?;
+    }
+    Ok(())
+}
+
+fn set_scheduler(pipeline: &mut Pipeline, args: &GenerateArgs) -> Result<()> {
+    if let Some(path) = &args.scheduler_config {
+        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        pipeline.set_scheduler(SchedulerConfig::from_json(&text).with_context(|| path.display().to_string())?);
+    }
+    if let Some(name) = &args.scheduler {
+        let scheduler = pipeline.scheduler().named(name)?;
+        pipeline.set_scheduler(scheduler);
+    }
+    Ok(())
+}
+
+/// The request with all prompts in it.
+fn request_for_all(args: &GenerateArgs, pipeline: &Pipeline) -> Result<Request> {
+    let prompts = match (&args.prompt, &args.prompts_file) {
+        (Some(prompt), _) => vec![prompt.clone()],
+        (None, Some(path)) => open::prompts(path)?,
+        (None, None) => vec![],
+    };
+    let embeds = args.prompt_embeds.as_ref().map(|path| PromptEmbeds::read(path, pipeline.device())).transpose()?;
+    Ok(Request {
+        prompts,
+        negative_prompt: args.text.negative_prompt.clone(),
+        prompt_embeds: embeds,
+        steps: args.steps,
+        guidance_scale: args.guidance_scale,
+        eta: args.eta,
+        width: args.width,
+        height: args.height,
+        resolution_binning: !args.no_resolution_binning,
+        num_images_per_prompt: args.num_images,
+        seeds: Seeds::Shared(0),
+        latents: None,
+        clean_caption: args.text.clean_caption,
+        max_sequence_length: None,
+    })
+}
+
+fn stop_if(interrupted: &AtomicBool) -> Result<()> {
+    if interrupted.load(Ordering::SeqCst) {
+        return Err(pixart::Error::Cancelled.into());
+    }
+    Ok(())
+}
+
+/// A seed from the system's randomness, short enough to be typed again.
+fn random_seed() -> u64 {
+    RandomState::new().build_hasher().finish() >> 32
+}
+
+fn sum(a: Timings, b: Timings) -> Timings {
+    Timings {
+        load: a.load + b.load,
+        encode: a.encode + b.encode,
+        denoise: a.denoise + b.denoise,
+        decode: a.decode + b.decode,
+    }
+}
+
+fn result_line(path: &Path, image: &Image, timings: &Timings) -> String {
+    let Timings { load, encode, denoise, decode } = timings;
+    let parameters = &image.parameters;
+    format!(
+        "{}  seed {}  {}x{}  load {:.1} s, encode {:.1} s, {} steps {:.1} s, decode {:.1} s, {}",
+        path.display(),
+        parameters.seed,
+        parameters.width,
+        parameters.height,
+        load.as_secs_f64(),
+        encode.as_secs_f64(),
+        parameters.steps,
+        denoise.as_secs_f64(),
+        decode.as_secs_f64(),
+        peak_memory()
+    )
+}

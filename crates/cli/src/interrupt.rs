@@ -1,0 +1,22 @@
+//! Ctrl-C: the first asks to stop after the current step, the second stops at once.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, Result};
+
+use crate::INTERRUPTED;
+
+/// A flag that Ctrl-C raises.
+pub fn flag() -> Result<Arc<AtomicBool>> {
+    let flag = Arc::new(AtomicBool::new(false));
+    let raised = flag.clone();
+    ctrlc::set_handler(move || {
+        if raised.swap(true, Ordering::SeqCst) {
+            std::process::exit(INTERRUPTED.into());
+        }
+        eprintln!("stopping after this step; press Ctrl-C again to stop at once");
+    })
+    .context("cannot watch for Ctrl-C")?;
+    Ok(flag)
+}

@@ -1,0 +1,290 @@
+//! The program as a user meets it: what it draws, prints and leaves behind, and one clear line for bad input.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures")
+}
+
+fn model(name: &str) -> String {
+    fixtures().join("checkpoints").join(name).display().to_string()
+}
+
+fn pixart(arguments: &[&str], folder: &Path) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_pixart")).args(arguments).current_dir(folder).output().unwrap()
+}
+
+fn succeed(arguments: &[&str], folder: &Path) -> String {
+    let output = pixart(arguments, folder);
+    let (stdout, stderr) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert!(output.status.success(), "{arguments:?}: {stderr}");
+    stdout
+}
+
+/// Runs what must fail: its one line of error. Nothing is left in the folder that was not there before.
+fn fail(arguments: &[&str], folder: &Path) -> String {
+    let before = entries(folder);
+    let output = pixart(arguments, folder);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{arguments:?}: {stderr}");
+    assert_eq!(stderr.trim_end().lines().count(), 1, "{stderr}");
+    assert!(stderr.starts_with("error: "), "{stderr}");
+    assert!(!stderr.contains("panicked"), "{stderr}");
+    assert_eq!(entries(folder), before, "{arguments:?} left something behind");
+    stderr
+}
+
+fn entries(folder: &Path) -> Vec<PathBuf> {
+    let mut entries: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    entries.sort();
+    entries
+}
+
+/// The text chunks of a PNG.
+fn texts(path: &Path) -> HashMap<String, String> {
+    let reader = png::Decoder::new(std::io::BufReader::new(std::fs::File::open(path).unwrap())).read_info().unwrap();
+    let info = reader.info();
+    info.uncompressed_latin1_text.iter().map(|chunk| (chunk.keyword.clone(), chunk.text.clone())).collect()
+}
+
+fn pixels(path: &Path) -> Vec<u8> {
+    let mut reader =
+        png::Decoder::new(std::io::BufReader::new(std::fs::File::open(path).unwrap())).read_info().unwrap();
+    let mut pixels = vec![0; reader.output_buffer_size().unwrap()];
+    reader.next_frame(&mut pixels).unwrap();
+    pixels
+}
+
+const SMALL: [&str; 7] = ["--steps", "2", "--width", "64", "--height", "48", "--no-resolution-binning"];
+
+fn generate<'a>(model: &'a str, rest: &[&'a str]) -> Vec<&'a str> {
+    [&["generate", "--model", model], &SMALL[..], rest].concat()
+}
+
+/// The contract's main promise, through the program: the golden image, from a prompt on the command line.
+#[test]
+fn draws_the_image_that_diffusers_draws() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = model("alpha-256");
+    let prompt = "A small cactus with a happy face in the Sahara desert.";
+    let arguments = [
+        "generate", prompt, "--model", &model, "--negative-prompt", "blurry, low quality", "--steps", "6", "--seed",
+        "42", "--width", "96", "--height", "64", "--no-resolution-binning", "--clean-caption=false", "--device", "cpu",
+        "--output", "cactus.png",
+    ];
+    let line = succeed(&arguments, folder.path());
+    for part in ["cactus.png", "seed 42", "96x64", "6 steps", "peak"] {
+        assert!(line.contains(part), "{line}");
+    }
+    let (found, golden) = (pixels(&folder.path().join("cactus.png")), pixels(&fixtures().join("pipelines/dpm-solver-0.png")));
+    assert!(found.iter().zip(&golden).all(|(a, b)| a.abs_diff(*b) <= 1));
+
+    let texts = texts(&folder.path().join("cactus.png"));
+    assert!(texts["parameters"].starts_with(&format!("{prompt}\nNegative prompt: blurry, low quality\nSteps: 6, ")));
+    let json: serde_json::Value = serde_json::from_str(&texts["pixart"]).unwrap();
+    assert_eq!((&json["seed"], &json["width"]), (&42.into(), &96.into()));
+    assert_eq!(entries(folder.path()).len(), 1);
+}
+
+/// Encoding, drawing from embeddings with final latents written, decoding those: the same picture as in one go. The
+/// same bytes with one thread and with two.
+#[test]
+fn stages_can_be_run_one_by_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let model = model("alpha-1024");
+    succeed(&generate(&model, &["a red fox", "--seed", "3", "--output", "whole.png", "--threads", "1"]), folder.path());
+    succeed(&["encode", "a red fox", "--model", &model, "--output", "fox.safetensors"], folder.path());
+    let rest = ["--prompt-embeds", "fox.safetensors", "--seed", "3", "--output", "embeds.png", "--output-latents", "l.st"];
+    succeed(&generate(&model, &rest), folder.path());
+    std::fs::rename(at("l.st"), at("latents.safetensors")).unwrap();
+    succeed(&["decode", "latents.safetensors", "--model", &model, "--output", "decoded.png"], folder.path());
+    assert_eq!(pixels(&at("whole.png")), pixels(&at("embeds.png")));
+    assert_eq!(pixels(&at("whole.png")), pixels(&at("decoded.png")));
+
+    let arguments = generate(&model, &["a red fox", "--seed", "3", "--output", "two.png", "--threads", "2", "--quiet"]);
+    assert_eq!(succeed(&arguments, folder.path()), "");
+    assert_eq!(std::fs::read(at("whole.png")).unwrap(), std::fs::read(at("two.png")).unwrap());
+}
+
+#[test]
+fn several_images_are_numbered_and_each_has_its_seed() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let model = model("alpha-256");
+    std::fs::write(at("prompts.txt"), "a red fox\n\n  two blue circles \n").unwrap();
+    let rest = ["--prompts-file", "prompts.txt", "--num-images", "2", "--seed", "8", "--output", "out"];
+    let lines = succeed(&generate(&model, &rest), folder.path());
+    assert_eq!(lines.lines().count(), 4);
+    assert_eq!(entries(&at("out")).len(), 4);
+    let parameters = texts(&at("out/pixart-0004.png"));
+    assert!(parameters["parameters"].starts_with("two blue circles\n"), "{parameters:?}");
+    assert!(parameters["parameters"].contains("Seed: 9,"));
+
+    // Alone, the last of them is the same picture; and a folder's pictures are not overwritten.
+    succeed(&generate(&model, &["two blue circles", "--seed", "9", "--output", "out"]), folder.path());
+    assert_eq!(pixels(&at("out/pixart-0004.png")), pixels(&at("out/pixart-0005.png")));
+    succeed(&generate(&model, &["a red fox", "--seed", "9", "--num-images", "2", "--output", "fox.png"]), folder.path());
+    assert!(at("fox-0001.png").exists() && at("fox-0002.png").exists());
+}
+
+#[test]
+fn original_transformers_load_and_convert() {
+    let folder = tempfile::tempdir().unwrap();
+    let (base, file) = (model("alpha-256"), model("original-256.pth"));
+    let rest = ["a red fox", "--seed", "1", "--output", "direct.png", "--transformer", &file];
+    succeed(&generate(&base, &rest), folder.path());
+    succeed(&["convert", &file, "--model", &base, "--output", "converted"], folder.path());
+    succeed(&generate("converted", &["a red fox", "--seed", "1", "--output", "converted.png"]), folder.path());
+    let at = |name: &str| pixels(&folder.path().join(name));
+    assert_eq!(at("direct.png"), at("converted.png"));
+    succeed(&generate(&base, &["a red fox", "--seed", "1", "--output", "base.png"]), folder.path());
+    assert_ne!(at("direct.png"), at("base.png"));
+}
+
+#[test]
+fn info_says_what_a_folder_holds_and_lacks() {
+    let folder = tempfile::tempdir().unwrap();
+    let said = succeed(&["info", &model("alpha-1024")], folder.path());
+    for part in ["PixArtAlphaPipeline", "PixArtTransformer2DModel", "f16", "LCMScheduler", "1024x1024", "parameters"] {
+        assert!(said.contains(part), "{said}");
+    }
+    assert!(!said.contains("problem"), "{said}");
+    let said = succeed(&["info", &model("sigma-512")], folder.path());
+    assert!(said.contains("PixArtSigmaPipeline") && said.contains("up to 300"), "{said}");
+
+    std::fs::write(folder.path().join("model_index.json"), r#"{"_class_name": "PixArtAlphaPipeline"}"#).unwrap();
+    let said = succeed(&["info", "."], folder.path());
+    assert!(said.matches("problem").count() >= 4, "{said}");
+}
+
+#[test]
+fn bench_reports_every_stage() {
+    let folder = tempfile::tempdir().unwrap();
+    let said = succeed(&["bench", "--model", &model("alpha-256"), "--size", "64", "--runs", "2", "--json"], folder.path());
+    let report: serde_json::Value = serde_json::from_str(&said).unwrap();
+    for name in ["load_s", "encode_s", "transformer_s", "decode_s", "image_s"] {
+        assert!(report[name].as_f64().unwrap() > 0.0, "{name} in {report}");
+    }
+    assert!(report["image_s"].as_f64() > report["decode_s"].as_f64());
+    for (name, value) in [("size", 64.into()), ("runs", 2.into()), ("dtype", "f32".into()), ("device", "cpu".into())] {
+        assert_eq!(report[name], serde_json::Value::from(value), "{name}");
+    }
+    assert!(report["threads"].as_u64().unwrap() >= 1 && report["peak_rss_bytes"].is_number());
+}
+
+#[test]
+fn a_prompt_over_the_limit_is_a_warning_that_shows_what_was_cut() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = model("alpha-256");
+    let prompt = "a red fox ".repeat(100) + "zebra";
+    let output = pixart(&generate(&model, &[&prompt, "--output", "fox.png"]), folder.path());
+    assert!(output.status.success());
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.contains("120 tokens") && stderr.contains("zebra"), "{stderr}");
+}
+
+#[test]
+fn bad_input_gets_one_line_and_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let alpha = model("alpha-256");
+    let lcm = model("alpha-1024");
+    std::fs::write(folder.join("empty.txt"), "\n \n").unwrap();
+    std::fs::write(folder.join("binary.txt"), [0xff, 0xfe, 0x00]).unwrap();
+    std::fs::write(folder.join("cut.pth"), &std::fs::read(model("original-256.pth")).unwrap()[..5000]).unwrap();
+    std::fs::write(folder.join("noise.safetensors"), [7; 100]).unwrap();
+    std::fs::write(folder.join("scheduler.json"), r#"{"_class_name": "DDIMScheduler", "prediction_type": "flow"}"#).unwrap();
+    std::fs::create_dir(folder.join("stable")).unwrap();
+    std::fs::write(folder.join("stable/model_index.json"), r#"{"_class_name": "StableDiffusionPipeline"}"#).unwrap();
+    let cases: &[(&[&str], &str)] = &[
+        (&["x", "--model", "nowhere"], "no such folder"),
+        (&["x", "--model", "stable"], "StableDiffusionPipeline"),
+        (&["x", "--model", &alpha, "--scheduler", "magic"], "unipc"),
+        (&["x", "--model", &alpha, "--scheduler-config", "scheduler.json"], "prediction_type"),
+        (&["x", "--model", &alpha, "--scheduler-config", "missing.json"], "missing.json"),
+        (&["x", "--model", &alpha, "--width", "100", "--height", "96", "--no-resolution-binning"], "96 and 112"),
+        (&["x", "--model", &alpha, "--steps", "0"], "zero steps"),
+        (&["x", "--model", &lcm, "--steps", "51"], "50"),
+        (&["x", "--model", &alpha, "--guidance-scale", "NaN"], "NaN"),
+        (&["x", "--model", &alpha, "--num-images", "0"], "zero images"),
+        (&["--model", &alpha, "--prompts-file", "missing.txt"], "missing.txt"),
+        (&["--model", &alpha, "--prompts-file", "empty.txt"], "no prompt"),
+        (&["--model", &alpha, "--prompts-file", "binary.txt"], "UTF-8"),
+        (&["--model", &alpha, "--prompt-embeds", "noise.safetensors"], "noise.safetensors"),
+        (&["x", "--model", &alpha, "--latents", "noise.safetensors"], "noise.safetensors"),
+        (&["x", "--model", &alpha, "--transformer", "cut.pth"], "cut.pth"),
+        (&["x", "--model", &alpha, "--transformer", "missing.pth"], "missing.pth"),
+        (&["x", "--model", &alpha, "--vae", "noise.safetensors"], "noise.safetensors"),
+        (&["x", "--model", &alpha, "--output", "picture.jpg"], ".jpg"),
+        (&["x", "--model", &alpha, "--output", "no/such/folder/x.png"], "no/such/folder"),
+        (&["x", "--model", &alpha, "--output", "/proc/pictures/"], "/proc/pictures"),
+        (&["x", "--model", &alpha, "--output-latents", "no/such/l.safetensors"], "no/such"),
+    ];
+    for (rest, part) in cases {
+        let message = fail(&[&["generate", "--device", "cpu"], *rest].concat(), folder);
+        assert!(message.contains(part), "{rest:?}: {message:?} should say {part:?}");
+    }
+    if cfg!(not(feature = "cuda")) {
+        let message = fail(&["generate", "x", "--model", &alpha, "--device", "cuda:3"], folder);
+        assert!(message.contains("--features cuda"), "{message}");
+    }
+    let message = fail(&["decode", "noise.safetensors", "--model", &alpha, "--output", "x.png"], folder);
+    assert!(message.contains("noise.safetensors"), "{message}");
+    let message = fail(&["convert", "cut.pth", "--output", "converted"], folder);
+    assert!(message.contains("cut.pth"), "{message}");
+    let message = fail(&["bench", "--model", &alpha, "--size", "50"], folder);
+    assert!(message.contains("16"), "{message}");
+}
+
+/// A disk that fills up while a picture is written.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_full_disk_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = model("alpha-256");
+    let message = fail(&generate(&model, &["x", "--output", "/dev/full/x.png"]), folder.path());
+    assert!(message.contains("/dev/full"), "{message}");
+    // A limit on the size of files stops a write half-way, as a full disk does.
+    let program = env!("CARGO_BIN_EXE_pixart");
+    let command = format!(
+        "trap '' XFSZ; ulimit -f 1; exec {program} generate x --model '{model}' {} --output x.png",
+        SMALL.join(" ")
+    );
+    let output = Command::new("bash").args(["-c", &command]).current_dir(folder.path()).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("x.png") && stderr.trim_end().lines().count() == 1, "{stderr}");
+    assert!(entries(folder.path()).is_empty());
+}
+
+/// Ctrl-C between steps ends with the shell's code for it and leaves no picture.
+#[test]
+#[cfg(unix)]
+fn an_interrupt_stops_between_steps() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = model("alpha-256");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_pixart"))
+        .args(["generate", "x", "--model", &model, "--steps", "1000", "--width", "256", "--height", "256"])
+        .current_dir(folder.path())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    // A thousand steps take far longer than this.
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    let interrupted = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(interrupted.success());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(entries(folder.path()).is_empty());
+}
+
+#[test]
+fn help_has_examples_and_shells_have_completions() {
+    let folder = tempfile::tempdir().unwrap();
+    assert!(succeed(&["generate", "--help"], folder.path()).contains("Examples:"));
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(succeed(&["completions", shell], folder.path()).contains("prompts-file"), "{shell}");
+    }
+}

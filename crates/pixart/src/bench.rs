@@ -1,0 +1,143 @@
+//! Timing of each stage of a pipeline.
+
+use std::time::Instant;
+
+use candle_core::{DType, Tensor};
+use pixart_nn::transformer::SizeConditions;
+use serde::Serialize;
+
+use crate::{Error, Pipeline, Result, device_name, dtype_name, peak_rss_bytes};
+
+/// What to time.
+#[derive(Debug, Clone, Copy)]
+pub struct BenchOptions {
+    /// Width and height of the image in pixels.
+    pub size: usize,
+    /// How often each stage is timed, after one run that warms up.
+    pub runs: usize,
+    /// Passes of the transformer that make an image.
+    pub steps: usize,
+}
+
+/// Medians, in seconds.
+#[derive(Debug, Clone, Serialize)]
+pub struct BenchReport {
+    /// Width and height of the image in pixels.
+    pub size: usize,
+    /// The dtype of the computation.
+    pub dtype: String,
+    /// The device.
+    pub device: String,
+    /// Threads that compute on a CPU.
+    pub threads: usize,
+    /// Timed runs of each stage.
+    pub runs: usize,
+    /// Reading all weights.
+    pub load_s: f64,
+    /// Encoding one prompt; none where the folder has no text encoder.
+    pub encode_s: Option<f64>,
+    /// One pass of the transformer over one image, without guidance.
+    pub transformer_s: f64,
+    /// Decoding one image.
+    pub decode_s: f64,
+    /// All steps and the decoding, embeddings given.
+    pub image_s: f64,
+    /// The most memory that was resident.
+    pub peak_rss_bytes: Option<u64>,
+}
+
+/// Times the stages of `pipeline`, with random latents and, for the transformer, random embeddings of full length.
+pub fn bench(pipeline: &mut Pipeline, options: &BenchOptions) -> Result<BenchReport> {
+    let multiple = pipeline.vae_config().downscale() * pipeline.transformer_config().patch_size;
+    if options.size == 0 || options.size % multiple != 0 {
+        return Err(Error::request(format!("a size of {} is not divisible by {multiple}", options.size)));
+    }
+    if options.runs == 0 || options.steps == 0 {
+        return Err(Error::request("zero runs or zero steps measure nothing; ask for 1 or more"));
+    }
+    let mut load_s = 0.0;
+    let mut load = |stage: &mut dyn FnMut() -> Result<()>| -> Result<()> {
+        load_s += seconds(stage)?;
+        Ok(())
+    };
+    let encode_s = if pipeline.has_text_encoder() {
+        load(&mut || pipeline.load_text_encoder())?;
+        Some(median(encode_seconds(pipeline, options.runs)?))
+    } else {
+        None
+    };
+
+    load(&mut || pipeline.load_transformer())?;
+    let device = pipeline.device().clone();
+    let config = pipeline.transformer_config();
+    let side = options.size / pipeline.vae_config().downscale();
+    let latents = Tensor::randn(0f32, 1.0, (1, config.in_channels, side, side), &device)?;
+    let tokens = pipeline.kind().max_sequence_length();
+    let embeds = Tensor::randn(0f32, 1.0, (1, tokens, config.caption_channels.unwrap_or(0)), &device)?;
+    let size = config.has_size_conditions();
+    let size = size.then(|| SizeConditions::new(options.size, options.size, 1, &device)).transpose()?;
+    let timestep = Tensor::new(&[500f32], &device)?;
+    load(&mut || pipeline.load_vae())?;
+
+    let text = pipeline.transformer()?.project_text(&embeds, None)?;
+    let pass = |pipeline: &Pipeline| -> Result<()> {
+        let prediction = pipeline.transformer()?.forward(&latents, &timestep, &text, size.as_ref())?;
+        Ok(wait_for(&prediction)?)
+    };
+    pass(pipeline)?;
+    pipeline.decode(&latents)?;
+    let (mut passes, mut decodes, mut images) = (vec![], vec![], vec![]);
+    for _ in 0..options.runs {
+        let start = Instant::now();
+        for _ in 0..options.steps {
+            passes.push(seconds(|| pass(pipeline))?);
+        }
+        decodes.push(seconds(|| pipeline.decode(&latents).map(|_| ()))?);
+        images.push(start.elapsed().as_secs_f64());
+    }
+    Ok(BenchReport {
+        size: options.size,
+        dtype: dtype_name(pipeline.dtype()).into(),
+        device: device_name(&device),
+        threads: rayon::current_num_threads(),
+        runs: options.runs,
+        load_s,
+        encode_s,
+        transformer_s: median(passes),
+        decode_s: median(decodes),
+        image_s: median(images),
+        peak_rss_bytes: peak_rss_bytes(),
+    })
+}
+
+/// Times the text encoder, which is kept loaded meanwhile, after one run that warms up.
+fn encode_seconds(pipeline: &mut Pipeline, runs: usize) -> Result<Vec<f64>> {
+    let prompt = ["a small cactus with a happy face in the Sahara desert".to_string()];
+    let keep_loaded = std::mem::replace(&mut pipeline.keep_loaded, true);
+    let mut encode = || pipeline.encode(&prompt, None, false).map(|_| ());
+    let times = encode().and_then(|()| (0..runs).map(|_| seconds(&mut encode)).collect());
+    pipeline.keep_loaded = keep_loaded;
+    pipeline.release_text_encoder();
+    times
+}
+
+/// A GPU computes behind the program's back; reading one number of a result waits for it.
+fn wait_for(result: &Tensor) -> candle_core::Result<()> {
+    result.flatten_all()?.narrow(0, 0, 1)?.to_dtype(DType::F32)?.to_vec1::<f32>().map(|_| ())
+}
+
+fn seconds(stage: impl FnOnce() -> Result<()>) -> Result<f64> {
+    let start = Instant::now();
+    stage()?;
+    Ok(start.elapsed().as_secs_f64())
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    match values.as_slice() {
+        [] => f64::NAN,
+        values if values.len() % 2 == 1 => values[middle],
+        values => (values[middle - 1] + values[middle]) / 2.0,
+    }
+}

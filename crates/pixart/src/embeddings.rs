@@ -1,0 +1,105 @@
+use std::path::Path;
+
+use candle_core::{Device, Tensor};
+use pixart_weights::{read_tensors, write_tensors};
+
+use crate::{Error, Result};
+
+/// Encoded prompts: what the text encoder gives and the transformer takes.
+#[derive(Debug, Clone)]
+pub struct PromptEmbeds {
+    /// `[batch, n, width]`, f32.
+    pub prompt_embeds: Tensor,
+    /// `[batch, n]`, f32: 1 for a token, 0 for padding.
+    pub prompt_attention_mask: Tensor,
+    /// The embeddings and the mask of what to steer away from, of the same shapes; only needed with guidance.
+    pub negative: Option<(Tensor, Tensor)>,
+}
+
+impl PromptEmbeds {
+    /// Reads a safetensors file with the tensors `prompt_embeds`, `prompt_attention_mask` and, optionally,
+    /// `negative_prompt_embeds` and `negative_prompt_attention_mask`. A missing mask means that every token counts.
+    pub fn read(path: impl AsRef<Path>, device: &Device) -> Result<Self> {
+        let path = path.as_ref();
+        let mut tensors = read_tensors(path, device)?;
+        let broken = |reason: String| Error::request(format!("{}: {reason}", path.display()));
+        let mut pair = |embeds: &str, mask: &str| -> Result<Option<(Tensor, Tensor)>> {
+            let Some(embeds_tensor) = tensors.remove(embeds) else { return Ok(None) };
+            let (batch, n, _) = embeds_tensor
+                .dims3()
+                .map_err(|_| broken(format!("{embeds} is not [batch, tokens, width] but {:?}", embeds_tensor.dims())))?;
+            let mask_tensor = match tensors.remove(mask) {
+                Some(mask_tensor) => mask_tensor,
+                None => Tensor::ones((batch, n), candle_core::DType::F32, device)?,
+            };
+            if mask_tensor.dims() != [batch, n] {
+                return Err(broken(format!("{mask} is {:?}, {embeds} asks for {:?}", mask_tensor.dims(), [batch, n])));
+            }
+            Ok(Some((embeds_tensor, mask_tensor)))
+        };
+        let negative = pair("negative_prompt_embeds", "negative_prompt_attention_mask")?;
+        let (prompt_embeds, prompt_attention_mask) = pair("prompt_embeds", "prompt_attention_mask")?
+            .ok_or_else(|| broken("holds no tensor prompt_embeds; `pixart encode` writes such a file".into()))?;
+        if let Some((embeds, _)) = &negative
+            && embeds.dims() != prompt_embeds.dims()
+        {
+            let (found, wanted) = (embeds.dims(), prompt_embeds.dims());
+            return Err(broken(format!("negative_prompt_embeds is {found:?}, prompt_embeds {wanted:?}")));
+        }
+        Ok(Self { prompt_embeds, prompt_attention_mask, negative })
+    }
+
+    /// Writes what [`PromptEmbeds::read`] reads.
+    pub fn write(&self, path: impl AsRef<Path>) -> Result<()> {
+        let mut tensors =
+            vec![("prompt_embeds", &self.prompt_embeds), ("prompt_attention_mask", &self.prompt_attention_mask)];
+        if let Some((embeds, mask)) = &self.negative {
+            tensors.extend([("negative_prompt_embeds", embeds), ("negative_prompt_attention_mask", mask)]);
+        }
+        Ok(write_tensors(path.as_ref(), &tensors)?)
+    }
+
+    /// Number of prompts.
+    pub fn batch(&self) -> usize {
+        self.prompt_embeds.dims().first().copied().unwrap_or(0)
+    }
+
+    /// The prompt at `index` alone.
+    pub fn row(&self, index: usize) -> Result<Self> {
+        let row = |xs: &Tensor| xs.narrow(0, index, 1);
+        Ok(Self {
+            prompt_embeds: row(&self.prompt_embeds)?,
+            prompt_attention_mask: row(&self.prompt_attention_mask)?,
+            negative: match &self.negative {
+                Some((embeds, mask)) => Some((row(embeds)?, row(mask)?)),
+                None => None,
+            },
+        })
+    }
+
+    /// Every prompt `times` times in a row, one for each image.
+    pub(crate) fn repeat_each(&self, times: usize) -> Result<Self> {
+        let rows: Vec<u32> = (0..self.batch() as u32).flat_map(|row| std::iter::repeat_n(row, times)).collect();
+        let rows = Tensor::new(rows, self.prompt_embeds.device())?;
+        let repeat = |xs: &Tensor| xs.contiguous()?.index_select(&rows, 0);
+        Ok(Self {
+            prompt_embeds: repeat(&self.prompt_embeds)?,
+            prompt_attention_mask: repeat(&self.prompt_attention_mask)?,
+            negative: match &self.negative {
+                Some((embeds, mask)) => Some((repeat(embeds)?, repeat(mask)?)),
+                None => None,
+            },
+        })
+    }
+
+    /// `[unconditional, conditional]` rows of one image where there is a negative prompt, else the conditional alone.
+    pub(crate) fn guided(&self) -> Result<(Tensor, Tensor)> {
+        match &self.negative {
+            Some((embeds, mask)) => Ok((
+                Tensor::cat(&[embeds, &self.prompt_embeds], 0)?,
+                Tensor::cat(&[mask, &self.prompt_attention_mask], 0)?,
+            )),
+            None => Ok((self.prompt_embeds.clone(), self.prompt_attention_mask.clone())),
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! Decoded tensors to pictures, and pictures to PNG files that remember how they were made.
+
+use std::path::Path;
+
+use candle_core::Tensor;
+use image::RgbImage;
+use serde::Serialize;
+
+use crate::{Error, Result};
+
+/// A picture and how it was made.
+#[derive(Debug, Clone)]
+pub struct Image {
+    /// The pixels.
+    pub pixels: RgbImage,
+    /// What [`Image::save`] writes beside them.
+    pub parameters: Parameters,
+}
+
+/// How a picture was made: enough to make it again.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Parameters {
+    /// The prompt as it was given; empty where embeddings were.
+    pub prompt: String,
+    /// What was steered away from.
+    pub negative_prompt: String,
+    /// Number of solver steps.
+    pub steps: usize,
+    /// Strength of guidance; none at 1 and below.
+    pub guidance_scale: f64,
+    /// The scheduler's diffusers class.
+    pub scheduler: String,
+    /// Seed of the random generator.
+    pub seed: u64,
+    /// Which image of its generator's stream it is: 0 unless several images share one seed.
+    pub index: usize,
+    /// Width in pixels.
+    pub width: usize,
+    /// Height in pixels.
+    pub height: usize,
+    /// Name of the model's folder.
+    pub model: String,
+    /// The dtype of the computation.
+    pub dtype: String,
+    /// This program's version.
+    pub version: String,
+}
+
+impl Parameters {
+    /// The text that AUTOMATIC1111's web UI writes and that galleries read.
+    pub fn to_infotext(&self) -> String {
+        let mut text = self.prompt.replace('\n', " ");
+        if !self.negative_prompt.is_empty() {
+            text += &format!("\nNegative prompt: {}", self.negative_prompt.replace('\n', " "));
+        }
+        let sampler = self.scheduler.trim_end_matches("Scheduler");
+        text + &format!(
+            "\nSteps: {}, Sampler: {sampler}, CFG scale: {}, Seed: {}, Size: {}x{}, Model: {}, Version: pixart {}",
+            self.steps, self.guidance_scale, self.seed, self.width, self.height, self.model, self.version
+        )
+    }
+}
+
+impl Image {
+    /// Writes a PNG with its parameters as text: `parameters` as AUTOMATIC1111's tools read it, `pixart` as JSON. The
+    /// file appears whole or not at all.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
+        write_png(path, self.to_png().map_err(Error::io(path))?)
+    }
+
+    /// The PNG file's bytes.
+    pub fn to_png(&self) -> std::io::Result<Vec<u8>> {
+        let json = serde_json::to_string(&self.parameters)?;
+        encode_png(&self.pixels, &[("parameters", self.parameters.to_infotext()), ("pixart", json)])
+    }
+}
+
+/// Writes pixels of which nothing more is known to a PNG. The file appears whole or not at all.
+pub fn save_pixels(pixels: &RgbImage, path: impl AsRef<Path>) -> Result<()> {
+    let path = path.as_ref();
+    write_png(path, encode_png(pixels, &[]).map_err(Error::io(path))?)
+}
+
+fn write_png(path: &Path, png: Vec<u8>) -> Result<()> {
+    let write = |temporary: &Path| {
+        std::fs::write(temporary, png).map_err(|source| pixart_weights::Error::Io { path: path.into(), source })
+    };
+    Ok(pixart_weights::write_atomically(path, write)?)
+}
+
+fn encode_png(pixels: &RgbImage, texts: &[(&str, String)]) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let mut encoder = png::Encoder::new(&mut bytes, pixels.width(), pixels.height());
+    encoder.set_color(png::ColorType::Rgb);
+    encoder.set_depth(png::BitDepth::Eight);
+    for (keyword, text) in texts {
+        // tEXt holds Latin-1 only; readers know both chunks.
+        if text.is_ascii() {
+            encoder.add_text_chunk(keyword.to_string(), text.clone())?;
+        } else {
+            encoder.add_itxt_chunk(keyword.to_string(), text.clone())?;
+        }
+    }
+    let mut writer = encoder.write_header()?;
+    writer.write_image_data(pixels.as_raw())?;
+    writer.finish()?;
+    Ok(bytes)
+}
+
+/// A decoded image `[1, 3, height, width]` in -1..1 to pixels, as diffusers rounds them.
+pub(crate) fn to_pixels(image: &Tensor) -> Result<RgbImage> {
+    let image = image.squeeze(0)?;
+    let (_, height, width) = image.dims3()?;
+    let scaled = (((image / 2.0)? + 0.5)?.clamp(0f32, 1f32)? * 255.0)?;
+    let values = scaled.permute((1, 2, 0))?.contiguous()?.flatten_all()?.to_vec1::<f32>()?;
+    let bytes = values.into_iter().map(|value| value.round_ties_even() as u8).collect();
+    RgbImage::from_raw(width as u32, height as u32, bytes)
+        .ok_or_else(|| Error::Compute(format!("a picture of {width}×{height} is too large")))
+}
+
+/// Resizes images `[batch, channels, h, w]` so that they cover `height` × `width`, bilinearly, and cuts that out of
+/// their middle: how diffusers brings an image of a bin's size to the size that was asked for.
+pub(crate) fn resize_and_crop(images: &Tensor, height: usize, width: usize) -> Result<Tensor> {
+    let (_, _, from_height, from_width) = images.dims4()?;
+    if (from_height, from_width) == (height, width) {
+        return Ok(images.clone());
+    }
+    let ratio = (height as f64 / from_height as f64).max(width as f64 / from_width as f64);
+    // The ratio's rounding must not leave an image a pixel short of what is cut out of it.
+    let covered = |from: usize, wanted: usize| ((from as f64 * ratio) as usize).max(wanted);
+    let (resized_height, resized_width) = (covered(from_height, height), covered(from_width, width));
+    let resized = images.upsample_bilinear2d(resized_height, resized_width, false)?;
+    let top = (resized_height - height) / 2;
+    let left = (resized_width - width) / 2;
+    Ok(resized.narrow(2, top, height)?.narrow(3, left, width)?.contiguous()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parameters(prompt: &str) -> Parameters {
+        Parameters {
+            prompt: prompt.into(),
+            negative_prompt: "blurry".into(),
+            steps: 4,
+            guidance_scale: 4.5,
+            scheduler: "LCMScheduler".into(),
+            seed: 7,
+            index: 0,
+            width: 3,
+            height: 2,
+            model: "tiny".into(),
+            dtype: "f32".into(),
+            version: "0.1.0".into(),
+        }
+    }
+
+    #[test]
+    fn a_png_keeps_pixels_and_parameters() {
+        let pixels = RgbImage::from_fn(3, 2, |x, y| image::Rgb([x as u8 * 80, y as u8 * 200, 7]));
+        for prompt in ["a cactus", "ein Kaktus für Zoë 🌵"] {
+            let image = Image { pixels: pixels.clone(), parameters: parameters(prompt) };
+            let mut reader = png::Decoder::new(std::io::Cursor::new(image.to_png().unwrap())).read_info().unwrap();
+            let mut decoded = vec![0; reader.output_buffer_size().unwrap()];
+            reader.next_frame(&mut decoded).unwrap();
+            assert_eq!(decoded, *pixels.as_raw());
+            let info = reader.info();
+            let latin = info.uncompressed_latin1_text.iter().map(|chunk| (chunk.keyword.clone(), chunk.text.clone()));
+            let utf8 = info.utf8_text.iter().map(|chunk| (chunk.keyword.clone(), chunk.get_text().unwrap()));
+            let texts: std::collections::HashMap<String, String> = latin.chain(utf8).collect();
+            assert_eq!(
+                texts["parameters"],
+                format!(
+                    "{prompt}\nNegative prompt: blurry\nSteps: 4, Sampler: LCM, CFG scale: 4.5, Seed: 7, Size: 3x2, \
+                     Model: tiny, Version: pixart 0.1.0"
+                )
+            );
+            let json: serde_json::Value = serde_json::from_str(&texts["pixart"]).unwrap();
+            assert_eq!((&json["prompt"], &json["seed"]), (&prompt.into(), &7.into()));
+        }
+    }
+
+    /// A picture that cannot be written leaves nothing, not even a temporary file.
+    #[test]
+    fn a_failed_save_leaves_no_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let image = Image { pixels: RgbImage::new(3, 2), parameters: parameters("x") };
+        let occupied = folder.path().join("occupied.png");
+        std::fs::create_dir(&occupied).unwrap();
+        assert!(image.save(&occupied).is_err());
+        assert!(image.save(folder.path().join("no/such/folder.png")).is_err());
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn resizing_agrees_with_diffusers() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/networks/resize.safetensors");
+        let golden = pixart_weights::read_tensors(path.as_ref(), &candle_core::Device::Cpu).unwrap();
+        let mut checked = 0;
+        for (name, wanted) in golden.iter().filter(|(name, _)| name.starts_with("to_")) {
+            let (_, _, height, width) = wanted.dims4().unwrap();
+            let found = resize_and_crop(&golden["image"], height, width).unwrap();
+            let error = (found - wanted).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap();
+            assert!(error.to_scalar::<f32>().unwrap() < 1e-5, "{name}");
+            checked += 1;
+        }
+        assert!(checked >= 6);
+    }
+}

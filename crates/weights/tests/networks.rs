@@ -1,0 +1,178 @@
+//! Every network, loaded from every layout of checkpoint, against what diffusers and transformers compute from the same
+//! files (`tools/reference/networks.py`).
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+use pixart_diffusion::Generator;
+use pixart_nn::t5::{T5Config, T5Encoder};
+use pixart_nn::transformer::{PixArtTransformer, SizeConditions, TransformerConfig};
+use pixart_nn::vae::{AutoencoderKl, VaeConfig};
+use pixart_weights::{
+    Part, PipelineFolder, Weights, original_transformer, original_transformer_config, read_tensors,
+};
+
+type Result<T = ()> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+/// The seed with which the reference draws from the posterior.
+const POSTERIOR_SEED: u64 = 7;
+
+const FOLDERS: [&str; 3] = ["alpha-256", "alpha-1024", "sigma-512"];
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures")
+}
+
+fn folder(name: &str) -> pixart_weights::Result<PipelineFolder> {
+    PipelineFolder::open(fixtures().join("checkpoints").join(name))
+}
+
+struct Golden(BTreeMap<String, Tensor>);
+
+impl Golden {
+    fn read(name: &str) -> Result<Self> {
+        Ok(Self(read_tensors(&fixtures().join("networks").join(format!("{name}.safetensors")), &Device::Cpu)?))
+    }
+
+    fn get(&self, name: &str) -> &Tensor {
+        self.0.get(name).unwrap_or_else(|| panic!("no {name} among {:?}", self.0.keys()))
+    }
+
+    /// The cases it holds: `case.tensor` names with `tensor`.
+    fn cases(&self, tensor: &str) -> Vec<&str> {
+        self.0.keys().filter_map(|name| name.strip_suffix(tensor)?.strip_suffix('.')).collect()
+    }
+}
+
+/// Largest difference, relative to the largest golden value.
+fn relative_error(found: &Tensor, golden: &Tensor) -> candle_core::Result<f32> {
+    assert_eq!(found.dims(), golden.dims());
+    let largest = |xs: &Tensor| xs.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>();
+    Ok(largest(&(found.to_dtype(DType::F32)? - golden)?)? / largest(golden)?)
+}
+
+#[track_caller]
+fn assert_close(what: &str, found: &Tensor, golden: &Tensor, tolerance: f32) {
+    let error = relative_error(found, golden).unwrap();
+    assert!(error <= tolerance, "{what}: relative error {error:.2e} > {tolerance:.0e}");
+}
+
+fn check_transformer(name: &str, transformer: &PixArtTransformer, tolerance: f32) -> Result {
+    let golden = Golden::read(&format!("transformer-{name}"))?;
+    let cases = golden.cases("output");
+    assert!(!cases.is_empty());
+    for case in cases {
+        let get = |tensor: &str| golden.get(&format!("{case}.{tensor}"));
+        let text =
+            transformer.project_text(get("encoder_hidden_states"), Some(get("encoder_attention_mask")))?;
+        let size = transformer.config().has_size_conditions().then(|| SizeConditions {
+            resolution: get("resolution").clone(),
+            aspect_ratio: get("aspect_ratio").clone(),
+        });
+        let output = transformer.forward(get("hidden_states"), get("timestep"), &text, size.as_ref())?;
+        assert_close(&format!("{name} {case}"), &output, get("output"), tolerance);
+    }
+    Ok(())
+}
+
+fn transformer(folder: &PipelineFolder, dtype: DType) -> Result<PixArtTransformer> {
+    let config: TransformerConfig = folder.config(Part::Transformer)?;
+    let weights = folder.weights(Part::Transformer, dtype)?;
+    Ok(PixArtTransformer::new(&config, weights.var_builder(dtype, &Device::Cpu))?)
+}
+
+#[test]
+fn transformers_of_diffusers_folders() -> Result {
+    for name in FOLDERS {
+        check_transformer(name, &transformer(&folder(name)?, DType::F32)?, 1e-5)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn transformers_of_original_files() -> Result {
+    for (name, base) in [("original-256", "alpha-256"), ("original-1024", "alpha-1024")] {
+        let file = fixtures().join("checkpoints").join(format!("{name}.pth"));
+        let base: TransformerConfig = folder(base)?.config(Part::Transformer)?;
+        let original = Weights::open(&file)?;
+        let weights = original_transformer(&original)?;
+        let config = original_transformer_config(&original, &weights, Some(&base))?;
+        assert_eq!(config.sample_size, base.sample_size);
+        let transformer = PixArtTransformer::new(&config, weights.var_builder(DType::F32, &Device::Cpu))?;
+        check_transformer(name, &transformer, 1e-5)?;
+    }
+    Ok(())
+}
+
+/// Half precisions stay near f32: what they lose is their rounding, not a wrong cast somewhere.
+#[test]
+fn half_precision_transformers_are_near() -> Result {
+    for (dtype, tolerance) in [(DType::F16, 1e-2), (DType::BF16, 6e-2)] {
+        for name in FOLDERS {
+            let transformer = transformer(&folder(name)?, dtype)?;
+            assert_eq!(transformer.dtype(), dtype);
+            check_transformer(name, &transformer, tolerance)?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn text_encoders() -> Result {
+    for name in FOLDERS {
+        let folder = folder(name)?;
+        let golden = Golden::read(&format!("text_encoder-{name}"))?;
+        let config: T5Config = folder.config(Part::TextEncoder)?;
+        for (dtype, tolerance) in [(DType::F32, 1e-5), (DType::F16, 1e-2), (DType::BF16, 8e-2)] {
+            let weights = folder.weights(Part::TextEncoder, dtype)?;
+            let encoder = T5Encoder::new(&config, weights.var_builder(dtype, &Device::Cpu))?;
+            for case in golden.cases("last_hidden_state") {
+                let get = |tensor: &str| golden.get(&format!("{case}.{tensor}"));
+                let input_ids = get("input_ids").to_dtype(DType::U32)?;
+                let output = encoder.forward(&input_ids, get("attention_mask"))?;
+                assert_close(&format!("{name} {case} {dtype:?}"), &output, get("last_hidden_state"), tolerance);
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn autoencoders() -> Result {
+    for name in FOLDERS {
+        let folder = folder(name)?;
+        let golden = Golden::read(&format!("vae-{name}"))?;
+        let config: VaeConfig = folder.config(Part::Vae)?;
+        let weights = folder.weights(Part::Vae, DType::F32)?;
+        let vae = AutoencoderKl::new(&config, weights.var_builder(DType::F32, &Device::Cpu))?;
+        for case in golden.cases("decoded") {
+            let get = |tensor: &str| golden.get(&format!("{case}.{tensor}"));
+            let check = |what: &str, found: &Tensor| assert_close(&format!("{name} {case} {what}"), found, get(what), 1e-5);
+            check("decoded", &vae.decode(get("latents"))?);
+            let posterior = vae.encode(get("image"))?;
+            check("mean", &posterior.mean);
+            check("logvar", &posterior.logvar);
+            check("std", &posterior.std()?);
+            let noise = Generator::new(POSTERIOR_SEED).randn_tensor(posterior.mean.shape(), &Device::Cpu)?;
+            check("posterior_sample", &posterior.sample(&noise)?);
+        }
+    }
+    Ok(())
+}
+
+/// A weight of another shape names the file, the tensor and both shapes.
+#[test]
+fn a_config_that_does_not_fit_is_refused() -> Result {
+    let folder = folder("alpha-256")?;
+    let config: TransformerConfig = folder.config(Part::Transformer)?;
+    let wider = TransformerConfig { caption_channels: Some(48), ..config };
+    let weights = folder.weights(Part::Transformer, DType::F32)?;
+    let error = PixArtTransformer::new(&wider, weights.var_builder(DType::F32, &Device::Cpu)).unwrap_err();
+    let message = pixart_weights::plain_message(&error);
+    for part in ["diffusion_pytorch_model.safetensors", "caption_projection.linear_1.weight", "[32, 32]", "[32, 48]"] {
+        assert!(message.contains(part), "{message}");
+    }
+    assert!(!message.contains('\n'));
+    Ok(())
+}

@@ -1,0 +1,33 @@
+//! Text to token ids, against transformers' T5Tokenizer on the same files (`tools/reference/text.py`).
+
+use std::path::{Path, PathBuf};
+
+use pixart_weights::read_tokenizer;
+use serde_json::Value;
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures")
+}
+
+#[test]
+fn ids_are_those_of_transformers() {
+    let golden: Value = serde_json::from_str(&std::fs::read_to_string(fixtures().join("text/tokens.json")).unwrap()).unwrap();
+    let cases = golden["cases"].as_array().unwrap();
+    assert!(cases.len() > 30);
+    for folder in ["alpha-256", "sigma-512"] {
+        let tokenizer = read_tokenizer(&fixtures().join("checkpoints").join(folder).join("tokenizer")).unwrap();
+        let eos = tokenizer.token_to_id("</s>").unwrap();
+        let mut wrong = Vec::new();
+        for case in cases {
+            let text = case["text"].as_str().unwrap();
+            let mut ids = tokenizer.encode(text, false).unwrap().get_ids().to_vec();
+            ids.truncate(119);
+            ids.push(eos);
+            let expected: Vec<u32> = case["ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect();
+            if ids != expected {
+                wrong.push(format!("{text:?}\n    found {ids:?}\n    wanted {expected:?}"));
+            }
+        }
+        assert!(wrong.is_empty(), "{folder}: {} of {}:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
+    }
+}
