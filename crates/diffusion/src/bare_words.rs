@@ -7,9 +7,7 @@ pub(crate) fn quote_words(text: &str) -> String {
     let mut rest = text;
     let mut in_string = false;
     while let Some(first) = rest.chars().next() {
-        let word = WORDS
-            .into_iter()
-            .find(|word| !in_string && rest.starts_with(*word));
+        let word = WORDS.into_iter().find(|word| !in_string && rest.starts_with(*word));
         let taken = match word {
             Some(word) => {
                 quoted.extend(["\"", word, "\""]);

@@ -52,10 +52,7 @@ mod tests {
         ];
         for (p, quantile) in known {
             let found = symmetric_beta_quantile(p, 0.6);
-            assert!(
-                (found - quantile).abs() < 1e-14,
-                "{p}: {found}, not {quantile}"
-            );
+            assert!((found - quantile).abs() < 1e-14, "{p}: {found}, not {quantile}");
         }
     }
 

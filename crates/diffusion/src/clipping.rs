@@ -10,11 +10,16 @@ use crate::error::Result;
 pub(crate) enum Clipping {
     None,
     /// Values are cut at ±`range`.
-    Clip { range: f64 },
+    Clip {
+        range: f64,
+    },
     /// Dynamic thresholding (Saharia et al., "Imagen", 2022, section 2.3): each picture is cut at
     /// ±s and divided by s, where s is the `ratio`-quantile of its absolute values, but at least 1
     /// and at most `max`.
-    Threshold { ratio: f64, max: f64 },
+    Threshold {
+        ratio: f64,
+        max: f64,
+    },
 }
 
 impl Clipping {
@@ -46,8 +51,7 @@ impl Clipping {
                     let s = f64::from(quantile(absolute, ratio)).max(1.0).min(max);
                     Ok(picture.clamp(-s, s)?.affine(1.0 / s, 0.0)?)
                 };
-                let pictures: Vec<Tensor> =
-                    (0..original_sample.dim(0)?).map(limit).collect::<Result<_>>()?;
+                let pictures: Vec<Tensor> = (0..original_sample.dim(0)?).map(limit).collect::<Result<_>>()?;
                 Ok(Tensor::cat(&pictures, 0)?)
             }
         }

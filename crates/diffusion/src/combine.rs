@@ -11,11 +11,7 @@ use crate::error::Result;
 pub(crate) fn combine(terms: &[(f64, &Tensor)]) -> Result<Tensor> {
     let mut sum: Option<Tensor> = None;
     for &(weight, tensor) in terms.iter().filter(|(weight, _)| *weight != 0.0) {
-        let term = if weight == 1.0 {
-            tensor.clone()
-        } else {
-            tensor.affine(weight, 0.0)?
-        };
+        let term = if weight == 1.0 { tensor.clone() } else { tensor.affine(weight, 0.0)? };
         sum = Some(match sum {
             None => term,
             Some(sum) => (sum + term)?,

@@ -27,10 +27,7 @@ pub struct SchedulerConfig {
 impl SchedulerConfig {
     /// The defaults of `kind`.
     pub fn new(kind: SchedulerKind) -> Self {
-        Self {
-            kind,
-            given: Map::new(),
-        }
+        Self { kind, given: Map::new() }
     }
 
     /// Reads a `scheduler_config.json`, in which Python may have written the bare words `Infinity`, `-Infinity` and
@@ -55,10 +52,8 @@ impl SchedulerConfig {
         let mut config = Self::new(kind);
         for (field, value) in given {
             if !field.starts_with('_') {
-                let value_type = fields::value_type(&field).ok_or_else(|| Error::UnknownField {
-                    scheduler: kind,
-                    field: field.clone(),
-                })?;
+                let value_type = fields::value_type(&field)
+                    .ok_or_else(|| Error::UnknownField { scheduler: kind, field: field.clone() })?;
                 config.check_type(&field, &value, value_type)?;
             }
             config.given.insert(field, value);
@@ -73,10 +68,7 @@ impl SchedulerConfig {
     /// Where two schedulers name one thing differently, the name is translated: solver types between DPM-Solver and
     /// UniPC, and algorithm types also between DPM-Solver and SA-Solver, where diffusers gives up.
     pub fn convert(&self, kind: SchedulerKind) -> Self {
-        let mut config = Self {
-            kind,
-            given: self.given.clone(),
-        };
+        let mut config = Self { kind, given: self.given.clone() };
         config.translate_names();
         config
     }
@@ -88,9 +80,7 @@ impl SchedulerConfig {
     /// # Errors
     /// If no scheduler has the name.
     pub fn named(&self, name: &str) -> Result<Self> {
-        let unknown = || Error::UnknownScheduler {
-            name: name.to_owned(),
-        };
+        let unknown = || Error::UnknownScheduler { name: name.to_owned() };
         let (mut base, mut karras, mut sde) = (name, false, false);
         let kind = loop {
             if let Ok(kind) = base.parse::<SchedulerKind>() {
@@ -109,14 +99,10 @@ impl SchedulerConfig {
         }
         let mut config = self.convert(kind);
         if karras {
-            config
-                .given
-                .insert("use_karras_sigmas".to_owned(), true.into());
+            config.given.insert("use_karras_sigmas".to_owned(), true.into());
         }
         if sde {
-            config
-                .given
-                .insert("algorithm_type".to_owned(), "sde-dpmsolver++".into());
+            config.given.insert("algorithm_type".to_owned(), "sde-dpmsolver++".into());
         }
         Ok(config)
     }
@@ -132,10 +118,7 @@ impl SchedulerConfig {
                 self.check_type(field, &value, value_type)?;
             }
             _ => {
-                return Err(Error::UnknownField {
-                    scheduler: self.kind,
-                    field: field.to_owned(),
-                });
+                return Err(Error::UnknownField { scheduler: self.kind, field: field.to_owned() });
             }
         }
         self.given.insert(field.to_owned(), value);
@@ -150,10 +133,7 @@ impl SchedulerConfig {
 
     /// All fields that the scheduler has, given or default. What JSON numbers cannot be is a string: `"-Infinity"`.
     pub fn fields(&self) -> Map<String, Value> {
-        fields::defaults(self.kind)
-            .keys()
-            .map(|field| (field.clone(), self.value(field).clone()))
-            .collect()
+        fields::defaults(self.kind).keys().map(|field| (field.clone(), self.value(field).clone())).collect()
     }
 
     fn check_type(&self, field: &str, value: &Value, value_type: ValueType) -> Result<()> {
@@ -178,9 +158,7 @@ impl SchedulerConfig {
                 (DpmSolverMultistep, "solver_type", "bh1" | "bh2" | "logrho") => "midpoint",
                 (DpmSolverMultistep, "algorithm_type", "data_prediction" | "deis") => "dpmsolver++",
                 (DpmSolverMultistep, "algorithm_type", "noise_prediction") => "dpmsolver",
-                (SaSolver, "algorithm_type", "dpmsolver++" | "sde-dpmsolver++" | "deis") => {
-                    "data_prediction"
-                }
+                (SaSolver, "algorithm_type", "dpmsolver++" | "sde-dpmsolver++" | "deis") => "data_prediction",
                 (SaSolver, "algorithm_type", "dpmsolver" | "sde-dpmsolver") => "noise_prediction",
                 _ => continue,
             };
@@ -300,10 +278,7 @@ mod tests {
     use super::*;
 
     fn message(result: Result<SchedulerConfig>) -> String {
-        result
-            .err()
-            .map(|error| error.to_string())
-            .unwrap_or_default()
+        result.err().map(|error| error.to_string()).unwrap_or_default()
     }
 
     #[test]
@@ -311,10 +286,7 @@ mod tests {
         let text = r#"{"_class_name": "DPMSolverMultistepScheduler", "lambda_min_clipped": -Infinity,
             "_note": "a \" NaN"}"#;
         let config = SchedulerConfig::from_json(text)?;
-        assert_eq!(
-            config.optional_number("lambda_min_clipped"),
-            Some(f64::NEG_INFINITY)
-        );
+        assert_eq!(config.optional_number("lambda_min_clipped"), Some(f64::NEG_INFINITY));
         assert_eq!(config.given["_note"], "a \" NaN");
         Ok(())
     }
@@ -322,17 +294,12 @@ mod tests {
     #[test]
     fn slips_in_a_file_are_named() {
         let read = |fields: &str| {
-            message(SchedulerConfig::from_json(&format!(
-                "{{\"_class_name\": \"DDIMScheduler\", {fields}}}"
-            )))
+            message(SchedulerConfig::from_json(&format!("{{\"_class_name\": \"DDIMScheduler\", {fields}}}")))
         };
         assert!(read("\"beta_star\": 0.1").contains("`beta_star`"));
         assert!(read("\"beta_start\": \"0.1\"").contains("must be a number"));
         assert!(read("\"num_train_timesteps\": 10.5").contains("must be a whole number"));
-        assert_eq!(
-            read("\"skip_prk_steps\": true, \"solver_order\": 3, \"_diffusers_version\": \"0.6\""),
-            ""
-        );
+        assert_eq!(read("\"skip_prk_steps\": true, \"solver_order\": 3, \"_diffusers_version\": \"0.6\""), "");
         assert!(message(SchedulerConfig::from_json("{}")).contains("_class_name"));
         assert!(message(SchedulerConfig::from_json("[1")).contains("not valid JSON"));
     }
@@ -362,10 +329,7 @@ mod tests {
         assert_eq!(both.fields()["use_karras_sigmas"], true);
         assert_eq!(config.named("ddim")?, config.convert(SchedulerKind::Ddim));
         for wrong in ["lcm-karras", "heun-sde", "sa-solver-sde", "", "karras"] {
-            assert!(
-                message(config.named(wrong)).contains("unknown scheduler"),
-                "{wrong}"
-            );
+            assert!(message(config.named(wrong)).contains("unknown scheduler"), "{wrong}");
         }
         Ok(())
     }

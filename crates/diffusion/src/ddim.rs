@@ -6,7 +6,7 @@ use crate::clipping::Clipping;
 use crate::combine::combine;
 use crate::config::SchedulerConfig;
 use crate::error::{Error, Result};
-use crate::generator::Generator;
+use crate::noise::NoiseSource;
 use crate::prediction::PredictionType;
 use crate::schedule::{NoiseSchedule, noisy};
 use crate::solver::{Solver, Step, StepOptions, check_index};
@@ -22,11 +22,7 @@ pub(crate) struct Ddim {
 }
 
 impl Ddim {
-    pub(crate) fn new(
-        config: &SchedulerConfig,
-        steps: usize,
-        options: &StepOptions,
-    ) -> Result<Self> {
+    pub(crate) fn new(config: &SchedulerConfig, steps: usize, options: &StepOptions) -> Result<Self> {
         let eta = options.eta;
         if !(0.0..=1.0).contains(&eta) {
             let supported = "0 to 1";
@@ -42,21 +38,14 @@ impl Ddim {
 
         // A step always goes down by the same stride, whatever the spacing of the timesteps.
         let stride = (train / steps) as f64;
-        let last =
-            if config.flag("set_alpha_to_one") { 1.0 } else { schedule.alphas_cumprod()[0] };
+        let last = if config.flag("set_alpha_to_one") { 1.0 } else { schedule.alphas_cumprod()[0] };
         let previous = |timestep: &f64| match schedule.alphas_at(&[*timestep - stride]) {
             Ok(alphas) => alphas[0],
             Err(_) => last,
         };
         let alphas = schedule.alphas_at(&timesteps)?;
         let alphas_cumprod = alphas.into_iter().zip(timesteps.iter().map(previous)).collect();
-        Ok(Self {
-            timesteps,
-            alphas_cumprod,
-            eta,
-            prediction,
-            clipping: Clipping::from_config(config)?,
-        })
+        Ok(Self { timesteps, alphas_cumprod, eta, prediction, clipping: Clipping::from_config(config)? })
     }
 }
 
@@ -65,13 +54,7 @@ impl Solver for Ddim {
         &self.timesteps
     }
 
-    fn step(
-        &mut self,
-        model_output: &Tensor,
-        index: usize,
-        sample: &Tensor,
-        generator: &mut Generator,
-    ) -> Result<Step> {
+    fn step(&mut self, model_output: &Tensor, index: usize, sample: &Tensor, source: &mut NoiseSource) -> Result<Step> {
         check_index(index, self.timesteps.len())?;
         let (alpha, alpha_prev) = self.alphas_cumprod[index];
         let scales = (alpha.sqrt(), (1.0 - alpha).sqrt());
@@ -85,7 +68,7 @@ impl Solver for Ddim {
         let noise;
         let mut terms = vec![(alpha_prev.sqrt(), &original), (direction, &epsilon)];
         if self.eta > 0.0 {
-            noise = generator.randn_tensor(sample.shape(), sample.device())?;
+            noise = source.randn_tensor(sample.shape(), sample.device())?;
             terms.push((std_dev, &noise));
         }
         let prev_sample = combine(&terms)?;

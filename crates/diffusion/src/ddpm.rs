@@ -7,7 +7,7 @@ use crate::clipping::Clipping;
 use crate::combine::combine;
 use crate::config::SchedulerConfig;
 use crate::error::Result;
-use crate::generator::Generator;
+use crate::noise::NoiseSource;
 use crate::prediction::{PredictionType, split_variance};
 use crate::schedule::{NoiseSchedule, noisy};
 use crate::solver::{Solver, Step, check_index};
@@ -82,12 +82,7 @@ impl Ddpm {
     }
 
     /// Noise of the step's variance. `large` is `β_t`, `small` is `β̃_t`.
-    fn scaled_noise(
-        &self,
-        noise: Tensor,
-        learned: Option<&Tensor>,
-        (small, large): (f64, f64),
-    ) -> Result<Tensor> {
+    fn scaled_noise(&self, noise: Tensor, learned: Option<&Tensor>, (small, large): (f64, f64)) -> Result<Tensor> {
         let scaled = match (self.variance, learned) {
             (Variance::Learned, Some(variance)) => (noise * variance.sqrt()?)?,
             (Variance::LearnedRange, Some(fraction)) => {
@@ -112,13 +107,7 @@ impl Solver for Ddpm {
         self.variance.is_learned()
     }
 
-    fn step(
-        &mut self,
-        model_output: &Tensor,
-        index: usize,
-        sample: &Tensor,
-        generator: &mut Generator,
-    ) -> Result<Step> {
+    fn step(&mut self, model_output: &Tensor, index: usize, sample: &Tensor, source: &mut NoiseSource) -> Result<Step> {
         check_index(index, self.timesteps.len())?;
         let (model_output, learned) = if self.variance.is_learned() {
             let (noise, variance) = split_variance(model_output, sample)?;
@@ -139,7 +128,7 @@ impl Solver for Ddpm {
         let mean = combine(&[(original_weight, &original), (sample_weight, sample)])?;
 
         let prev_sample = if self.timesteps[index] > 0.0 {
-            let noise = generator.randn_tensor(sample.shape(), sample.device())?;
+            let noise = source.randn_tensor(sample.shape(), sample.device())?;
             let posterior = (1.0 - alpha_prev) / (1.0 - alpha) * current_beta;
             let variances = (posterior.max(MIN_VARIANCE), current_beta);
             (mean + self.scaled_noise(noise, learned.as_ref(), variances)?)?
@@ -158,6 +147,7 @@ impl Solver for Ddpm {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::generator::Generator;
     use crate::kind::SchedulerKind;
     use candle_core::{DType, Device};
 
@@ -174,7 +164,7 @@ mod tests {
                 None => zeros,
             };
             assert_eq!(solver.uses_learned_variance(), fraction.is_some());
-            let step = solver.step(&output, 3, &sample, &mut Generator::new(0))?;
+            let step = solver.step(&output, 3, &sample, &mut Generator::new(0).into())?;
             Ok(step.prev_sample.flatten_all()?.to_vec1()?)
         };
         for (fixed, fraction) in [("fixed_small", -1.0), ("fixed_large", 1.0)] {

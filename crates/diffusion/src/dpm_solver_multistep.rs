@@ -9,7 +9,7 @@ use crate::clipping::Clipping;
 use crate::combine::combine;
 use crate::config::SchedulerConfig;
 use crate::error::Result;
-use crate::generator::Generator;
+use crate::noise::NoiseSource;
 use crate::prediction::{PredictionType, has_learned_variance, without_variance};
 use crate::sigma_schedule::SigmaSchedule;
 use crate::sigmas::alpha_sigma;
@@ -120,16 +120,13 @@ pub(crate) struct DpmSolverMultistep {
     clipping: Clipping,
     /// Predictions of this step and those before, at most `order`, the newest first.
     predictions: VecDeque<Tensor>,
+    /// The step to which the predictions lead up.
+    next: usize,
 }
 
 impl DpmSolverMultistep {
     pub(crate) fn new(config: &SchedulerConfig, steps: usize) -> Result<Self> {
-        config.require_defaults(&[
-            "use_flow_sigmas",
-            "flow_shift",
-            "use_dynamic_shifting",
-            "time_shift_type",
-        ])?;
+        config.require_defaults(&["use_flow_sigmas", "flow_shift", "use_dynamic_shifting", "time_shift_type"])?;
         let schedule = SigmaSchedule::multistep(config, steps)?;
         let algorithm = Algorithm::from_config(config)?;
         let order = config.count("solver_order", 1, 3)?;
@@ -155,6 +152,7 @@ impl DpmSolverMultistep {
             prediction: PredictionType::from_config(config)?,
             clipping: Clipping::from_config(config)?,
             predictions: VecDeque::new(),
+            next: 0,
         })
     }
 
@@ -182,7 +180,7 @@ impl DpmSolverMultistep {
             2 if self.second_order_before_last => 2,
             _ => self.order,
         };
-        allowed.min(self.order).min(self.predictions.len()).min(index + 1)
+        allowed.min(self.order).min(self.predictions.len())
     }
 
     /// The weights of the predictions, the newest first: those of the divided differences
@@ -190,10 +188,11 @@ impl DpmSolverMultistep {
     fn prediction_weights(&self, weights: &Weights, index: usize) -> Vec<f64> {
         let order = self.order_at(index);
         let lambda = |back: usize| self.schedule.lambda(index - back);
-        if order == 1 {
+        let h = self.schedule.lambda(index + 1) - lambda(0);
+        // Spaced sigmas that end at sigma_min have a last step that leads nowhere.
+        if order == 1 || h == 0.0 {
             return vec![weights.d0];
         }
-        let h = self.schedule.lambda(index + 1) - lambda(0);
         let r0 = (lambda(0) - lambda(1)) / h;
         if order == 2 {
             let d1 = if self.midpoint { 0.5 * weights.d0 } else { weights.d1 };
@@ -213,22 +212,14 @@ impl Solver for DpmSolverMultistep {
         &self.schedule.timesteps
     }
 
-    fn step(
-        &mut self,
-        model_output: &Tensor,
-        index: usize,
-        sample: &Tensor,
-        generator: &mut Generator,
-    ) -> Result<Step> {
+    fn step(&mut self, model_output: &Tensor, index: usize, sample: &Tensor, source: &mut NoiseSource) -> Result<Step> {
         let (sigma, sigma_next) = self.schedule.sigma_pair(index)?;
-        if index == 0 {
+        if index != self.next {
             self.predictions.clear();
         }
-        let model_output = if self.learned_variance {
-            without_variance(model_output, sample)?
-        } else {
-            model_output.clone()
-        };
+        self.next = index + 1;
+        let model_output =
+            if self.learned_variance { without_variance(model_output, sample)? } else { model_output.clone() };
         let prediction = self.convert(&model_output, index, sample)?;
         self.predictions.push_front(prediction.clone());
         self.predictions.truncate(self.order);
@@ -238,7 +229,7 @@ impl Solver for DpmSolverMultistep {
         let mut terms = vec![(weights.sample, sample)];
         terms.extend(self.prediction_weights(&weights, index).into_iter().zip(&self.predictions));
         if self.algorithm.is_stochastic() {
-            noise = generator.randn_tensor(sample.shape(), sample.device())?;
+            noise = source.randn_tensor(sample.shape(), sample.device())?;
             terms.push((weights.noise, &noise));
         }
         let prev_sample = combine(&terms)?;
@@ -254,6 +245,8 @@ impl Solver for DpmSolverMultistep {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gaussian;
+    use crate::generator::Generator;
     use crate::kind::SchedulerKind;
     use serde_json::{Value, json};
 
@@ -272,7 +265,7 @@ mod tests {
             let mut solver = solver(fields, steps)?;
             (0..steps)
                 .map(|index| {
-                    solver.step(&zero, index, &zero, &mut Generator::new(0))?;
+                    solver.step(&zero, index, &zero, &mut Generator::new(0).into())?;
                     Ok(solver.order_at(index))
                 })
                 .collect()
@@ -299,6 +292,28 @@ mod tests {
             let sum: f64 = solver.prediction_weights(&weights, 7).iter().sum();
             assert!((sum - weights.d0).abs() < 1e-12, "{order}");
         }
+        Ok(())
+    }
+
+    #[test]
+    fn halving_the_steps_gains_what_the_order_promises() -> Result<()> {
+        let error = |order: i64, solver_type: &str, steps| -> Result<f64> {
+            let fields = vec![
+                ("solver_order", json!(order)),
+                ("solver_type", json!(solver_type)),
+                ("use_exponential_sigmas", json!(true)),
+                ("final_sigmas_type", json!("sigma_min")),
+            ];
+            let mut solver = solver(fields, steps)?;
+            let sigmas = solver.schedule.sigmas.clone();
+            gaussian::error(&mut solver, &sigmas, true)
+        };
+        let gain =
+            |order, solver_type| -> Result<f64> { Ok(error(order, solver_type, 30)? / error(order, solver_type, 60)?) };
+        let (first, second) = (gain(1, "midpoint")?, gain(2, "midpoint")?);
+        assert!((first - 2.0).abs() < 0.1 && (second - 4.0).abs() < 0.5, "{first} {second}");
+        let heun = gain(2, "heun")?;
+        assert!((heun - 4.0).abs() < 1.5, "{heun}");
         Ok(())
     }
 }

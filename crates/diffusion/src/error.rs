@@ -25,9 +25,7 @@ pub enum Error {
     NoClassName,
 
     /// A config field that no supported scheduler has.
-    #[error(
-        "{scheduler}: no scheduler has a config field `{field}`; remove it or correct its name"
-    )]
+    #[error("{scheduler}: no scheduler has a config field `{field}`; remove it or correct its name")]
     UnknownField {
         /// The scheduler that the config is for.
         scheduler: SchedulerKind,
@@ -49,9 +47,7 @@ pub enum Error {
     },
 
     /// A config field whose value this implementation refuses.
-    #[error(
-        "{scheduler}: config field `{field}` is {value}, which is not supported; supported: {supported}"
-    )]
+    #[error("{scheduler}: config field `{field}` is {value}, which is not supported; supported: {supported}")]
     Unsupported {
         /// The scheduler that the config is for.
         scheduler: SchedulerKind,
@@ -120,14 +116,21 @@ pub enum Error {
     },
 
     /// A model output without the variance channels that the scheduler needs.
-    #[error(
-        "the scheduler has a learned variance and needs a model output of {expected} channels, twice the sample's; got {got}"
-    )]
+    #[error("a learned variance needs a model output of {expected} channels, twice the sample's; this one has {got}")]
     Channels {
         /// The number of channels found.
         got: usize,
         /// The number of channels wanted.
         expected: usize,
+    },
+
+    /// Not one generator for each image.
+    #[error("{generators} generators were given for a batch of {images} images")]
+    Generators {
+        /// The number of generators given.
+        generators: usize,
+        /// The batch size.
+        images: usize,
     },
 
     /// A tensor operation failed: shapes, dtypes or devices disagree, or memory ran out.

@@ -6,7 +6,7 @@ use candle_core::Tensor;
 use crate::combine::combine;
 use crate::config::SchedulerConfig;
 use crate::error::{Error, Result};
-use crate::generator::Generator;
+use crate::noise::NoiseSource;
 use crate::prediction::PredictionType;
 use crate::sigma_schedule::SigmaSchedule;
 use crate::solver::{Solver, Step, StepOptions};
@@ -20,11 +20,7 @@ pub(crate) struct Euler {
 }
 
 impl Euler {
-    pub(crate) fn new(
-        config: &SchedulerConfig,
-        steps: usize,
-        options: &StepOptions,
-    ) -> Result<Self> {
+    pub(crate) fn new(config: &SchedulerConfig, steps: usize, options: &StepOptions) -> Result<Self> {
         for (option, value) in [("s_churn", options.s_churn), ("s_noise", options.s_noise)] {
             if !(0.0..f64::INFINITY).contains(&value) {
                 return Err(Error::InvalidOption { option, value, supported: "0 or more" });
@@ -79,18 +75,12 @@ impl Solver for Euler {
         normalised(sample, self.schedule.sigma_pair(index)?.0)
     }
 
-    fn step(
-        &mut self,
-        model_output: &Tensor,
-        index: usize,
-        sample: &Tensor,
-        generator: &mut Generator,
-    ) -> Result<Step> {
+    fn step(&mut self, model_output: &Tensor, index: usize, sample: &Tensor, source: &mut NoiseSource) -> Result<Step> {
         let (sigma, sigma_next) = self.schedule.sigma_pair(index)?;
         let gamma = self.gamma(sigma);
         let sigma_hat = sigma * (gamma + 1.0);
         let sample = if gamma > 0.0 {
-            let noise = generator.randn_tensor(sample.shape(), sample.device())?;
+            let noise = source.randn_tensor(sample.shape(), sample.device())?;
             let spread = self.options.s_noise * (sigma_hat * sigma_hat - sigma * sigma).sqrt();
             combine(&[(1.0, sample), (spread, &noise)])?
         } else {
@@ -121,12 +111,7 @@ mod tests {
     #[test]
     fn churn_keeps_to_its_range() -> Result<()> {
         let config = SchedulerConfig::new(SchedulerKind::EulerDiscrete);
-        let options = StepOptions {
-            s_churn: 2.0,
-            s_tmin: 0.1,
-            s_tmax: 50.0,
-            ..StepOptions::default()
-        };
+        let options = StepOptions { s_churn: 2.0, s_tmin: 0.1, s_tmax: 50.0, ..StepOptions::default() };
         let euler = Euler::new(&config, 10, &options)?;
         assert_eq!([0.05, 1.0, 60.0].map(|sigma| euler.gamma(sigma)), [0.0, 0.2, 0.0]);
         let options = StepOptions { s_churn: 100.0, ..options };

@@ -7,7 +7,7 @@ use crate::combine::combine;
 use crate::config::SchedulerConfig;
 use crate::error::Result;
 use crate::euler::{init_noise_sigma, normalised};
-use crate::generator::Generator;
+use crate::noise::NoiseSource;
 use crate::prediction::PredictionType;
 use crate::sigma_schedule::SigmaSchedule;
 use crate::solver::{Solver, Step};
@@ -42,13 +42,7 @@ impl Solver for EulerAncestral {
         normalised(sample, self.schedule.sigma_pair(index)?.0)
     }
 
-    fn step(
-        &mut self,
-        model_output: &Tensor,
-        index: usize,
-        sample: &Tensor,
-        generator: &mut Generator,
-    ) -> Result<Step> {
+    fn step(&mut self, model_output: &Tensor, index: usize, sample: &Tensor, source: &mut NoiseSource) -> Result<Step> {
         let (sigma, sigma_next) = self.schedule.sigma_pair(index)?;
         let original = self.prediction.original_sample_exploding(model_output, sample, sigma)?;
         // σ'² = σ_down² + σ_up², with σ_down/σ' = σ'/σ.
@@ -56,9 +50,8 @@ impl Solver for EulerAncestral {
         let sigma_up = sigma_next * (1.0 - ratio * ratio).max(0.0).sqrt();
         let kept = ratio * ratio;
         // Drawn at the last step too, where it weighs nothing.
-        let noise = generator.randn_tensor(sample.shape(), sample.device())?;
-        let prev_sample =
-            combine(&[(kept, sample), (1.0 - kept, &original), (sigma_up, &noise)])?;
+        let noise = source.randn_tensor(sample.shape(), sample.device())?;
+        let prev_sample = combine(&[(kept, sample), (1.0 - kept, &original), (sigma_up, &noise)])?;
         Ok(Step { prev_sample, pred_original_sample: Some(original) })
     }
 

@@ -8,9 +8,7 @@ use crate::bare_words::parse_word;
 use crate::kind::SchedulerKind;
 
 static DEFAULTS: LazyLock<[Map<String, Value>; 9]> = LazyLock::new(|| {
-    SchedulerKind::ALL.map(|kind| {
-        serde_json::from_str(defaults_json(kind)).expect("the defaults are JSON objects")
-    })
+    SchedulerKind::ALL.map(|kind| serde_json::from_str(defaults_json(kind)).expect("the defaults are JSON objects"))
 });
 
 /// The fields of `kind` with their defaults: the constructor arguments of the diffusers class.
@@ -165,9 +163,8 @@ pub(crate) fn value_type(field: &str) -> Option<ValueType> {
         | "use_lu_lambdas"
         | "use_flow_sigmas"
         | "use_dynamic_shifting" => ValueType::Boolean,
-        "beta_schedule" | "prediction_type" | "timestep_spacing" | "timestep_type"
-        | "interpolation_type" | "algorithm_type" | "solver_type" | "final_sigmas_type"
-        | "time_shift_type" => ValueType::Text,
+        "beta_schedule" | "prediction_type" | "timestep_spacing" | "timestep_type" | "interpolation_type"
+        | "algorithm_type" | "solver_type" | "final_sigmas_type" | "time_shift_type" => ValueType::Text,
         "variance_type" => ValueType::OptionalText,
         "trained_betas" => ValueType::OptionalNumbers,
         "disable_corrector" => ValueType::Integers,
@@ -175,8 +172,8 @@ pub(crate) fn value_type(field: &str) -> Option<ValueType> {
         "solver_p" | "tau_func" | "shift_terminal" => ValueType::Any,
         // Fields of diffusers schedulers that are not here; a config that was converted from one
         // of them still carries them.
-        "skip_prk_steps" | "noise_sampler_seed" | "sigma_data" | "sigma_schedule" | "rho"
-        | "tensor_format" | "timestep_values" => ValueType::Any,
+        "skip_prk_steps" | "noise_sampler_seed" | "sigma_data" | "sigma_schedule" | "rho" | "tensor_format"
+        | "timestep_values" => ValueType::Any,
         _ => return None,
     })
 }
@@ -188,12 +185,7 @@ impl ValueType {
             // Some diffusers classes take null for false.
             Self::Boolean => value.is_boolean() || value.is_null(),
             Self::Integer => value.is_i64(),
-            Self::Number => {
-                value.is_number()
-                    || value
-                        .as_str()
-                        .is_some_and(|text| parse_word(text).is_some())
-            }
+            Self::Number => value.is_number() || value.as_str().is_some_and(|text| parse_word(text).is_some()),
             Self::OptionalNumber => value.is_null() || Self::Number.admits(value),
             Self::Text => value.is_string(),
             Self::OptionalText => value.is_null() || value.is_string(),

@@ -20,9 +20,8 @@ const GROUP: usize = 16;
 
 /// The random stream of `torch.Generator("cpu").manual_seed(seed)`.
 ///
-/// Uniform numbers are equal to torch's bit for bit, and so are normal numbers in draws of fewer than 16. In longer
-/// draws torch takes its own vectorised logarithm, sine and cosine, so normal numbers may differ in the last bits
-/// (by less than 1e-6).
+/// Uniform numbers are equal to torch's bit for bit. Normal numbers may differ in the last bits (by
+/// less than 1e-6), because torch has its own vectorised logarithm, sine and cosine.
 ///
 /// ```
 /// let mut generator = pixart_diffusion::Generator::new(0);
@@ -30,7 +29,7 @@ const GROUP: usize = 16;
 /// ```
 #[derive(Debug, Clone)]
 pub struct Generator {
-    state: [u32; WORDS],
+    state: Box<[u32; WORDS]>,
     /// How many words of `state` have been handed out.
     used: usize,
     /// The second number of the last pair that a short normal draw made.
@@ -40,19 +39,13 @@ pub struct Generator {
 impl Generator {
     /// A generator at the start of the stream of `seed`, of which torch uses the low 32 bits.
     pub fn new(seed: u64) -> Self {
-        let mut state = [0; WORDS];
+        let mut state = Box::new([0; WORDS]);
         state[0] = seed as u32;
         for i in 1..WORDS {
             let previous = state[i - 1];
-            state[i] = 1_812_433_253u32
-                .wrapping_mul(previous ^ (previous >> 30))
-                .wrapping_add(i as u32);
+            state[i] = 1_812_433_253u32.wrapping_mul(previous ^ (previous >> 30)).wrapping_add(i as u32);
         }
-        Self {
-            state,
-            used: WORDS,
-            spare: None,
-        }
+        Self { state, used: WORDS, spare: None }
     }
 
     /// `count` uniform numbers from `[0, 1)`, as `torch.rand(count)`.
@@ -104,8 +97,7 @@ impl Generator {
 
     fn twist(&mut self) {
         for i in 0..WORDS {
-            let joined =
-                (self.state[i] & 0x8000_0000) | (self.state[(i + 1) % WORDS] & 0x7fff_ffff);
+            let joined = (self.state[i] & 0x8000_0000) | (self.state[(i + 1) % WORDS] & 0x7fff_ffff);
             let mask = if joined & 1 == 1 { 0x9908_b0df } else { 0 };
             self.state[i] = self.state[(i + MIDDLE) % WORDS] ^ (joined >> 1) ^ mask;
         }
@@ -180,22 +172,15 @@ mod tests {
 
     #[test]
     fn only_the_low_half_of_the_seed_counts() {
-        assert_eq!(
-            Generator::new(5).randn(20),
-            Generator::new((1 << 32) + 5).randn(20)
-        );
+        assert_eq!(Generator::new(5).randn(20), Generator::new((1 << 32) + 5).randn(20));
     }
 
     #[test]
     fn a_long_draw_is_normal() {
         let values = Generator::new(3).randn(100_001);
         let mean = values.iter().map(|v| f64::from(*v)).sum::<f64>() / values.len() as f64;
-        let square =
-            values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / values.len() as f64;
-        assert!(
-            mean.abs() < 0.02 && (square - 1.0).abs() < 0.02,
-            "mean {mean}, mean square {square}"
-        );
+        let square = values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / values.len() as f64;
+        assert!(mean.abs() < 0.02 && (square - 1.0).abs() < 0.02, "mean {mean}, mean square {square}");
         assert!(values.iter().all(|v| v.is_finite()));
     }
 }

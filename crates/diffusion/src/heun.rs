@@ -9,7 +9,7 @@ use crate::combine::combine;
 use crate::config::SchedulerConfig;
 use crate::error::Result;
 use crate::euler::{init_noise_sigma, normalised};
-use crate::generator::Generator;
+use crate::noise::NoiseSource;
 use crate::prediction::PredictionType;
 use crate::sigma_schedule::SigmaSchedule;
 use crate::solver::{Solver, Step};
@@ -71,13 +71,7 @@ impl Solver for Heun {
         normalised(sample, self.schedule.sigma_pair(index)?.0)
     }
 
-    fn step(
-        &mut self,
-        model_output: &Tensor,
-        index: usize,
-        sample: &Tensor,
-        _generator: &mut Generator,
-    ) -> Result<Step> {
+    fn step(&mut self, model_output: &Tensor, index: usize, sample: &Tensor, _: &mut NoiseSource) -> Result<Step> {
         let (sigma, sigma_next) = self.schedule.sigma_pair(index)?;
         let original = self.prediction.original_sample_exploding(model_output, sample, sigma)?;
         let original = self.clipping.apply(original)?;
@@ -110,6 +104,7 @@ impl Solver for Heun {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gaussian;
     use crate::kind::SchedulerKind;
 
     #[test]
@@ -119,6 +114,21 @@ mod tests {
         assert_eq!(heun.schedule.sigmas.len(), 8);
         assert_eq!(heun.schedule.sigmas[1], heun.schedule.sigmas[2]);
         assert_eq!(heun.schedule.sigmas[7], 0.0);
+        Ok(())
+    }
+
+    #[test]
+    fn the_method_is_of_second_order() -> Result<()> {
+        let error = |steps| -> Result<f64> {
+            let config = SchedulerConfig::new(SchedulerKind::HeunDiscrete)
+                .with("use_karras_sigmas", true)?
+                .with("beta_end", 0.02)?;
+            let mut heun = Heun::new(&config, steps)?;
+            let sigmas = heun.schedule.sigmas.clone();
+            gaussian::error(&mut heun, &sigmas, false)
+        };
+        let gain = error(15)? / error(30)?;
+        assert!(gain > 3.5, "{gain}");
         Ok(())
     }
 }

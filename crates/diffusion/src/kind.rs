@@ -69,9 +69,7 @@ impl SchedulerKind {
     /// All short names and their suffixes, for messages.
     pub fn known_names() -> String {
         let names = Self::ALL.map(Self::name).join(", ");
-        format!(
-            "{names} (and dpm-solver++-sde; with suffix -karras: dpm-solver++, euler, heun, unipc, sa-solver)"
-        )
+        format!("{names} (and dpm-solver++-sde; with suffix -karras: dpm-solver++, euler, heun, unipc, sa-solver)")
     }
 }
 
@@ -89,9 +87,7 @@ impl FromStr for SchedulerKind {
         Self::ALL
             .into_iter()
             .find(|kind| name == kind.name() || name == kind.class_name())
-            .ok_or_else(|| Error::UnknownScheduler {
-                name: name.to_owned(),
-            })
+            .ok_or_else(|| Error::UnknownScheduler { name: name.to_owned() })
     }
 }
 
@@ -105,15 +101,8 @@ mod tests {
             assert_eq!(kind.name().parse::<SchedulerKind>()?, kind);
             assert_eq!(kind.class_name().parse::<SchedulerKind>()?, kind);
         }
-        let error = "plms"
-            .parse::<SchedulerKind>()
-            .err()
-            .map(|e| e.to_string())
-            .unwrap_or_default();
-        assert!(
-            error.contains("plms") && error.contains("dpm-solver++, ddim"),
-            "{error}"
-        );
+        let error = "plms".parse::<SchedulerKind>().err().map(|e| e.to_string()).unwrap_or_default();
+        assert!(error.contains("plms") && error.contains("dpm-solver++, ddim"), "{error}");
         Ok(())
     }
 }

@@ -7,7 +7,7 @@ use crate::clipping::Clipping;
 use crate::combine::combine;
 use crate::config::SchedulerConfig;
 use crate::error::Result;
-use crate::generator::Generator;
+use crate::noise::NoiseSource;
 use crate::prediction::PredictionType;
 use crate::schedule::{NoiseSchedule, noisy};
 use crate::solver::{Solver, Step, check_index};
@@ -70,13 +70,7 @@ impl Solver for Lcm {
         &self.timesteps
     }
 
-    fn step(
-        &mut self,
-        model_output: &Tensor,
-        index: usize,
-        sample: &Tensor,
-        generator: &mut Generator,
-    ) -> Result<Step> {
+    fn step(&mut self, model_output: &Tensor, index: usize, sample: &Tensor, source: &mut NoiseSource) -> Result<Step> {
         check_index(index, self.timesteps.len())?;
         let alpha = self.alphas_cumprod[index];
         let scales = (alpha.sqrt(), (1.0 - alpha).sqrt());
@@ -87,7 +81,7 @@ impl Solver for Lcm {
         let denoised = combine(&[(c_out, &original), (c_skip, sample)])?;
         let prev_sample = match self.alphas_cumprod.get(index + 1) {
             Some(alpha) => {
-                let noise = generator.randn_tensor(sample.shape(), sample.device())?;
+                let noise = source.randn_tensor(sample.shape(), sample.device())?;
                 noisy(&denoised, &noise, *alpha)?
             }
             None => denoised.clone(),

@@ -62,12 +62,7 @@ impl PredictionType {
     }
 
     /// `ε`, where `sample = α·x_0 + σ·ε`.
-    pub(crate) fn epsilon(
-        self,
-        model_output: &Tensor,
-        sample: &Tensor,
-        (alpha, sigma): (f64, f64),
-    ) -> Result<Tensor> {
+    pub(crate) fn epsilon(self, model_output: &Tensor, sample: &Tensor, (alpha, sigma): (f64, f64)) -> Result<Tensor> {
         match self {
             Self::Epsilon => Ok(model_output.clone()),
             Self::Sample => combine(&[(1.0 / sigma, sample), (-alpha / sigma, model_output)]),
@@ -93,12 +88,7 @@ impl PredictionType {
     }
 
     /// `ε`, where `sample = x_0 + σ·ε` and the network saw the sample over `√(σ²+1)`.
-    pub(crate) fn epsilon_exploding(
-        self,
-        model_output: &Tensor,
-        sample: &Tensor,
-        sigma: f64,
-    ) -> Result<Tensor> {
+    pub(crate) fn epsilon_exploding(self, model_output: &Tensor, sample: &Tensor, sigma: f64) -> Result<Tensor> {
         match self {
             Self::Epsilon => Ok(model_output.clone()),
             Self::Sample => combine(&[(1.0 / sigma, sample), (-1.0 / sigma, model_output)]),
@@ -162,11 +152,9 @@ mod tests {
         let sample = combine(&[(alpha, &x0), (sigma, &noise)])?;
         let exploding = combine(&[(1.0, &x0), (sigma / alpha, &noise)])?;
         let v = combine(&[(alpha, &noise), (-sigma, &x0)])?;
-        for (kind, output) in [
-            (PredictionType::Epsilon, &noise),
-            (PredictionType::Sample, &x0),
-            (PredictionType::VPrediction, &v),
-        ] {
+        for (kind, output) in
+            [(PredictionType::Epsilon, &noise), (PredictionType::Sample, &x0), (PredictionType::VPrediction, &v)]
+        {
             let found = kind.original_sample(output, &sample, (alpha, sigma))?;
             assert!(gap(&found, &x0)? < 1e-6, "{kind:?}");
             let found = kind.epsilon(output, &sample, (alpha, sigma))?;

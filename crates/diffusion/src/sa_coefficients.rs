@@ -16,7 +16,7 @@ pub(crate) fn noise_coefficients(lambdas: &[f64], interval: (f64, f64)) -> Vec<f
 /// The integral of each Lagrange polynomial, from the `moment` of each power of λ.
 fn coefficients(lambdas: &[f64], moment: impl Fn(usize) -> f64) -> Vec<f64> {
     let moments: Vec<f64> = (0..lambdas.len()).map(moment).collect();
-    let integral = |node| {
+    let integral = |node: usize| -> f64 {
         let polynomial = lagrange_polynomial(node, lambdas);
         polynomial.iter().zip(&moments).map(|(factor, moment)| factor * moment).sum()
     };
@@ -26,9 +26,8 @@ fn coefficients(lambdas: &[f64], moment: impl Fn(usize) -> f64) -> Vec<f64> {
 /// The polynomial that is 1 at node `node` and 0 at the others: the factors of 1, λ, λ², …
 fn lagrange_polynomial(node: usize, nodes: &[f64]) -> Vec<f64> {
     let mut polynomial = vec![1.0];
-    for (index, zero) in nodes.iter().enumerate().filter(|(index, _)| *index != node) {
+    for (_, zero) in nodes.iter().enumerate().filter(|(index, _)| *index != node) {
         let distance = nodes[node] - zero;
-        debug_assert!(distance != 0.0, "nodes {node} and {index} are one");
         // Times (λ − zero) / distance.
         let mut product = vec![0.0; polynomial.len() + 1];
         for (power, factor) in polynomial.iter().enumerate() {

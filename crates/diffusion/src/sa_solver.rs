@@ -10,7 +10,7 @@ use crate::clipping::Clipping;
 use crate::combine::combine;
 use crate::config::SchedulerConfig;
 use crate::error::Result;
-use crate::generator::Generator;
+use crate::noise::NoiseSource;
 use crate::prediction::{PredictionType, has_learned_variance, without_variance};
 use crate::sa_coefficients::{data_coefficients, noise_coefficients};
 use crate::schedule::{NoiseSchedule, noisy};
@@ -79,11 +79,7 @@ impl SaSolver {
         }
         let original = self.prediction.original_sample(model_output, sample, scales)?;
         let original = self.clipping.apply(original)?;
-        if self.predict_x0 {
-            Ok(original)
-        } else {
-            PredictionType::Sample.epsilon(&original, sample, scales)
-        }
+        if self.predict_x0 { Ok(original) } else { PredictionType::Sample.epsilon(&original, sample, scales) }
     }
 
     /// The step from level `index` to the next, from the predictions at levels `newest`,
@@ -98,8 +94,7 @@ impl SaSolver {
     ) -> Result<Tensor> {
         let (sigma_s, sigma_t) = self.schedule.sigma_pair(index)?;
         let ((alpha_s, sigma_s), (alpha_t, sigma_t)) = (alpha_sigma(sigma_s), alpha_sigma(sigma_t));
-        let lambdas: Vec<f64> =
-            (0..predictions.len()).map(|back| self.schedule.lambda(newest - back)).collect();
+        let lambdas: Vec<f64> = (0..predictions.len()).map(|back| self.schedule.lambda(newest - back)).collect();
         let interval = (self.schedule.lambda(index), self.schedule.lambda(index + 1));
         let h = interval.1 - interval.0;
         let tau_squared = self.tau(index).powi(2);
@@ -150,19 +145,10 @@ impl Solver for SaSolver {
         &self.schedule.timesteps
     }
 
-    fn step(
-        &mut self,
-        model_output: &Tensor,
-        index: usize,
-        sample: &Tensor,
-        generator: &mut Generator,
-    ) -> Result<Step> {
+    fn step(&mut self, model_output: &Tensor, index: usize, sample: &Tensor, source: &mut NoiseSource) -> Result<Step> {
         check_index(index, self.schedule.len())?;
-        let model_output = if self.learned_variance {
-            without_variance(model_output, sample)?
-        } else {
-            model_output.clone()
-        };
+        let model_output =
+            if self.learned_variance { without_variance(model_output, sample)? } else { model_output.clone() };
         let prediction = self.convert(&model_output, index, sample)?;
         let sample = match self.last.take().filter(|last| last.index + 1 == index) {
             Some(last) => {
@@ -178,10 +164,12 @@ impl Solver for SaSolver {
         self.predictions.push_front(prediction.clone());
         self.predictions.truncate(self.capacity());
 
-        let noise = generator.randn_tensor(sample.shape(), sample.device())?;
-        let left = if self.lower_order_final { self.schedule.len() - index } else { usize::MAX - 1 };
-        let predictor_order = self.predictor_order.min(left).min(self.predictions.len());
-        let corrector_order = self.corrector_order.min(left + 1).min(self.predictions.len() + 1);
+        let noise = source.randn_tensor(sample.shape(), sample.device())?;
+        let left = self.schedule.len() - index;
+        let at_end = |order: usize, left: usize| if self.lower_order_final { order.min(left) } else { order };
+        let known = self.predictions.len();
+        let predictor_order = at_end(self.predictor_order, left).min(known);
+        let corrector_order = at_end(self.corrector_order, left + 1).min(known + 1);
         let predictions: Vec<&Tensor> = self.predictions.iter().take(predictor_order).collect();
         let prev_sample = self.update(index, &sample, &noise, index, &predictions)?;
         self.last = Some(Last { index, sample, noise, corrector_order });
@@ -193,5 +181,28 @@ impl Solver for SaSolver {
         check_index(index, self.schedule.len())?;
         let alphas = self.noise_schedule.alphas_at(&self.schedule.timesteps[index..=index])?;
         noisy(original_samples, noise, alphas[0])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gaussian;
+    use crate::kind::SchedulerKind;
+
+    #[test]
+    fn without_noise_it_solves_the_ordinary_equation() -> Result<()> {
+        // τ is 0 below timestep 200, and this schedule has no others.
+        let config =
+            SchedulerConfig::new(SchedulerKind::SaSolver).with("num_train_timesteps", 200)?.with("beta_end", 0.05)?;
+        let error = |predictor: i64, steps| -> Result<f64> {
+            let config = config.clone().with("predictor_order", predictor)?.with("corrector_order", predictor)?;
+            let mut solver = SaSolver::new(&config, steps)?;
+            let sigmas = solver.schedule.sigmas.clone();
+            gaussian::error(&mut solver, &sigmas, true)
+        };
+        let (first, third) = (error(1, 40)?, error(3, 40)?);
+        assert!(third < first / 5.0 && first < 0.1, "{first} {third}");
+        Ok(())
     }
 }

@@ -76,12 +76,7 @@ impl NoiseSchedule {
     /// # Errors
     /// If there are not as many timesteps as batch elements, a timestep is not in the schedule, or
     /// the tensors do not agree.
-    pub fn add_noise(
-        &self,
-        original_samples: &Tensor,
-        noise: &Tensor,
-        timesteps: &[usize],
-    ) -> Result<Tensor> {
+    pub fn add_noise(&self, original_samples: &Tensor, noise: &Tensor, timesteps: &[usize]) -> Result<Tensor> {
         let batch = original_samples.dim(0)?;
         if timesteps.len() != batch {
             let got = timesteps.len();
@@ -128,11 +123,7 @@ impl NoiseSchedule {
 }
 
 /// `√ᾱ · original_samples + √(1−ᾱ) · noise`.
-pub(crate) fn noisy(
-    original_samples: &Tensor,
-    noise: &Tensor,
-    alpha_cumprod: f64,
-) -> Result<Tensor> {
+pub(crate) fn noisy(original_samples: &Tensor, noise: &Tensor, alpha_cumprod: f64) -> Result<Tensor> {
     let (signal, spread) = (alpha_cumprod.sqrt(), (1.0 - alpha_cumprod).sqrt());
     combine(&[(signal, original_samples), (spread, noise)])
 }
@@ -157,7 +148,7 @@ fn betas(config: &SchedulerConfig) -> Result<Vec<f32>> {
         }
         BetaCurve::AlphaBar(alpha_bar) => {
             let at = |index: usize| alpha_bar(index as f64 / count as f64);
-            let beta = |index| (1.0 - at(index + 1) / at(index)).min(MAX_BETA) as f32;
+            let beta = |index: usize| (1.0 - at(index + 1) / at(index)).min(MAX_BETA) as f32;
             Ok((0..count).map(beta).collect())
         }
     }

@@ -9,10 +9,10 @@ use crate::dpm_solver_multistep::DpmSolverMultistep;
 use crate::error::{Error, Result};
 use crate::euler::Euler;
 use crate::euler_ancestral::EulerAncestral;
-use crate::generator::Generator;
 use crate::heun::Heun;
 use crate::kind::SchedulerKind;
 use crate::lcm::Lcm;
+use crate::noise::NoiseSource;
 use crate::sa_solver::SaSolver;
 use crate::sigma_schedule::SigmaSchedule;
 use crate::unipc::UniPc;
@@ -45,13 +45,7 @@ pub struct StepOptions {
 
 impl Default for StepOptions {
     fn default() -> Self {
-        Self {
-            eta: 0.0,
-            s_churn: 0.0,
-            s_tmin: 0.0,
-            s_tmax: f64::INFINITY,
-            s_noise: 1.0,
-        }
+        Self { eta: 0.0, s_churn: 0.0, s_tmin: 0.0, s_tmax: f64::INFINITY, s_noise: 1.0 }
     }
 }
 
@@ -60,8 +54,9 @@ impl Default for StepOptions {
 /// Begin with standard normal noise times [`init_noise_sigma`](Self::init_noise_sigma). For each
 /// index of [`timesteps`](Self::timesteps) in order, give the network
 /// [`scale_model_input`](Self::scale_model_input) of the sample and the timestep, and the network's
-/// output to [`step`](Self::step). One may begin at a later index, from a picture with noise of
-/// [`add_noise`](Self::add_noise). A solver that has come to the end can begin again.
+/// output to [`step`](Self::step). One may begin at a later index, a multiple of
+/// [`order`](Self::order), from a picture with the noise of [`add_noise`](Self::add_noise). A
+/// solver that has come to the end can begin again.
 ///
 /// Samples are float32 tensors `[batch, channels, height, width]`, on any device.
 pub trait Solver: Send {
@@ -89,7 +84,7 @@ pub trait Solver: Send {
     }
 
     /// Whether [`step`](Self::step) needs the network's variance too: a model output of twice as
-    /// many channels as the sample. Otherwise it takes the first half alone.
+    /// many channels as the sample. Otherwise it takes the predicted noise alone.
     fn uses_learned_variance(&self) -> bool {
         false
     }
@@ -99,17 +94,11 @@ pub trait Solver: Send {
     ///
     /// `model_output` has the sample's shape (but see
     /// [`uses_learned_variance`](Self::uses_learned_variance)), after guidance. Noise is drawn from
-    /// `generator` in the sample's shape, at the steps at which diffusers draws it.
+    /// `source` in the sample's shape, at the steps at which diffusers draws it.
     ///
     /// # Errors
     /// If there is no such step, the shapes do not fit, or a tensor operation fails.
-    fn step(
-        &mut self,
-        model_output: &Tensor,
-        index: usize,
-        sample: &Tensor,
-        generator: &mut Generator,
-    ) -> Result<Step>;
+    fn step(&mut self, model_output: &Tensor, index: usize, sample: &Tensor, source: &mut NoiseSource) -> Result<Step>;
 
     /// A clean picture with the noise that a sample has before step `index`. `noise` is standard
     /// normal and has the shape of `original_samples`.
@@ -125,11 +114,7 @@ impl SchedulerConfig {
     /// # Errors
     /// If the number of steps is 0 or above [`max_steps`](Self::max_steps), if the config has a
     /// value that is not supported, or if an option is out of its range.
-    pub fn solver(
-        &self,
-        num_inference_steps: usize,
-        options: &StepOptions,
-    ) -> Result<Box<dyn Solver>> {
+    pub fn solver(&self, num_inference_steps: usize, options: &StepOptions) -> Result<Box<dyn Solver>> {
         let (scheduler, steps) = (self.kind(), num_inference_steps);
         if steps == 0 {
             return Err(Error::ZeroSteps { scheduler });
@@ -160,9 +145,9 @@ impl SchedulerConfig {
     pub fn max_steps(&self) -> Result<usize> {
         match self.kind() {
             SchedulerKind::Lcm => Lcm::original_inference_steps(self),
-            SchedulerKind::DpmSolverMultistep
-            | SchedulerKind::UniPcMultistep
-            | SchedulerKind::SaSolver => SigmaSchedule::multistep_max_steps(self),
+            SchedulerKind::DpmSolverMultistep | SchedulerKind::UniPcMultistep | SchedulerKind::SaSolver => {
+                SigmaSchedule::multistep_max_steps(self)
+            }
             _ => self.num_train_timesteps(),
         }
     }
@@ -170,9 +155,5 @@ impl SchedulerConfig {
 
 /// Refuses a step that there is not.
 pub(crate) fn check_index(index: usize, len: usize) -> Result<()> {
-    if index < len {
-        Ok(())
-    } else {
-        Err(Error::StepOutOfRange { index, len })
-    }
+    if index < len { Ok(()) } else { Err(Error::StepOutOfRange { index, len }) }
 }

@@ -14,11 +14,7 @@ pub(crate) enum TimestepSpacing {
 
 impl TimestepSpacing {
     pub(crate) fn from_config(config: &SchedulerConfig) -> Result<Self> {
-        let choices = [
-            ("linspace", Self::Linspace),
-            ("leading", Self::Leading),
-            ("trailing", Self::Trailing),
-        ];
+        let choices = [("linspace", Self::Linspace), ("leading", Self::Leading), ("trailing", Self::Trailing)];
         config.choice("timestep_spacing", &choices)
     }
 
@@ -34,13 +30,7 @@ impl TimestepSpacing {
 
     /// `steps` whole timesteps from high to low, of schedulers that would take one more step from
     /// the timestep below. The highest is `last − 1` or, for `leading`, below it.
-    pub(crate) fn above_first(
-        self,
-        last: usize,
-        train: usize,
-        steps: usize,
-        offset: i64,
-    ) -> Vec<f64> {
+    pub(crate) fn above_first(self, last: usize, train: usize, steps: usize, offset: i64) -> Vec<f64> {
         match self {
             Self::Linspace => {
                 let points = linspace(0.0, (last - 1) as f64, steps + 1);
@@ -54,7 +44,7 @@ impl TimestepSpacing {
 }
 
 fn leading(stride: usize, indices: std::ops::Range<usize>, offset: i64) -> Vec<f64> {
-    let timestep = |index| (index * stride) as f64 + offset as f64;
+    let timestep = |index: usize| (index * stride) as f64 + offset as f64;
     indices.rev().map(timestep).collect()
 }
 
@@ -82,11 +72,7 @@ pub(crate) fn linspace(start: f64, end: f64, count: usize) -> Vec<f64> {
     let gaps = count.saturating_sub(1);
     let stride = (end - start) / gaps.max(1) as f64;
     let point = |index: usize| {
-        if index > 0 && index == gaps {
-            end
-        } else {
-            index as f64 * stride + start
-        }
+        if index > 0 && index == gaps { end } else { index as f64 * stride + start }
     };
     (0..count).map(point).collect()
 }

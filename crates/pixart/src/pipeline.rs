@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use candle_core::{DType, Device, Tensor};
-use pixart_diffusion::{Generator, Noise, SchedulerConfig, Solver};
+use pixart_diffusion::{Generator, NoiseSource, SchedulerConfig};
 use pixart_nn::t5::{T5Config, T5Encoder};
 use pixart_nn::transformer::{PixArtTransformer, ProjectedText, SizeConditions, TransformerConfig};
 use pixart_nn::vae::{AutoencoderKl, VaeConfig};
@@ -348,13 +348,13 @@ impl Pipeline {
         self.load_transformer()?;
         let predictor = Predictor::new(self.transformer()?, plan, text)?;
         let solver = &mut plan.solver;
-        let mut noise = match &request.seeds {
-            Seeds::Shared(seed) => Noise::Shared(Generator::new(*seed)),
-            Seeds::PerImage(seeds) => Noise::PerImage(seeds.iter().copied().map(Generator::new).collect()),
+        let mut source = match &request.seeds {
+            Seeds::Shared(seed) => NoiseSource::Shared(Generator::new(*seed)),
+            Seeds::PerImage(seeds) => NoiseSource::PerImage(seeds.iter().copied().map(Generator::new).collect()),
         };
         let latents = match &request.latents {
             Some(latents) => latents.to_device(&self.device)?.to_dtype(DType::F32)?,
-            None => noise.randn_tensor(plan.latents_shape, &self.device)?,
+            None => source.randn_tensor(plan.latents_shape, &self.device)?,
         };
         let mut latents = (latents * solver.init_noise_sigma())?;
         let total = solver.timesteps().len();
@@ -362,7 +362,7 @@ impl Pipeline {
             let timestep = solver.timesteps()[index];
             let input = solver.scale_model_input(&latents, index)?;
             let prediction = predictor.predict(&input, timestep, solver.uses_learned_variance())?;
-            let step = solver.step(&prediction, index, &latents, &mut noise)?;
+            let step = solver.step(&prediction, index, &latents, &mut source)?;
             // diffusers takes a single step's own estimate of the image.
             latents = match step.pred_original_sample {
                 Some(estimate) if plan.steps == 1 => estimate,

@@ -29,7 +29,7 @@ impl Plan {
         let distilled = scheduler.kind() == SchedulerKind::Lcm;
         let steps = request.steps.unwrap_or(if distilled { 4 } else { 20 });
         let guidance_scale = request.guidance_scale.unwrap_or(if distilled { 0.0 } else { 4.5 });
-        let solver = scheduler.solver(steps, &StepOptions { eta: request.eta })?;
+        let solver = scheduler.solver(steps, &StepOptions { eta: request.eta, ..StepOptions::default() })?;
 
         let downscale = vae.downscale();
         let native = transformer.sample_size * downscale;

@@ -224,7 +224,7 @@ fn bad_requests_are_refused_before_any_work() -> Result {
     let latents = Tensor::zeros((1, 4, 2, 2), candle_core::DType::F32, &Device::Cpu)?;
     let bad = [
         (Request { steps: Some(0), ..small() }, "zero steps"),
-        (Request { steps: Some(1001), ..small() }, "1000"),
+        (Request { steps: Some(1001), ..small() }, "at most 999"),
         (Request { guidance_scale: Some(f64::NAN), ..small() }, "NaN"),
         (Request { guidance_scale: Some(f64::INFINITY), ..small() }, "inf"),
         (Request { width: Some(100), ..small() }, "96 and 112"),

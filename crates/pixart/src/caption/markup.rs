@@ -28,7 +28,7 @@ const VOID: [&str; 24] = [
 ///
 /// `<![` with an unknown keyword, on which Beautiful Soup fails, counts as a comment.
 pub(super) fn text(markup: &str) -> String {
-    let mut reader = Reader { markup, position: 0, raw: None, text: Text::default() };
+    let mut reader = Reader { source: markup, position: 0, raw: None, text: Text::default() };
     reader.read(false);
     reader.read(true);
     reader.text.end_run();
@@ -61,12 +61,15 @@ impl Text {
 
     /// White space alone counts as one space or one line break.
     fn show(&mut self, run: &str) {
-        let blank = run.chars().all(|c| matches!(c, ' ' | '\t' | '\n' | '\x0c' | '\r'));
-        self.shown.push_str(match blank && !self.is_within(&PREFORMATTED) {
-            false => run,
-            true if run.contains('\n') => "\n",
-            true => " ",
-        });
+        let is_blank = run.chars().all(|c| matches!(c, ' ' | '\t' | '\n' | '\x0c' | '\r'));
+        let shown = if !is_blank || self.is_within(&PREFORMATTED) {
+            run
+        } else if run.contains('\n') {
+            "\n"
+        } else {
+            " "
+        };
+        self.shown.push_str(shown);
     }
 
     fn is_within(&self, elements: &[&str]) -> bool {
@@ -96,7 +99,7 @@ impl Text {
 }
 
 struct Reader<'a> {
-    markup: &'a str,
+    source: &'a str,
     position: usize,
     /// The open element whose content is not markup.
     raw: Option<&'static str>,
@@ -106,8 +109,8 @@ struct Reader<'a> {
 impl<'a> Reader<'a> {
     /// Reads as far as it can; if `last`, what remains is text.
     fn read(&mut self, last: bool) {
-        while self.position < self.markup.len() {
-            let rest = &self.markup[self.position..];
+        while self.position < self.source.len() {
+            let rest = &self.source[self.position..];
             if let Some(name) = self.raw {
                 // An element that never ends hides all that follows.
                 let Some((start, end)) = raw_end(rest, name) else { return };
@@ -130,9 +133,9 @@ impl<'a> Reader<'a> {
                 break;
             }
         }
-        if last && self.position < self.markup.len() {
-            self.text.push(&self.markup[self.position..]);
-            self.position = self.markup.len();
+        if last && self.position < self.source.len() {
+            self.text.push(&self.source[self.position..]);
+            self.position = self.source.len();
         }
     }
 
@@ -220,7 +223,7 @@ impl<'a> Reader<'a> {
     fn marked_section(&mut self, rest: &str) -> Option<usize> {
         let body = &rest[3..];
         let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-        let name = &body[..body.find(|c| !is_name(c)).unwrap_or(body.len())];
+        let name = &body[..body.find(|c: char| !is_name(c)).unwrap_or(body.len())];
         if body[name.len()..].trim_start_matches(is_space).is_empty() {
             return None;
         }

@@ -66,10 +66,9 @@ fn plain_characters(text: &str) -> String {
             (None, _) => plain.push(character),
         }
     }
-    plain.replace(['\u{201c}', '\u{201d}', '\u{201e}', '\u{201f}'], "\"").replace(
-        ['\u{2bc}', '\u{2018}', '\u{2019}', '\u{201a}', '\u{201b}'],
-        "'",
-    )
+    plain
+        .replace(['\u{201c}', '\u{201d}', '\u{201e}', '\u{201f}'], "\"")
+        .replace(['\u{2bc}', '\u{2018}', '\u{2019}', '\u{201a}', '\u{201b}'], "'")
 }
 
 fn ligature(character: char) -> Option<&'static str> {
