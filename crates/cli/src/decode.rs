@@ -4,9 +4,9 @@ use std::time::Instant;
 use anyhow::Result;
 
 use crate::args::DecodeArgs;
+use crate::open;
 use crate::output::{Names, peak_memory, print};
 use crate::progress::Progress;
-use crate::open;
 
 pub fn run(args: DecodeArgs) -> Result<()> {
     let progress = Arc::new(Progress::new(args.model.compute.quiet));

@@ -3,9 +3,9 @@ use std::sync::Arc;
 use anyhow::Result;
 
 use crate::args::EncodeArgs;
+use crate::open;
 use crate::output::{check_writable, peak_memory, print};
 use crate::progress::Progress;
-use crate::open;
 
 pub fn run(args: EncodeArgs) -> Result<()> {
     let prompts = match (&args.prompt, &args.prompts_file) {

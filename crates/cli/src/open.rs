@@ -40,7 +40,8 @@ fn set_threads(args: &ComputeArgs) -> Result<()> {
 
 /// The lines of a prompts file; empty ones are passed over.
 pub fn prompts(path: &Path) -> Result<Vec<String>> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the prompts file {}", path.display()))?;
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("cannot read the prompts file {}", path.display()))?;
     let prompts: Vec<String> = text.lines().map(str::trim).filter(|line| !line.is_empty()).map(Into::into).collect();
     if prompts.is_empty() {
         bail!("the prompts file {} holds no prompt", path.display());

@@ -70,15 +70,33 @@ fn draws_the_image_that_diffusers_draws() {
     let model = model("alpha-256");
     let prompt = "A small cactus with a happy face in the Sahara desert.";
     let arguments = [
-        "generate", prompt, "--model", &model, "--negative-prompt", "blurry, low quality", "--steps", "6", "--seed",
-        "42", "--width", "96", "--height", "64", "--no-resolution-binning", "--clean-caption=false", "--device", "cpu",
-        "--output", "cactus.png",
+        "generate",
+        prompt,
+        "--model",
+        &model,
+        "--negative-prompt",
+        "blurry, low quality",
+        "--steps",
+        "6",
+        "--seed",
+        "42",
+        "--width",
+        "96",
+        "--height",
+        "64",
+        "--no-resolution-binning",
+        "--clean-caption=false",
+        "--device",
+        "cpu",
+        "--output",
+        "cactus.png",
     ];
     let line = succeed(&arguments, folder.path());
     for part in ["cactus.png", "seed 42", "96x64", "6 steps", "peak"] {
         assert!(line.contains(part), "{line}");
     }
-    let (found, golden) = (pixels(&folder.path().join("cactus.png")), pixels(&fixtures().join("pipelines/dpm-solver-0.png")));
+    let (found, golden) =
+        (pixels(&folder.path().join("cactus.png")), pixels(&fixtures().join("pipelines/dpm-solver-0.png")));
     assert!(found.iter().zip(&golden).all(|(a, b)| a.abs_diff(*b) <= 1));
 
     let texts = texts(&folder.path().join("cactus.png"));
@@ -97,7 +115,8 @@ fn stages_can_be_run_one_by_one() {
     let model = model("alpha-1024");
     succeed(&generate(&model, &["a red fox", "--seed", "3", "--output", "whole.png", "--threads", "1"]), folder.path());
     succeed(&["encode", "a red fox", "--model", &model, "--output", "fox.safetensors"], folder.path());
-    let rest = ["--prompt-embeds", "fox.safetensors", "--seed", "3", "--output", "embeds.png", "--output-latents", "l.st"];
+    let rest =
+        ["--prompt-embeds", "fox.safetensors", "--seed", "3", "--output", "embeds.png", "--output-latents", "l.st"];
     succeed(&generate(&model, &rest), folder.path());
     std::fs::rename(at("l.st"), at("latents.safetensors")).unwrap();
     succeed(&["decode", "latents.safetensors", "--model", &model, "--output", "decoded.png"], folder.path());
@@ -126,7 +145,10 @@ fn several_images_are_numbered_and_each_has_its_seed() {
     // Alone, the last of them is the same picture; and a folder's pictures are not overwritten.
     succeed(&generate(&model, &["two blue circles", "--seed", "9", "--output", "out"]), folder.path());
     assert_eq!(pixels(&at("out/pixart-0004.png")), pixels(&at("out/pixart-0005.png")));
-    succeed(&generate(&model, &["a red fox", "--seed", "9", "--num-images", "2", "--output", "fox.png"]), folder.path());
+    succeed(
+        &generate(&model, &["a red fox", "--seed", "9", "--num-images", "2", "--output", "fox.png"]),
+        folder.path(),
+    );
     assert!(at("fox-0001.png").exists() && at("fox-0002.png").exists());
 }
 
@@ -163,15 +185,15 @@ fn info_says_what_a_folder_holds_and_lacks() {
 #[test]
 fn bench_reports_every_stage() {
     let folder = tempfile::tempdir().unwrap();
-    let said = succeed(&["bench", "--model", &model("alpha-256"), "--size", "64", "--runs", "2", "--json"], folder.path());
+    let said =
+        succeed(&["bench", "--model", &model("alpha-256"), "--size", "64", "--runs", "2", "--json"], folder.path());
     let report: serde_json::Value = serde_json::from_str(&said).unwrap();
     for name in ["load_s", "encode_s", "transformer_s", "decode_s", "image_s"] {
         assert!(report[name].as_f64().unwrap() > 0.0, "{name} in {report}");
     }
     assert!(report["image_s"].as_f64() > report["decode_s"].as_f64());
-    for (name, value) in [("size", 64.into()), ("runs", 2.into()), ("dtype", "f32".into()), ("device", "cpu".into())] {
-        assert_eq!(report[name], serde_json::Value::from(value), "{name}");
-    }
+    let settings = ["size", "runs", "dtype", "device"].map(|name| report[name].to_string());
+    assert_eq!(settings, ["64", "2", "\"f32\"", "\"cpu\""]);
     assert!(report["threads"].as_u64().unwrap() >= 1 && report["peak_rss_bytes"].is_number());
 }
 
@@ -196,7 +218,8 @@ fn bad_input_gets_one_line_and_leaves_nothing() {
     std::fs::write(folder.join("binary.txt"), [0xff, 0xfe, 0x00]).unwrap();
     std::fs::write(folder.join("cut.pth"), &std::fs::read(model("original-256.pth")).unwrap()[..5000]).unwrap();
     std::fs::write(folder.join("noise.safetensors"), [7; 100]).unwrap();
-    std::fs::write(folder.join("scheduler.json"), r#"{"_class_name": "DDIMScheduler", "prediction_type": "flow"}"#).unwrap();
+    std::fs::write(folder.join("scheduler.json"), r#"{"_class_name": "DDIMScheduler", "prediction_type": "flow"}"#)
+        .unwrap();
     std::fs::create_dir(folder.join("stable")).unwrap();
     std::fs::write(folder.join("stable/model_index.json"), r#"{"_class_name": "StableDiffusionPipeline"}"#).unwrap();
     let cases: &[(&[&str], &str)] = &[
@@ -267,12 +290,12 @@ fn an_interrupt_stops_between_steps() {
     let folder = tempfile::tempdir().unwrap();
     let model = model("alpha-256");
     let mut child = Command::new(env!("CARGO_BIN_EXE_pixart"))
-        .args(["generate", "x", "--model", &model, "--steps", "1000", "--width", "256", "--height", "256"])
+        .args(["generate", "x", "--model", &model, "--steps", "999", "--width", "256", "--height", "256"])
         .current_dir(folder.path())
         .stderr(std::process::Stdio::null())
         .spawn()
         .unwrap();
-    // A thousand steps take far longer than this.
+    // So many steps take far longer than this.
     std::thread::sleep(std::time::Duration::from_secs(1));
     let interrupted = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
     assert!(interrupted.success());

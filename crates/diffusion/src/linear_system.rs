@@ -10,10 +10,11 @@ pub(crate) fn solve(mut matrix: Vec<Vec<f64>>, mut right: Vec<f64>) -> Vec<f64> 
             .unwrap_or(column);
         matrix.swap(column, pivot);
         right.swap(column, pivot);
-        for row in column + 1..size {
-            let factor = matrix[row][column] / matrix[column][column];
-            for entry in column..size {
-                matrix[row][entry] -= factor * matrix[column][entry];
+        let pivot_row = matrix[column].clone();
+        for (row, entries) in matrix.iter_mut().enumerate().skip(column + 1) {
+            let factor = entries[column] / pivot_row[column];
+            for (entry, pivot_entry) in entries.iter_mut().zip(&pivot_row).skip(column) {
+                *entry -= factor * pivot_entry;
             }
             right[row] -= factor * right[column];
         }

@@ -14,9 +14,7 @@ const SINUSOIDS: usize = 256;
 /// the cosines first and no frequency shift.
 pub fn sinusoids(values: &Tensor) -> Result<Tensor> {
     let half = SINUSOIDS / 2;
-    let frequencies: Vec<f32> = (0..half)
-        .map(|i| (-(10000f64.ln()) as f32 * i as f32 / half as f32).exp())
-        .collect();
+    let frequencies: Vec<f32> = (0..half).map(|i| (-(10000f64.ln()) as f32 * i as f32 / half as f32).exp()).collect();
     let frequencies = Tensor::from_vec(frequencies, (1, half), values.device())?;
     let angles = values.to_dtype(DType::F32)?.unsqueeze(1)?.broadcast_mul(&frequencies)?;
     Tensor::cat(&[angles.cos()?, angles.sin()?], 1)
@@ -59,7 +57,7 @@ pub fn position_embedding(
     interpolation_scale: f64,
     device: &Device,
 ) -> Result<Tensor> {
-    if width_out % 4 != 0 {
+    if !width_out.is_multiple_of(4) {
         candle_core::bail!("position embedding: a width of {width_out} is not divisible by 4");
     }
     let quarter = width_out / 4;

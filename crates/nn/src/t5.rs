@@ -49,7 +49,7 @@ impl T5Config {
                 self.feed_forward_proj
             ));
         }
-        if self.relative_attention_num_buckets < 4 || self.relative_attention_num_buckets % 4 != 0 {
+        if self.relative_attention_num_buckets < 4 || !self.relative_attention_num_buckets.is_multiple_of(4) {
             return Err(format!("relative_attention_num_buckets is {}", self.relative_attention_num_buckets));
         }
         if self.relative_attention_max_distance <= self.relative_attention_num_buckets / 4 {
@@ -85,10 +85,9 @@ impl T5Encoder {
             .collect::<Result<_>>()?;
         Ok(Self {
             embedding: embedding.get((config.vocab_size, config.d_model), "weight")?,
-            relative_attention_bias: encoder.pp("block.0.layer.0.SelfAttention.relative_attention_bias").get(
-                (config.relative_attention_num_buckets, config.num_heads),
-                "weight",
-            )?,
+            relative_attention_bias: encoder
+                .pp("block.0.layer.0.SelfAttention.relative_attention_bias")
+                .get((config.relative_attention_num_buckets, config.num_heads), "weight")?,
             blocks,
             final_layer_norm: RmsNorm::new(config.d_model, config.layer_norm_epsilon, encoder.pp("final_layer_norm"))?,
             config: config.clone(),
@@ -165,11 +164,8 @@ impl Block {
         let (attention, feed_forward) = (vb.pp("0.SelfAttention"), vb.pp("1.DenseReluDense"));
         let norm = |layer: usize| RmsNorm::new(width, config.layer_norm_epsilon, vb.pp(layer).pp("layer_norm"));
         // f16 holds the hidden layer but not the product that follows it; transformers keeps `wo` in f32 too.
-        let wide = if vb.dtype() == DType::F16 {
-            feed_forward.clone().set_dtype(DType::F32)
-        } else {
-            feed_forward.clone()
-        };
+        let wide =
+            if vb.dtype() == DType::F16 { feed_forward.clone().set_dtype(DType::F32) } else { feed_forward.clone() };
         Ok(Self {
             attention_norm: norm(0)?,
             q: Linear::with_bias(width, inner, false, attention.pp("q"))?,

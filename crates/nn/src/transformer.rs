@@ -6,9 +6,7 @@ use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
 use crate::embeddings::{ScalarEmbedding, position_embedding};
-use crate::ops::{
-    Conv2d, LayerNorm, Linear, Padding, attention, gated_residual, gelu_tanh, layer_norm_modulate, silu,
-};
+use crate::ops::{Conv2d, LayerNorm, Linear, Padding, attention, gated_residual, gelu_tanh, layer_norm_modulate, silu};
 
 /// Shape of a transformer: the fields of diffusers' `transformer/config.json` that decide what is computed.
 ///
@@ -104,10 +102,10 @@ impl TransformerConfig {
         if self.cross_attention_dim.is_none_or(|dim| dim != width) {
             return Err(format!("cross_attention_dim is {:?}, it must be {width}", self.cross_attention_dim));
         }
-        if width == 0 || width % 4 != 0 || self.patch_size == 0 || self.sample_size < self.patch_size {
+        if width == 0 || !width.is_multiple_of(4) || self.patch_size == 0 || self.sample_size < self.patch_size {
             return Err(format!("width {width}, patch_size {}, sample_size {}", self.patch_size, self.sample_size));
         }
-        if self.has_size_conditions() && width % 3 != 0 {
+        if self.has_size_conditions() && !width.is_multiple_of(3) {
             return Err(format!("use_additional_conditions needs a width divisible by 3, not {width}"));
         }
         Ok(())
@@ -194,7 +192,10 @@ impl PixArtTransformer {
                 Linear::new(width, width, caption.pp("linear_2"))?,
             ],
             timestep_embedder: ScalarEmbedding::new(width, adaln.pp("emb").pp("timestep_embedder"))?,
-            size_embedders: config.has_size_conditions().then(|| SizeEmbedders::new(width / 3, adaln.pp("emb"))).transpose()?,
+            size_embedders: config
+                .has_size_conditions()
+                .then(|| SizeEmbedders::new(width / 3, adaln.pp("emb")))
+                .transpose()?,
             adaln_single: Linear::new(width, 6 * width, adaln.pp("linear"))?,
             blocks,
             scale_shift_table: vb.get((2, width), "scale_shift_table")?,
@@ -232,7 +233,8 @@ impl PixArtTransformer {
             }
             None => None,
         };
-        let keys_values = self.blocks.iter().map(|block| block.cross_attention.keys_values(&text)).collect::<Result<_>>()?;
+        let keys_values =
+            self.blocks.iter().map(|block| block.cross_attention.keys_values(&text)).collect::<Result<_>>()?;
         Ok(ProjectedText { keys_values, bias })
     }
 
@@ -249,7 +251,7 @@ impl PixArtTransformer {
     ) -> Result<Tensor> {
         let (_, _, height, width) = latents.dims4()?;
         let patch = self.config.patch_size;
-        if height % patch != 0 || width % patch != 0 {
+        if !height.is_multiple_of(patch) || !width.is_multiple_of(patch) {
             candle_core::bail!("latents of {height}×{width} do not divide into patches of {patch}");
         }
         let grid = (height / patch, width / patch);

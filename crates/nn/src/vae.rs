@@ -79,7 +79,9 @@ impl VaeConfig {
         if self.block_out_channels.is_empty() || self.block_out_channels.len() > 8 {
             return Err(format!("block_out_channels is {:?}", self.block_out_channels));
         }
-        if self.norm_num_groups == 0 || self.block_out_channels.iter().any(|channels| channels % self.norm_num_groups != 0) {
+        if self.norm_num_groups == 0
+            || self.block_out_channels.iter().any(|channels| !channels.is_multiple_of(self.norm_num_groups))
+        {
             return Err(format!(
                 "norm_num_groups {} does not divide block_out_channels {:?}",
                 self.norm_num_groups, self.block_out_channels
@@ -110,7 +112,8 @@ impl AutoencoderKl {
     pub fn new(config: &VaeConfig, vb: VarBuilder) -> Result<Self> {
         config.validate().map_err(candle_core::Error::msg)?;
         let latent = config.latent_channels;
-        let one = |wanted: bool, channels, name| wanted.then(|| Conv2d::one(channels, channels, vb.pp(name))).transpose();
+        let one =
+            |wanted: bool, channels, name| wanted.then(|| Conv2d::one(channels, channels, vb.pp(name))).transpose();
         Ok(Self {
             encoder: Encoder::new(config, vb.pp("encoder"))?,
             quant_conv: one(config.use_quant_conv, 2 * latent, "quant_conv")?,

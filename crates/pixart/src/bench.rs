@@ -49,7 +49,7 @@ pub struct BenchReport {
 /// Times the stages of `pipeline`, with random latents and, for the transformer, random embeddings of full length.
 pub fn bench(pipeline: &mut Pipeline, options: &BenchOptions) -> Result<BenchReport> {
     let multiple = pipeline.vae_config().downscale() * pipeline.transformer_config().patch_size;
-    if options.size == 0 || options.size % multiple != 0 {
+    if options.size == 0 || !options.size.is_multiple_of(multiple) {
         return Err(Error::request(format!("a size of {} is not divisible by {multiple}", options.size)));
     }
     if options.runs == 0 || options.steps == 0 {

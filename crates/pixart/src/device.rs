@@ -44,12 +44,10 @@ impl DeviceChoice {
             Error::Device(format!("no {name} device can be used: {}", pixart_weights::plain_message(&error)))
         };
         match self {
-            Self::Auto if candle_core::utils::cuda_is_available() => {
-                Ok(Device::new_cuda(0).unwrap_or_else(|error| {
-                    tracing::warn!("no CUDA device can be used, computing on the CPU: {}", failed("CUDA", error));
-                    Device::Cpu
-                }))
-            }
+            Self::Auto if candle_core::utils::cuda_is_available() => Ok(Device::new_cuda(0).unwrap_or_else(|error| {
+                tracing::warn!("no CUDA device can be used, computing on the CPU: {}", failed("CUDA", error));
+                Device::Cpu
+            })),
             Self::Auto if candle_core::utils::metal_is_available() => Ok(Device::new_metal(0).unwrap_or(Device::Cpu)),
             Self::Auto | Self::Cpu => Ok(Device::Cpu),
             Self::Cuda(_) if !candle_core::utils::cuda_is_available() => Err(Error::Device(

@@ -25,9 +25,9 @@ impl PromptEmbeds {
         let broken = |reason: String| Error::request(format!("{}: {reason}", path.display()));
         let mut pair = |embeds: &str, mask: &str| -> Result<Option<(Tensor, Tensor)>> {
             let Some(embeds_tensor) = tensors.remove(embeds) else { return Ok(None) };
-            let (batch, n, _) = embeds_tensor
-                .dims3()
-                .map_err(|_| broken(format!("{embeds} is not [batch, tokens, width] but {:?}", embeds_tensor.dims())))?;
+            let (batch, n, _) = embeds_tensor.dims3().map_err(|_| {
+                broken(format!("{embeds} is not [batch, tokens, width] but {:?}", embeds_tensor.dims()))
+            })?;
             let mask_tensor = match tensors.remove(mask) {
                 Some(mask_tensor) => mask_tensor,
                 None => Tensor::ones((batch, n), candle_core::DType::F32, device)?,

@@ -259,17 +259,13 @@ impl Pipeline {
 
         timings.load = self.load_time;
         let images = pixels.into_iter().enumerate();
-        let images = images.map(|(i, pixels)| Image { pixels, parameters: self.parameters(request, &plan, i) }).collect();
+        let images =
+            images.map(|(i, pixels)| Image { pixels, parameters: self.parameters(request, &plan, i) }).collect();
         Ok(Generated { images, latents, timings })
     }
 
     /// Encodes prompts, as the transformer takes them, in one go; `negative_prompt`, where there is one, for all of them.
-    pub fn encode(
-        &mut self,
-        prompts: &[String],
-        negative_prompt: Option<&str>,
-        clean: bool,
-    ) -> Result<PromptEmbeds> {
+    pub fn encode(&mut self, prompts: &[String], negative_prompt: Option<&str>, clean: bool) -> Result<PromptEmbeds> {
         let length = self.folder.kind().max_sequence_length();
         let (prompt_embeds, prompt_attention_mask) = self.encode_texts(prompts, length, clean)?;
         let negative = match negative_prompt {

@@ -74,7 +74,7 @@ fn drawn_size(
         return Ok(bin);
     }
     for (name, pixels) in [("height", height), ("width", width)] {
-        if pixels % multiple != 0 {
+        if !pixels.is_multiple_of(multiple) {
             let below = (pixels / multiple * multiple).max(multiple);
             let above = pixels.next_multiple_of(multiple);
             return Err(Error::request(format!(

@@ -69,7 +69,11 @@ impl Request {
     /// Checks what needs no model.
     pub(crate) fn check(&self) -> Result<()> {
         let refuse = |message: &str| Err(Error::request(message));
-        if self.prompt_embeds.as_ref().is_some_and(|embeds| !self.prompts.is_empty() && embeds.batch() != self.prompts.len()) {
+        if self
+            .prompt_embeds
+            .as_ref()
+            .is_some_and(|embeds| !self.prompts.is_empty() && embeds.batch() != self.prompts.len())
+        {
             return refuse("there are not as many prompts as prompt embeddings");
         }
         if self.num_prompts() == 0 {

@@ -113,15 +113,15 @@ fn thinned(latents: &Tensor, stride: usize) -> candle_core::Result<Tensor> {
 fn psnr(found: &Image, golden: &Path) -> Result<f64> {
     let golden = image::open(golden)?.into_rgb8();
     assert_eq!(found.pixels.dimensions(), golden.dimensions());
-    let squares = found.pixels.as_raw().iter().zip(golden.as_raw()).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2));
+    let squares =
+        found.pixels.as_raw().iter().zip(golden.as_raw()).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2));
     let mean = squares.sum::<f64>() / golden.as_raw().len() as f64;
     Ok(10.0 * (255.0f64.powi(2) / mean).log10())
 }
 
 fn check(case: &Case) -> Result<std::result::Result<(), String>> {
     let folder = fixtures().join("pipelines");
-    let golden =
-        pixart_weights::read_tensors(&folder.join(format!("{}.safetensors", case.name)), &Device::Cpu)?;
+    let golden = pixart_weights::read_tensors(&folder.join(format!("{}.safetensors", case.name)), &Device::Cpu)?;
     let generated = case.pipeline()?.generate(&case.request(&golden))?;
     let wanted = &golden["final_latents"];
     let latents = thinned(&generated.latents, case.latents_stride)?;

@@ -108,12 +108,7 @@ pub(crate) fn tensor(
     }
 }
 
-fn of<T: Element>(
-    bytes: &[u8],
-    stored: StoredDtype,
-    shape: &[usize],
-    device: &Device,
-) -> candle_core::Result<Tensor> {
+fn of<T: Element>(bytes: &[u8], stored: StoredDtype, shape: &[usize], device: &Device) -> candle_core::Result<Tensor> {
     let values: Vec<T> = match stored {
         StoredDtype::F64 => decode(bytes, |b| T::of(f64::from_le_bytes(b) as f32)),
         StoredDtype::F32 => decode(bytes, |b| T::of(f32::from_le_bytes(b))),

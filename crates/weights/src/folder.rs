@@ -152,23 +152,26 @@ impl PipelineFolder {
     pub fn config<C: DeserializeOwned>(&self, part: Part) -> Result<C> {
         let path = self.config_path(part);
         let json = read_json(&path)?;
-        let class = json.get("_class_name").and_then(Value::as_str).or_else(|| {
-            json.get("architectures").and_then(|list| list.get(0)).and_then(Value::as_str)
-        });
+        let class = json
+            .get("_class_name")
+            .and_then(Value::as_str)
+            .or_else(|| json.get("architectures").and_then(|list| list.get(0)).and_then(Value::as_str));
         if let Some(class) = class
             && !part.classes().contains(&class)
         {
             let reason = format!("is of class {class}, the {} must be {}", part.name(), part.classes()[0]);
             return Err(Error::unsupported(&path, reason));
         }
-        serde_json::from_value(json).map_err(|error| Error::corrupt(&path, format!("is no config of this part: {error}")))
+        serde_json::from_value(json)
+            .map_err(|error| Error::corrupt(&path, format!("is no config of this part: {error}")))
     }
 
     /// A part's weights under diffusers' names. Where a folder has full-precision and fp16 files, fp16 ones are taken
     /// if `dtype` is a half precision.
     pub fn weights(&self, part: Part, dtype: DType) -> Result<Weights> {
         let path = self.part_path(part);
-        let weights = if path.is_dir() { Weights::open(weight_file(&path, part, dtype)?)? } else { Weights::open(&path)? };
+        let weights =
+            if path.is_dir() { Weights::open(weight_file(&path, part, dtype)?)? } else { Weights::open(&path)? };
         match part {
             Part::Transformer if is_original_transformer(&weights) => original_transformer(&weights),
             Part::Vae => Ok(modern_attention_names(&weights)),
@@ -215,11 +218,8 @@ fn weight_file(folder: &Path, part: Part, dtype: DType) -> Result<PathBuf> {
         candidates.extend(half.iter().chain(&full).chain(&half_pickle).chain(&full_pickle));
     }
     candidates.into_iter().map(|name| folder.join(name)).find(|path| path.exists()).ok_or_else(|| {
-        let what = format!(
-            "there is no {}, nor its fp16, sharded or .bin form; download the {} again",
-            full[0],
-            part.name()
-        );
+        let what =
+            format!("there is no {}, nor its fp16, sharded or .bin form; download the {} again", full[0], part.name());
         Error::missing(folder, what)
     })
 }

@@ -39,8 +39,7 @@ impl MappedFile {
     pub(crate) fn release(&self, range: Range<usize>) {
         // SAFETY: the mapping is of a file and never written to, so dropping its pages loses nothing.
         #[allow(unsafe_code, reason = "advice that may drop pages is unsafe in general")]
-        let advised =
-            unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len()) };
+        let advised = unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len()) };
         // Only a hint: where the system does not take it, memory is accounted differently and nothing else changes.
         if let Err(error) = advised {
             tracing::trace!("{}: {error}", self.path.display());

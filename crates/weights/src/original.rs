@@ -30,7 +30,8 @@ pub fn original_transformer(weights: &Weights) -> Result<Weights> {
             Place::Split(new) => {
                 let rows = tensor.shape.first().copied().unwrap_or(0);
                 if rows == 0 || rows % new.len() != 0 {
-                    let reason = format!("tensor {name:?} of shape {:?} does not split into {}", tensor.shape, new.len());
+                    let reason =
+                        format!("tensor {name:?} of shape {:?} does not split into {}", tensor.shape, new.len());
                     return Err(Error::corrupt(weights.path_of(tensor), reason));
                 }
                 let part = rows / new.len();
@@ -133,15 +134,15 @@ pub fn original_transformer_config(
     };
     let width = dim("pos_embed.proj.weight", 0)?;
     let patch_size = dim("pos_embed.proj.weight", 2)?.max(1);
-    let layers = weights.tensors().keys().filter_map(|name| {
-        name.strip_prefix("transformer_blocks.")?.split_once('.')?.0.parse::<usize>().ok()
-    });
+    let layers = weights
+        .tensors()
+        .keys()
+        .filter_map(|name| name.strip_prefix("transformer_blocks.")?.split_once('.')?.0.parse::<usize>().ok());
     let heads = match base {
         Some(base) if base.width() == width => base.num_attention_heads,
         _ => HEADS,
     };
-    let has_size_conditions =
-        weights.tensors().contains_key("adaln_single.emb.resolution_embedder.linear_1.weight");
+    let has_size_conditions = weights.tensors().contains_key("adaln_single.emb.resolution_embedder.linear_1.weight");
     let positions = original.tensors().get("pos_embed").and_then(|table| table.shape.get(1)).copied();
     let sample_size = match (positions, base) {
         (Some(count), _) => count.isqrt() * patch_size,
@@ -158,7 +159,9 @@ pub fn original_transformer_config(
         cross_attention_dim: Some(width),
         sample_size,
         patch_size,
-        interpolation_scale: base.filter(|base| base.sample_size == sample_size).and_then(|base| base.interpolation_scale),
+        interpolation_scale: base
+            .filter(|base| base.sample_size == sample_size)
+            .and_then(|base| base.interpolation_scale),
         use_additional_conditions: Some(has_size_conditions),
         caption_channels: Some(dim("caption_projection.linear_1.weight", 1)?),
         ..TransformerConfig::default()

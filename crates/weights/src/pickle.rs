@@ -75,11 +75,15 @@ fn state_dict(path: &Path, object: Object) -> Result<Vec<(Object, Object)>> {
         other => other,
     };
     let Object::Dict(mut entries) = object else {
-        return Err(Error::unsupported(path, "holds no dictionary of tensors (a pickled model? save its state_dict())"));
+        return Err(Error::unsupported(
+            path,
+            "holds no dictionary of tensors (a pickled model? save its state_dict())",
+        ));
     };
     for wanted in STATE_DICTS {
         let found = entries.iter().position(|(key, value)| {
-            matches!(key, Object::Unicode(key) if key == wanted) && matches!(value, Object::Dict(_) | Object::Build { .. })
+            matches!(key, Object::Unicode(key) if key == wanted)
+                && matches!(value, Object::Dict(_) | Object::Build { .. })
         });
         if let Some(index) = found {
             return state_dict(path, entries.swap_remove(index).1);

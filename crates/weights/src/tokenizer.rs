@@ -65,7 +65,10 @@ pub fn read_tokenizer(folder: &Path) -> Result<Tokenizer> {
     } else if sentencepiece.exists() {
         read_sentencepiece(&sentencepiece)
     } else {
-        Err(Error::missing(folder, "there is neither a tokenizer.json nor a spiece.model; download the tokenizer again"))
+        Err(Error::missing(
+            folder,
+            "there is neither a tokenizer.json nor a spiece.model; download the tokenizer again",
+        ))
     }
 }
 
@@ -80,7 +83,8 @@ fn check_charsmaps(path: &Path, json: &Value) -> Result<()> {
         Value::Object(fields) => fields.iter().try_for_each(|(name, value)| match value {
             Value::String(encoded) if name == "precompiled_charsmap" => {
                 let charsmap = base64::engine::general_purpose::STANDARD.decode(encoded);
-                let charsmap = charsmap.map_err(|error| Error::corrupt(path, format!("precompiled_charsmap: {error}")))?;
+                let charsmap =
+                    charsmap.map_err(|error| Error::corrupt(path, format!("precompiled_charsmap: {error}")))?;
                 check_charsmap(&charsmap).map_err(|reason| Error::corrupt(path, reason))
             }
             other => check_charsmaps(path, other),
@@ -130,7 +134,10 @@ pub fn read_sentencepiece(path: &Path) -> Result<Tokenizer> {
     for (id, added) in added_tokens(folder, model.pieces.len())? {
         tokenizer.add_special_tokens([added.clone()]).map_err(broken)?;
         if tokenizer.token_to_id(&added.content) != Some(id) {
-            return Err(Error::unsupported(folder, format!("gives token {:?} the id {id}, out of order", added.content)));
+            return Err(Error::unsupported(
+                folder,
+                format!("gives token {:?} the id {id}, out of order", added.content),
+            ));
         }
     }
     Ok(tokenizer)
@@ -162,9 +169,9 @@ fn added_tokens(folder: &Path, pieces: usize) -> Result<BTreeMap<u32, AddedToken
             tokens.insert(id, token(content, true));
         }
     } else {
-        tokens.extend((0..EXTRA_IDS).map(|i| {
-            ((pieces + i) as u32, token(&format!("<extra_id_{}>", EXTRA_IDS - 1 - i), true))
-        }));
+        tokens.extend(
+            (0..EXTRA_IDS).map(|i| ((pieces + i) as u32, token(&format!("<extra_id_{}>", EXTRA_IDS - 1 - i), true))),
+        );
     }
     // Those that the model's own pieces already cover keep their ids there.
     tokens.retain(|id, _| *id as usize >= pieces);

@@ -9,9 +9,7 @@ use pixart_diffusion::Generator;
 use pixart_nn::t5::{T5Config, T5Encoder};
 use pixart_nn::transformer::{PixArtTransformer, SizeConditions, TransformerConfig};
 use pixart_nn::vae::{AutoencoderKl, VaeConfig};
-use pixart_weights::{
-    Part, PipelineFolder, Weights, original_transformer, original_transformer_config, read_tensors,
-};
+use pixart_weights::{Part, PipelineFolder, Weights, original_transformer, original_transformer_config, read_tensors};
 
 type Result<T = ()> = std::result::Result<T, Box<dyn std::error::Error>>;
 
@@ -64,8 +62,7 @@ fn check_transformer(name: &str, transformer: &PixArtTransformer, tolerance: f32
     assert!(!cases.is_empty());
     for case in cases {
         let get = |tensor: &str| golden.get(&format!("{case}.{tensor}"));
-        let text =
-            transformer.project_text(get("encoder_hidden_states"), Some(get("encoder_attention_mask")))?;
+        let text = transformer.project_text(get("encoder_hidden_states"), Some(get("encoder_attention_mask")))?;
         let size = transformer.config().has_size_conditions().then(|| SizeConditions {
             resolution: get("resolution").clone(),
             aspect_ratio: get("aspect_ratio").clone(),
@@ -148,7 +145,8 @@ fn autoencoders() -> Result {
         let vae = AutoencoderKl::new(&config, weights.var_builder(DType::F32, &Device::Cpu))?;
         for case in golden.cases("decoded") {
             let get = |tensor: &str| golden.get(&format!("{case}.{tensor}"));
-            let check = |what: &str, found: &Tensor| assert_close(&format!("{name} {case} {what}"), found, get(what), 1e-5);
+            let check =
+                |what: &str, found: &Tensor| assert_close(&format!("{name} {case} {what}"), found, get(what), 1e-5);
             check("decoded", &vae.decode(get("latents"))?);
             let posterior = vae.encode(get("image"))?;
             check("mean", &posterior.mean);

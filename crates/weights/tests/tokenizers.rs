@@ -11,7 +11,8 @@ fn fixtures() -> PathBuf {
 
 #[test]
 fn ids_are_those_of_transformers() {
-    let golden: Value = serde_json::from_str(&std::fs::read_to_string(fixtures().join("text/tokens.json")).unwrap()).unwrap();
+    let golden: Value =
+        serde_json::from_str(&std::fs::read_to_string(fixtures().join("text/tokens.json")).unwrap()).unwrap();
     let cases = golden["cases"].as_array().unwrap();
     assert!(cases.len() > 30);
     for folder in ["alpha-256", "sigma-512"] {
@@ -23,7 +24,8 @@ fn ids_are_those_of_transformers() {
             let mut ids = tokenizer.encode(text, false).unwrap().get_ids().to_vec();
             ids.truncate(119);
             ids.push(eos);
-            let expected: Vec<u32> = case["ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect();
+            let expected: Vec<u32> =
+                case["ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect();
             if ids != expected {
                 wrong.push(format!("{text:?}\n    found {ids:?}\n    wanted {expected:?}"));
             }

@@ -51,8 +51,7 @@ fn attention_in_chunks(
     let ys = if chunk >= n {
         rows(0, n)?
     } else {
-        let parts =
-            (0..n).step_by(chunk).map(|start| rows(start, chunk.min(n - start))).collect::<Result<Vec<_>>>()?;
+        let parts = (0..n).step_by(chunk).map(|start| rows(start, chunk.min(n - start))).collect::<Result<Vec<_>>>()?;
         Tensor::cat(&parts, 2)?
     };
     ys.transpose(1, 2)?.reshape((batch, n, width))?.to_dtype(q.dtype())
@@ -91,7 +90,8 @@ mod tests {
         let random = |n: usize| Tensor::randn(0f32, 1.0, (1, n, d), &device);
         let (q, k, v) = (random(n)?, random(m)?, random(m)?);
         let ys = attention(&q, &k, &v, 1, 0.3, None)?.squeeze(0)?.to_vec2::<f32>()?;
-        let (q, k, v) = (q.squeeze(0)?.to_vec2::<f32>()?, k.squeeze(0)?.to_vec2::<f32>()?, v.squeeze(0)?.to_vec2::<f32>()?);
+        let (q, k, v) =
+            (q.squeeze(0)?.to_vec2::<f32>()?, k.squeeze(0)?.to_vec2::<f32>()?, v.squeeze(0)?.to_vec2::<f32>()?);
         for i in 0..n {
             let dot = |j: usize| (0..d).map(|c| q[i][c] * k[j][c]).sum::<f32>() * 0.3;
             let weights: Vec<f32> = (0..m).map(|j| dot(j).exp()).collect();

@@ -29,7 +29,7 @@ fn in_pieces(
     activation: impl Fn(Tensor) -> Result<Tensor>,
 ) -> Result<Tensor> {
     let (batch, channels, height, width) = xs.dims4()?;
-    if groups == 0 || channels % groups != 0 {
+    if groups == 0 || !channels.is_multiple_of(groups) {
         candle_core::bail!("group norm: {channels} channels do not divide into {groups} groups");
     }
     let per_group = channels / groups;
