@@ -36,23 +36,21 @@ pub fn run(args: InfoArgs) -> Result<()> {
 /// Class, size and dtypes of a part; what is wrong with it goes to `problems`.
 fn part_line(folder: &PipelineFolder, part: Part, problems: &mut Vec<String>) -> String {
     let name = part.name();
-    let mut line = format!("{name:14} ");
-    let config = folder.config_path(part);
-    let class = read_json(&config).ok().and_then(|json| {
-        let class = json.get("_class_name").or_else(|| json.get("architectures")?.get(0))?;
-        class.as_str().map(String::from)
-    });
-    line += class.as_deref().unwrap_or("no class");
+    let weights = match folder.weights(part, DType::F32) {
+        Ok(weights) => weights,
+        Err(error) => {
+            problems.push(error.to_string());
+            return format!("{name:14} none");
+        }
+    };
     if let Err(problem) = validate(folder, part) {
         problems.push(problem);
     }
-    match folder.weights(part, DType::F32) {
-        Ok(weights) => line + &weights_text(&weights),
-        Err(error) => {
-            problems.push(error.to_string());
-            line + ", no weights"
-        }
-    }
+    let class = read_json(&folder.config_path(part)).ok().and_then(|json| {
+        let class = json.get("_class_name").or_else(|| json.get("architectures")?.get(0))?;
+        class.as_str().map(|class| format!("{class}, "))
+    });
+    format!("{name:14} {}{}", class.unwrap_or_default(), weights_text(&weights))
 }
 
 fn validate(folder: &PipelineFolder, part: Part) -> Result<(), String> {
@@ -75,7 +73,7 @@ fn weights_text(weights: &Weights) -> String {
     let dtypes: Vec<_> = dtypes.into_keys().collect();
     let files = weights.paths().count();
     format!(
-        ", {}, {}, {}, {files} {}",
+        "{}, {}, {}, {files} {}",
         with_unit(weights.parameters() as f64, "parameters"),
         dtypes.join(" and "),
         with_unit(weights.size_in_bytes() as f64, "B").replace(" B", "B"),

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use candle_core::{DType, Tensor};
 use pixart_nn::transformer::SizeConditions;
+use pixart_weights::Part;
 use serde::Serialize;
 
 use crate::{Error, Pipeline, Result, device_name, dtype_name, peak_rss_bytes};
@@ -60,28 +61,29 @@ pub fn bench(pipeline: &mut Pipeline, options: &BenchOptions) -> Result<BenchRep
         load_s += seconds(stage)?;
         Ok(())
     };
-    let encode_s = if pipeline.has_text_encoder() {
-        load(&mut || pipeline.load_text_encoder())?;
+    let encode_s = if pipeline.parts.loader.folder.part_path(Part::TextEncoder).exists() {
+        load(&mut || pipeline.parts.text_encoder().map(|_| ()))?;
         Some(median(encode_seconds(pipeline, options.runs)?))
     } else {
         None
     };
 
-    load(&mut || pipeline.load_transformer())?;
+    load(&mut || pipeline.parts.transformer(&pipeline.transformer_config).map(|_| ()))?;
     let device = pipeline.device().clone();
     let config = pipeline.transformer_config();
     let side = options.size / pipeline.vae_config().downscale();
     let latents = Tensor::randn(0f32, 1.0, (1, config.in_channels, side, side), &device)?;
-    let tokens = pipeline.kind().max_sequence_length();
+    let tokens = pipeline.parts.loader.folder.kind().max_sequence_length();
     let embeds = Tensor::randn(0f32, 1.0, (1, tokens, config.caption_channels.unwrap_or(0)), &device)?;
     let size = config.has_size_conditions();
     let size = size.then(|| SizeConditions::new(options.size, options.size, 1, &device)).transpose()?;
     let timestep = Tensor::new(&[500f32], &device)?;
-    load(&mut || pipeline.load_vae())?;
+    load(&mut || pipeline.parts.vae(&pipeline.vae_config).map(|_| ()))?;
 
-    let text = pipeline.transformer()?.project_text(&embeds, None)?;
-    let pass = |pipeline: &Pipeline| -> Result<()> {
-        let prediction = pipeline.transformer()?.forward(&latents, &timestep, &text, size.as_ref())?;
+    let text = pipeline.parts.transformer(&pipeline.transformer_config)?.project_text(&embeds, None)?;
+    let pass = |pipeline: &mut Pipeline| -> Result<()> {
+        let transformer = pipeline.parts.transformer(&pipeline.transformer_config)?;
+        let prediction = transformer.forward(&latents, &timestep, &text, size.as_ref())?;
         Ok(wait_for(&prediction)?)
     };
     pass(pipeline)?;
@@ -113,11 +115,11 @@ pub fn bench(pipeline: &mut Pipeline, options: &BenchOptions) -> Result<BenchRep
 /// Times the text encoder, which is kept loaded meanwhile, after one run that warms up.
 fn encode_seconds(pipeline: &mut Pipeline, runs: usize) -> Result<Vec<f64>> {
     let prompt = ["a small cactus with a happy face in the Sahara desert".to_string()];
-    let keep_loaded = std::mem::replace(&mut pipeline.keep_loaded, true);
+    let keep_loaded = std::mem::replace(&mut pipeline.parts.keep_loaded, true);
     let mut encode = || pipeline.encode(&prompt, None, false).map(|_| ());
     let times = encode().and_then(|()| (0..runs).map(|_| seconds(&mut encode)).collect());
-    pipeline.keep_loaded = keep_loaded;
-    pipeline.release_text_encoder();
+    pipeline.parts.keep_loaded = keep_loaded;
+    pipeline.parts.release_text_encoder();
     times
 }
 

@@ -16,24 +16,29 @@
 
 mod bench;
 mod bins;
+mod builder;
 mod caption;
 mod device;
 mod embeddings;
 mod error;
 mod image;
 mod memory;
+mod parts;
 mod pipeline;
 mod plan;
+mod predictor;
 mod prompt;
 mod request;
 
 pub use bench::{BenchOptions, BenchReport, bench};
 pub use bins::nearest_bin;
+pub use builder::PipelineBuilder;
 pub use caption::{clean_caption, plain_caption};
 pub use device::{DeviceChoice, Precision, device_name, dtype_name};
 pub use embeddings::PromptEmbeds;
 pub use error::{Error, Result};
 pub use image::{Image, Parameters, save_pixels};
 pub use memory::peak_rss_bytes;
-pub use pipeline::{Generated, LoadProgress, Pipeline, PipelineBuilder, StepInfo, Timings};
+pub use parts::LoadProgress;
+pub use pipeline::{Generated, Pipeline, StepInfo, Timings};
 pub use request::{Request, Seeds};

@@ -150,6 +150,7 @@ impl PipelineFolder {
 
     /// A part's config, checked to be of a class that this program has.
     pub fn config<C: DeserializeOwned>(&self, part: Part) -> Result<C> {
+        self.check_present(part)?;
         let path = self.config_path(part);
         let json = read_json(&path)?;
         let class = json
@@ -169,6 +170,7 @@ impl PipelineFolder {
     /// A part's weights under diffusers' names. Where a folder has full-precision and fp16 files, fp16 ones are taken
     /// if `dtype` is a half precision.
     pub fn weights(&self, part: Part, dtype: DType) -> Result<Weights> {
+        self.check_present(part)?;
         let path = self.part_path(part);
         let weights =
             if path.is_dir() { Weights::open(weight_file(&path, part, dtype)?)? } else { Weights::open(&path)? };
@@ -177,6 +179,19 @@ impl PipelineFolder {
             Part::Vae => Ok(modern_attention_names(&weights)),
             _ => Ok(weights),
         }
+    }
+
+    fn check_present(&self, part: Part) -> Result<()> {
+        let path = self.part_path(part);
+        if path.exists() {
+            return Ok(());
+        }
+        let instead = match part {
+            Part::Transformer => "name one with --transformer",
+            Part::Vae => "name one with --vae",
+            Part::TextEncoder => "name one with --text-encoder, or give --prompt-embeds",
+        };
+        Err(Error::missing(&path, format!("the model has no {}; {instead}", part.name().replace('_', " "))))
     }
 
     /// The scheduler's config file.

@@ -1,116 +1,17 @@
 //! The PixArt diffusion transformer (PixArt-α, Chen et al. 2023, section 2.3): a DiT with cross-attention to the text
 //! and one shared adaptive layer norm ("adaLN-single").
 
+mod block;
+mod config;
+
+pub use config::TransformerConfig;
+
 use candle_core::{D, DType, Device, Result, Tensor};
 use candle_nn::VarBuilder;
-use serde::{Deserialize, Serialize};
 
 use crate::embeddings::{ScalarEmbedding, position_embedding};
-use crate::ops::{Conv2d, LayerNorm, Linear, Padding, attention, gated_residual, gelu_tanh, layer_norm_modulate, silu};
-
-/// Shape of a transformer: the fields of diffusers' `transformer/config.json` that decide what is computed.
-///
-/// The default is XL/2 for 1024 pixels: 28 layers, 16 heads of 72.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-#[allow(missing_docs, reason = "the names are diffusers'")]
-pub struct TransformerConfig {
-    pub num_attention_heads: usize,
-    pub attention_head_dim: usize,
-    pub in_channels: usize,
-    pub out_channels: Option<usize>,
-    pub num_layers: usize,
-    pub cross_attention_dim: Option<usize>,
-    pub attention_bias: bool,
-    /// Native size in latent pixels (an eighth of the image's).
-    pub sample_size: usize,
-    pub patch_size: usize,
-    pub activation_fn: String,
-    pub norm_type: String,
-    pub norm_elementwise_affine: bool,
-    pub norm_eps: f64,
-    pub interpolation_scale: Option<f64>,
-    /// Whether the image's size and aspect ratio are inputs too; where it is absent, models of 128 latent pixels have it.
-    pub use_additional_conditions: Option<bool>,
-    pub attention_type: Option<String>,
-    /// Width of the text embeddings.
-    pub caption_channels: Option<usize>,
-}
-
-impl Default for TransformerConfig {
-    fn default() -> Self {
-        Self {
-            num_attention_heads: 16,
-            attention_head_dim: 72,
-            in_channels: 4,
-            out_channels: Some(8),
-            num_layers: 28,
-            cross_attention_dim: Some(1152),
-            attention_bias: true,
-            sample_size: 128,
-            patch_size: 2,
-            activation_fn: "gelu-approximate".into(),
-            norm_type: "ada_norm_single".into(),
-            norm_elementwise_affine: false,
-            norm_eps: 1e-6,
-            interpolation_scale: None,
-            use_additional_conditions: None,
-            attention_type: Some("default".into()),
-            caption_channels: None,
-        }
-    }
-}
-
-impl TransformerConfig {
-    /// Width of a token.
-    pub fn width(&self) -> usize {
-        self.num_attention_heads * self.attention_head_dim
-    }
-
-    /// Channels of the prediction: the noise and, in models that learned it, as many coefficients of the variance.
-    pub fn channels_out(&self) -> usize {
-        self.out_channels.unwrap_or(self.in_channels)
-    }
-
-    /// Whether height, width and aspect ratio of the image are inputs.
-    pub fn has_size_conditions(&self) -> bool {
-        self.use_additional_conditions.unwrap_or(self.sample_size == 128)
-    }
-
-    fn interpolation_scale(&self) -> f64 {
-        self.interpolation_scale.unwrap_or((self.sample_size / 64).max(1) as f64)
-    }
-
-    /// Refuses, naming the field, what this implementation does not compute.
-    pub fn validate(&self) -> std::result::Result<(), String> {
-        let width = self.width();
-        if self.norm_type != "ada_norm_single" {
-            return Err(format!("norm_type is {:?}, only \"ada_norm_single\" is supported", self.norm_type));
-        }
-        if self.activation_fn != "gelu-approximate" {
-            return Err(format!("activation_fn is {:?}, only \"gelu-approximate\" is supported", self.activation_fn));
-        }
-        if self.norm_elementwise_affine {
-            return Err("norm_elementwise_affine is true, only false is supported".into());
-        }
-        if self.attention_type.as_deref().is_some_and(|kind| kind != "default") {
-            return Err(format!("attention_type is {:?}, only \"default\" is supported", self.attention_type));
-        }
-        if self.caption_channels.is_none() {
-            return Err("caption_channels is missing: this is no text-conditioned PixArt transformer".into());
-        }
-        if self.cross_attention_dim.is_none_or(|dim| dim != width) {
-            return Err(format!("cross_attention_dim is {:?}, it must be {width}", self.cross_attention_dim));
-        }
-        if width == 0 || !width.is_multiple_of(4) || self.patch_size == 0 || self.sample_size < self.patch_size {
-            return Err(format!("width {width}, patch_size {}, sample_size {}", self.patch_size, self.sample_size));
-        }
-        if self.has_size_conditions() && !width.is_multiple_of(3) {
-            return Err(format!("use_additional_conditions needs a width divisible by 3, not {width}"));
-        }
-        Ok(())
-    }
-}
+use crate::ops::{Conv2d, Linear, Padding, gelu_tanh, layer_norm_modulate, silu};
+use block::Block;
 
 /// The size conditions of 1024-pixel models, one row an image.
 #[derive(Debug, Clone)]
@@ -324,122 +225,6 @@ impl SizeEmbedders {
         let resolution = self.resolution.forward(&size.resolution.flatten_all()?)?.reshape((batch, ()))?;
         let aspect_ratio = self.aspect_ratio.forward(&size.aspect_ratio.flatten_all()?)?;
         Tensor::cat(&[resolution, aspect_ratio], D::Minus1)
-    }
-}
-
-#[derive(Debug, Clone)]
-struct Block {
-    self_attention: SelfAttention,
-    cross_attention: CrossAttention,
-    feed_forward: [Linear; 2],
-    /// `[6, width]`: this block's own part of shift, scale and gate, for attention and then for the MLP.
-    scale_shift_table: Tensor,
-    norm_eps: f64,
-}
-
-impl Block {
-    fn new(config: &TransformerConfig, vb: VarBuilder) -> Result<Self> {
-        let width = config.width();
-        let net = vb.pp("ff").pp("net");
-        Ok(Self {
-            self_attention: SelfAttention::new(config, vb.pp("attn1"))?,
-            cross_attention: CrossAttention::new(config, vb.pp("attn2"))?,
-            feed_forward: [
-                Linear::new(width, 4 * width, net.pp(0).pp("proj"))?,
-                Linear::new(4 * width, width, net.pp(2))?,
-            ],
-            scale_shift_table: vb.get((6, width), "scale_shift_table")?,
-            norm_eps: config.norm_eps,
-        })
-    }
-
-    fn forward(
-        &self,
-        xs: &Tensor,
-        modulation: &Tensor,
-        keys_values: &(Tensor, Tensor),
-        text_bias: Option<&Tensor>,
-    ) -> Result<Tensor> {
-        let table = self.scale_shift_table.unsqueeze(0)?.broadcast_add(modulation)?;
-        let row = |i| table.narrow(1, i, 1);
-
-        let normed = layer_norm_modulate(xs, &row(0)?, &row(1)?, self.norm_eps)?;
-        let xs = gated_residual(xs, &row(2)?, &self.self_attention.forward(&normed)?)?;
-        // Cross-attention has neither norm nor gate (PixArt-α, figure 4).
-        let xs = (&xs + self.cross_attention.forward(&xs, keys_values, text_bias)?)?;
-        let normed = layer_norm_modulate(&xs, &row(3)?, &row(4)?, self.norm_eps)?;
-        let [linear_1, linear_2] = &self.feed_forward;
-        let hidden = linear_2.forward(&gelu_tanh(&linear_1.forward(&normed)?)?)?;
-        gated_residual(&xs, &row(5)?, &hidden)
-    }
-}
-
-#[derive(Debug, Clone)]
-struct SelfAttention {
-    to_qkv: [Linear; 3],
-    to_out: Linear,
-    /// Norms of queries and keys, in the PixArt-Σ checkpoints that have them.
-    norms: Option<[LayerNorm; 2]>,
-    heads: usize,
-    scale: f64,
-}
-
-impl SelfAttention {
-    fn new(config: &TransformerConfig, vb: VarBuilder) -> Result<Self> {
-        let width = config.width();
-        let project = |name| Linear::with_bias(width, width, config.attention_bias, vb.pp(name));
-        let norm = |name| LayerNorm::new(width, 1e-5, vb.pp(name));
-        let has_norms = vb.contains_tensor("q_norm.weight");
-        Ok(Self {
-            to_qkv: [project("to_q")?, project("to_k")?, project("to_v")?],
-            to_out: Linear::new(width, width, vb.pp("to_out").pp(0))?,
-            norms: has_norms.then(|| Ok::<_, candle_core::Error>([norm("q_norm")?, norm("k_norm")?])).transpose()?,
-            heads: config.num_attention_heads,
-            scale: (config.attention_head_dim as f64).powf(-0.5),
-        })
-    }
-
-    fn forward(&self, xs: &Tensor) -> Result<Tensor> {
-        let [to_q, to_k, to_v] = &self.to_qkv;
-        let (mut q, mut k, v) = (to_q.forward(xs)?, to_k.forward(xs)?, to_v.forward(xs)?);
-        if let Some([q_norm, k_norm]) = &self.norms {
-            (q, k) = (q_norm.forward(&q)?, k_norm.forward(&k)?);
-        }
-        self.to_out.forward(&attention(&q, &k, &v, self.heads, self.scale, None)?)
-    }
-}
-
-#[derive(Debug, Clone)]
-struct CrossAttention {
-    to_q: Linear,
-    to_k: Linear,
-    to_v: Linear,
-    to_out: Linear,
-    heads: usize,
-    scale: f64,
-}
-
-impl CrossAttention {
-    fn new(config: &TransformerConfig, vb: VarBuilder) -> Result<Self> {
-        let width = config.width();
-        let project = |name| Linear::with_bias(width, width, config.attention_bias, vb.pp(name));
-        Ok(Self {
-            to_q: project("to_q")?,
-            to_k: project("to_k")?,
-            to_v: project("to_v")?,
-            to_out: Linear::new(width, width, vb.pp("to_out").pp(0))?,
-            heads: config.num_attention_heads,
-            scale: (config.attention_head_dim as f64).powf(-0.5),
-        })
-    }
-
-    fn keys_values(&self, text: &Tensor) -> Result<(Tensor, Tensor)> {
-        Ok((self.to_k.forward(text)?, self.to_v.forward(text)?))
-    }
-
-    fn forward(&self, xs: &Tensor, (k, v): &(Tensor, Tensor), bias: Option<&Tensor>) -> Result<Tensor> {
-        let q = self.to_q.forward(xs)?;
-        self.to_out.forward(&attention(&q, k, v, self.heads, self.scale, bias)?)
     }
 }
 

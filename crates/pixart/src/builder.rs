@@ -1,0 +1,115 @@
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use candle_core::DType;
+use pixart_diffusion::SchedulerConfig;
+use pixart_nn::transformer::TransformerConfig;
+use pixart_nn::vae::VaeConfig;
+use pixart_weights::{Part, PipelineFolder, Weights, is_original_transformer, original_transformer_config};
+
+use crate::parts::{LoadProgress, Loader, OnLoad, Parts};
+use crate::{DeviceChoice, Error, Pipeline, Precision, Result};
+
+/// How to open a [`Pipeline`].
+#[derive(Clone)]
+pub struct PipelineBuilder {
+    path: PathBuf,
+    parts: Vec<(Part, PathBuf)>,
+    device: DeviceChoice,
+    precision: Precision,
+    keep_loaded: bool,
+    on_load: Option<OnLoad>,
+}
+
+impl PipelineBuilder {
+    /// Opens the folder at `path`, with the best device there is and its own parts unless told otherwise.
+    pub(crate) fn new(path: &Path) -> Self {
+        Self {
+            path: path.into(),
+            parts: vec![],
+            device: DeviceChoice::default(),
+            precision: Precision::default(),
+            keep_loaded: false,
+            on_load: None,
+        }
+    }
+
+    /// Where to compute.
+    pub fn device(mut self, device: DeviceChoice) -> Self {
+        self.device = device;
+        self
+    }
+
+    /// In which precision.
+    pub fn precision(mut self, precision: Precision) -> Self {
+        self.precision = precision;
+        self
+    }
+
+    /// Takes one part from elsewhere: its folder, a pipeline folder, or a weight file, such as an original PixArt `.pth`.
+    pub fn part(mut self, part: Part, path: impl Into<PathBuf>) -> Self {
+        self.parts.push((part, path.into()));
+        self
+    }
+
+    /// Keeps the text encoder in memory after use. Without it, it is freed before the transformer is loaded.
+    pub fn keep_loaded(mut self, keep_loaded: bool) -> Self {
+        self.keep_loaded = keep_loaded;
+        self
+    }
+
+    /// Calls `on_load` as weights are read.
+    pub fn on_load(mut self, on_load: impl Fn(LoadProgress) + Send + Sync + 'static) -> Self {
+        self.on_load = Some(Arc::new(on_load));
+        self
+    }
+
+    /// Reads the configs. Weights are read when they are first needed.
+    pub fn open(self) -> Result<Pipeline> {
+        let device = self.device.open()?;
+        let dtype = self.precision.dtype(&device);
+        let mut folder = PipelineFolder::open(&self.path)?;
+        for (part, path) in self.parts {
+            folder = folder.with_part(part, path)?;
+        }
+        let scheduler_path = folder.scheduler_path();
+        let scheduler = std::fs::read_to_string(&scheduler_path).map_err(Error::io(&scheduler_path))?;
+        let scheduler = SchedulerConfig::from_json(&scheduler)
+            .map_err(|error| Error::request(format!("{}: {error}", scheduler_path.display())))?;
+        let transformer_config = transformer_config(&folder)?;
+        let vae_config: VaeConfig = folder.config(Part::Vae)?;
+        let invalid = |part: Part| {
+            let path = folder.config_path(part);
+            move |reason: String| Error::request(format!("{}: {reason}", path.display()))
+        };
+        transformer_config.validate().map_err(invalid(Part::Transformer))?;
+        vae_config.validate().map_err(invalid(Part::Vae))?;
+        if vae_config.latent_channels != transformer_config.in_channels {
+            return Err(Error::request(format!(
+                "{}: the transformer has {} latent channels, the vae {}; they do not belong together",
+                folder.path().display(),
+                transformer_config.in_channels,
+                vae_config.latent_channels
+            )));
+        }
+        let loader = Loader { folder, device, dtype, on_load: self.on_load, time: Duration::ZERO };
+        let parts = Parts::new(loader, self.keep_loaded);
+        Ok(Pipeline { parts, scheduler, transformer_config, vae_config })
+    }
+}
+
+/// The folder's transformer config, or, for an original `.pth`, what its shapes say.
+fn transformer_config(folder: &PipelineFolder) -> Result<TransformerConfig> {
+    let path = folder.part_path(Part::Transformer);
+    if path.is_dir() {
+        return Ok(folder.config(Part::Transformer)?);
+    }
+    let base: TransformerConfig = folder.config(Part::Transformer)?;
+    let original = Weights::open(&path)?;
+    if !is_original_transformer(&original) {
+        return Ok(base);
+    }
+    let renamed = folder.weights(Part::Transformer, DType::F32)?;
+    Ok(original_transformer_config(&original, &renamed, Some(&base))?)
+}

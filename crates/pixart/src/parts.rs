@@ -1,0 +1,109 @@
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use candle_core::{DType, Device};
+use candle_nn::VarBuilder;
+use pixart_nn::t5::{T5Config, T5Encoder};
+use pixart_nn::transformer::{PixArtTransformer, TransformerConfig};
+use pixart_nn::vae::{AutoencoderKl, VaeConfig};
+use pixart_weights::{Part, PipelineFolder, read_tokenizer};
+use tokenizers::Tokenizer;
+
+use crate::Result;
+
+/// Loading of a part's weights, told after each tensor.
+#[derive(Debug, Clone, Copy)]
+pub struct LoadProgress {
+    /// What is being loaded.
+    pub part: Part,
+    /// Bytes read so far.
+    pub read: u64,
+    /// Bytes in all.
+    pub total: u64,
+}
+
+pub(crate) type OnLoad = Arc<dyn Fn(LoadProgress) + Send + Sync>;
+
+/// Reads parts from a folder, and keeps the time it took.
+pub(crate) struct Loader {
+    pub folder: PipelineFolder,
+    pub device: Device,
+    pub dtype: DType,
+    pub on_load: Option<OnLoad>,
+    pub time: Duration,
+}
+
+impl Loader {
+    fn load<T>(&mut self, part: Part, build: impl FnOnce(VarBuilder) -> candle_core::Result<T>) -> Result<T> {
+        let start = Instant::now();
+        let mut weights = self.folder.weights(part, self.dtype)?;
+        if let Some(on_load) = self.on_load.clone() {
+            let (read, total) = (AtomicU64::new(0), weights.size_in_bytes());
+            weights = weights.on_read(move |bytes| {
+                let read = read.fetch_add(bytes, Ordering::Relaxed) + bytes;
+                on_load(LoadProgress { part, read, total });
+            });
+        }
+        let built = build(weights.var_builder(self.dtype, &self.device))?;
+        self.time += start.elapsed();
+        Ok(built)
+    }
+}
+
+/// The parts of a pipeline, each read when it is first asked for.
+pub(crate) struct Parts {
+    pub loader: Loader,
+    /// Whether the text encoder stays in memory after use.
+    pub keep_loaded: bool,
+    tokenizer: Option<Tokenizer>,
+    text_encoder: Option<T5Encoder>,
+    transformer: Option<PixArtTransformer>,
+    vae: Option<AutoencoderKl>,
+}
+
+impl Parts {
+    pub(crate) fn new(loader: Loader, keep_loaded: bool) -> Self {
+        Self { loader, keep_loaded, tokenizer: None, text_encoder: None, transformer: None, vae: None }
+    }
+
+    /// The tokenizer and the text encoder. The encoder and the transformer are the two largest parts: unless all are
+    /// kept loaded, only one of them is in memory at a time.
+    pub(crate) fn text_encoder(&mut self) -> Result<(&Tokenizer, &T5Encoder)> {
+        let tokenizer = match &mut self.tokenizer {
+            Some(tokenizer) => tokenizer,
+            none => none.insert(read_tokenizer(&self.loader.folder.tokenizer_path())?),
+        };
+        let encoder = match &mut self.text_encoder {
+            Some(encoder) => encoder,
+            none => {
+                if !self.keep_loaded {
+                    self.transformer = None;
+                }
+                let config: T5Config = self.loader.folder.config(Part::TextEncoder)?;
+                none.insert(self.loader.load(Part::TextEncoder, |vb| T5Encoder::new(&config, vb))?)
+            }
+        };
+        Ok((tokenizer, encoder))
+    }
+
+    pub(crate) fn release_text_encoder(&mut self) {
+        if !self.keep_loaded {
+            self.text_encoder = None;
+        }
+    }
+
+    pub(crate) fn transformer(&mut self, config: &TransformerConfig) -> Result<&PixArtTransformer> {
+        match &mut self.transformer {
+            Some(transformer) => Ok(transformer),
+            none => Ok(none.insert(self.loader.load(Part::Transformer, |vb| PixArtTransformer::new(config, vb))?)),
+        }
+    }
+
+    pub(crate) fn vae(&mut self, config: &VaeConfig) -> Result<&AutoencoderKl> {
+        match &mut self.vae {
+            Some(vae) => Ok(vae),
+            none => Ok(none.insert(self.loader.load(Part::Vae, |vb| AutoencoderKl::new(config, vb))?)),
+        }
+    }
+}

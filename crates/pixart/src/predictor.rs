@@ -1,0 +1,64 @@
+use candle_core::{DType, Tensor};
+use pixart_nn::transformer::{PixArtTransformer, ProjectedText, SizeConditions};
+
+use crate::plan::Plan;
+use crate::{PromptEmbeds, Result};
+
+/// The transformer with everything about a request that stays the same from step to step.
+pub(crate) struct Predictor<'a> {
+    transformer: &'a PixArtTransformer,
+    /// For each image, its text (and before it the text to steer away from, where there is guidance).
+    texts: Vec<ProjectedText>,
+    size: Option<SizeConditions>,
+    guidance_scale: Option<f64>,
+}
+
+impl<'a> Predictor<'a> {
+    pub(crate) fn new(transformer: &'a PixArtTransformer, plan: &Plan, text: &PromptEmbeds) -> Result<Self> {
+        let device = transformer.device();
+        let project = |i| {
+            let (embeds, mask) = text.row(i)?.guided()?;
+            Ok(transformer.project_text(&embeds.to_device(device)?, Some(&mask.to_device(device)?))?)
+        };
+        let guidance_scale = plan.is_guided().then_some(plan.guidance_scale);
+        let rows = if guidance_scale.is_some() { 2 } else { 1 };
+        let (height, width) = plan.drawn;
+        let size = transformer.config().has_size_conditions();
+        Ok(Self {
+            transformer,
+            texts: (0..text.batch()).map(project).collect::<Result<_>>()?,
+            size: size.then(|| SizeConditions::new(height, width, rows, device)).transpose()?,
+            guidance_scale,
+        })
+    }
+
+    /// The network's prediction for latents `[images, channels, height, width]`, in f32. Images are taken one after
+    /// another, each with its unguided twin, so that memory does not grow with their number.
+    pub(crate) fn predict(&self, latents: &Tensor, timestep: f64, with_variance: bool) -> Result<Tensor> {
+        let predictions = self.texts.iter().enumerate();
+        let predictions = predictions
+            .map(|(i, text)| self.predict_one(&latents.narrow(0, i, 1)?, timestep, text))
+            .collect::<Result<Vec<_>>>()?;
+        let prediction = Tensor::cat(&predictions, 0)?;
+        let (channels, predicted) = (latents.dim(1)?, prediction.dim(1)?);
+        if predicted == 2 * channels && !with_variance {
+            return Ok(prediction.narrow(1, 0, channels)?);
+        }
+        Ok(prediction)
+    }
+
+    fn predict_one(&self, latents: &Tensor, timestep: f64, text: &ProjectedText) -> Result<Tensor> {
+        let rows = if self.guidance_scale.is_some() { 2 } else { 1 };
+        let latents = latents.repeat((rows, 1, 1, 1))?;
+        let timestep = Tensor::new(vec![timestep as f32; rows], self.transformer.device())?;
+        let prediction = self.transformer.forward(&latents, &timestep, text, self.size.as_ref())?;
+        let prediction = prediction.to_dtype(DType::F32)?;
+        match self.guidance_scale {
+            Some(scale) => {
+                let (unconditional, conditional) = (prediction.narrow(0, 0, 1)?, prediction.narrow(0, 1, 1)?);
+                Ok((&unconditional + ((conditional - &unconditional)? * scale)?)?)
+            }
+            None => Ok(prediction),
+        }
+    }
+}
