@@ -1,5 +1,7 @@
 //! Raw bytes of a file to tensors of the wanted dtype.
 
+use std::ops::Range;
+
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 
@@ -91,36 +93,50 @@ impl Element for bf16 {
     }
 }
 
+/// How many bytes are converted before the pages they were read from are let go.
+const PIECE: usize = 1 << 24;
+
 /// Little-endian `bytes` of `stored` elements as a tensor of dtype `wanted`, which must be f32, f16 or bf16. Exactly one
-/// buffer of the tensor's size is allocated.
+/// buffer of the tensor's size is allocated; `release` is told of each range of bytes that has been converted.
 pub(crate) fn tensor(
     bytes: &[u8],
     stored: StoredDtype,
     wanted: DType,
     shape: &[usize],
     device: &Device,
+    release: impl Fn(Range<usize>),
 ) -> candle_core::Result<Tensor> {
     match wanted {
-        DType::F32 => of::<f32>(bytes, stored, shape, device),
-        DType::F16 => of::<f16>(bytes, stored, shape, device),
-        DType::BF16 => of::<bf16>(bytes, stored, shape, device),
+        DType::F32 => of::<f32>(bytes, stored, shape, device, release),
+        DType::F16 => of::<f16>(bytes, stored, shape, device, release),
+        DType::BF16 => of::<bf16>(bytes, stored, shape, device, release),
         other => candle_core::bail!("weights cannot be loaded as {other:?}"),
     }
 }
 
-fn of<T: Element>(bytes: &[u8], stored: StoredDtype, shape: &[usize], device: &Device) -> candle_core::Result<Tensor> {
-    let values: Vec<T> = match stored {
-        StoredDtype::F64 => decode(bytes, |b| T::of(f64::from_le_bytes(b) as f32)),
-        StoredDtype::F32 => decode(bytes, |b| T::of(f32::from_le_bytes(b))),
-        StoredDtype::F16 => decode(bytes, |b| T::of(f16::from_le_bytes(b).to_f32())),
-        StoredDtype::Bf16 => decode(bytes, |b| T::of(bf16::from_le_bytes(b).to_f32())),
-        StoredDtype::I64 => decode(bytes, |b| T::of(i64::from_le_bytes(b) as f32)),
-        StoredDtype::I32 => decode(bytes, |b| T::of(i32::from_le_bytes(b) as f32)),
-        StoredDtype::U8 => decode(bytes, |[b]: [u8; 1]| T::of(f32::from(b))),
-    };
+fn of<T: Element>(
+    bytes: &[u8],
+    stored: StoredDtype,
+    shape: &[usize],
+    device: &Device,
+    release: impl Fn(Range<usize>),
+) -> candle_core::Result<Tensor> {
+    let mut values: Vec<T> = Vec::with_capacity(bytes.len() / stored.size());
+    for (i, piece) in bytes.chunks(PIECE).enumerate() {
+        match stored {
+            StoredDtype::F64 => values.extend(decode(piece, |b| T::of(f64::from_le_bytes(b) as f32))),
+            StoredDtype::F32 => values.extend(decode(piece, |b| T::of(f32::from_le_bytes(b)))),
+            StoredDtype::F16 => values.extend(decode(piece, |b| T::of(f16::from_le_bytes(b).to_f32()))),
+            StoredDtype::Bf16 => values.extend(decode(piece, |b| T::of(bf16::from_le_bytes(b).to_f32()))),
+            StoredDtype::I64 => values.extend(decode(piece, |b| T::of(i64::from_le_bytes(b) as f32))),
+            StoredDtype::I32 => values.extend(decode(piece, |b| T::of(i32::from_le_bytes(b) as f32))),
+            StoredDtype::U8 => values.extend(decode(piece, |[b]: [u8; 1]| T::of(f32::from(b)))),
+        }
+        release(i * PIECE..i * PIECE + piece.len());
+    }
     Tensor::from_vec(values, shape, device)
 }
 
-fn decode<const N: usize, T>(bytes: &[u8], element: impl Fn([u8; N]) -> T) -> Vec<T> {
-    bytes.as_chunks::<N>().0.iter().map(|chunk| element(*chunk)).collect()
+fn decode<const N: usize, T>(bytes: &[u8], element: impl Fn([u8; N]) -> T) -> impl Iterator<Item = T> {
+    bytes.as_chunks::<N>().0.iter().map(move |chunk| element(*chunk))
 }

@@ -167,8 +167,9 @@ impl Weights {
             };
             Error::missing(&self.a_path(), format!("holds no tensor {name:?}{of_all}; is this another model's file?"))
         })?;
-        let tensor = elements::tensor(self.bytes(stored), stored.dtype, dtype, &stored.shape, device)?;
-        self.release(stored);
+        let (file, start) = (&self.files[stored.file], stored.bytes.start);
+        let release = |range: Range<usize>| file.release(start + range.start..start + range.end);
+        let tensor = elements::tensor(self.bytes(stored), stored.dtype, dtype, &stored.shape, device, release)?;
         if let Some(on_read) = &self.on_read {
             on_read(stored.bytes.len() as u64);
         }

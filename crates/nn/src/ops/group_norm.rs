@@ -36,9 +36,12 @@ fn in_pieces(
     let groups_at_once = (PIECE / (batch * per_group * height * width).max(1)).clamp(1, groups);
     let piece = |first: usize, count: usize| -> Result<Tensor> {
         let (start, len) = (first * per_group, count * per_group);
-        let part = xs.narrow(1, start, len)?.to_dtype(DType::F32)?.reshape((batch, count, ()))?;
-        let centred = part.broadcast_sub(&part.mean_keepdim(2)?)?;
-        let variance = centred.sqr()?.mean_keepdim(2)?;
+        let part =
+            xs.narrow(1, start, len)?.to_dtype(DType::F32)?.reshape((batch, count, per_group * height, width))?;
+        // Rows first, then their means: a sum of millions of numbers in one go would lose digits.
+        let mean = |xs: &Tensor| xs.mean_keepdim(3)?.mean_keepdim(2);
+        let centred = part.broadcast_sub(&mean(&part)?)?;
+        let variance = mean(&centred.sqr()?)?;
         let normed = centred.broadcast_div(&(variance + eps)?.sqrt()?)?.reshape((batch, len, height, width))?;
         let weight = weight.narrow(0, start, len)?.to_dtype(DType::F32)?.reshape((1, len, 1, 1))?;
         let bias = bias.narrow(0, start, len)?.to_dtype(DType::F32)?.reshape((1, len, 1, 1))?;
