@@ -10,26 +10,26 @@ use crate::progress::Progress;
 
 pub fn run(args: BenchArgs) -> Result<()> {
     let progress = Arc::new(Progress::new(args.model.compute.quiet));
-    let mut pipeline = open::pipeline(&args.model, false, &progress)?;
+    let mut pipeline = open::pipeline(&args.model, false, None, &progress)?;
     let options = BenchOptions { size: args.size, runs: args.runs, steps: args.steps };
     let report = pixart::bench(&mut pipeline, &options)?;
     progress.clear();
     if args.json {
-        print(&serde_json::to_string(&report)?);
+        print(&serde_json::to_string(&report)?)?;
         return Ok(());
     }
     print(&format!(
         "{0}x{0}, {1} on {2}, {3} threads, medians of {4} runs",
         report.size, report.dtype, report.device, report.threads, report.runs
-    ));
+    ))?;
     let encode = report.encode_s.map_or("no text encoder".into(), |seconds| format!("{seconds:8.3} s"));
-    print(&format!("load         {:8.3} s", report.load_s));
-    print(&format!("encode       {encode}"));
-    print(&format!("transformer  {:8.3} s a pass", report.transformer_s));
-    print(&format!("decode       {:8.3} s", report.decode_s));
-    print(&format!("image        {:8.3} s for {} passes and a decode", report.image_s, args.steps));
+    print(&format!("load         {:8.3} s", report.load_s))?;
+    print(&format!("encode       {encode}"))?;
+    print(&format!("transformer  {:8.3} s a pass", report.transformer_s))?;
+    print(&format!("decode       {:8.3} s", report.decode_s))?;
+    print(&format!("image        {:8.3} s for {} passes and a decode", report.image_s, args.steps))?;
     if let Some(bytes) = report.peak_rss_bytes {
-        print(&format!("memory       {:8.3} GB at most", bytes as f64 / 1e9));
+        print(&format!("memory       {:8.3} GB at most", bytes as f64 / 1e9))?;
     }
     Ok(())
 }

@@ -15,6 +15,6 @@ pub fn run(args: ConvertArgs) -> Result<()> {
         config.num_attention_heads,
         config.attention_head_dim,
         config.sample_size
-    ));
+    ))?;
     Ok(())
 }

@@ -10,20 +10,22 @@ use crate::progress::Progress;
 
 pub fn run(args: DecodeArgs) -> Result<()> {
     let progress = Arc::new(Progress::new(args.model.compute.quiet));
-    let mut pipeline = open::pipeline(&args.model, false, &progress)?;
+    let mut pipeline = open::pipeline(&args.model, false, None, &progress)?;
     let latents = open::latents(&args.latents, pipeline.device())?;
     let count = latents.dims().first().copied().unwrap_or(0);
     let mut names = Names::new(Some(&args.output), count)?;
     let start = Instant::now();
-    let pictures = pipeline.decode(&latents)?;
+    let pictures = pipeline.decode(&latents);
     progress.clear();
+    let pictures = pictures?;
+    names.make_folder()?;
     for pixels in pictures {
         let path = names.next();
         pixart::save_pixels(&pixels, &path)?;
         if !args.model.compute.quiet {
             let (width, height) = pixels.dimensions();
             let seconds = start.elapsed().as_secs_f64();
-            print(&format!("{}  {width}x{height}  decode {seconds:.1} s, {}", path.display(), peak_memory()));
+            print(&format!("{}  {width}x{height}  decode {seconds:.1} s, {}", path.display(), peak_memory()))?;
         }
     }
     Ok(())

@@ -14,14 +14,14 @@ pub fn run(args: EncodeArgs) -> Result<()> {
         (None, None) => vec![],
     };
     let progress = Arc::new(Progress::new(args.model.compute.quiet));
-    let mut pipeline = open::pipeline(&args.model, false, &progress)?;
+    let mut pipeline = open::pipeline(&args.model, false, None, &progress)?;
     check_writable(&args.output)?;
     let embeds = pipeline.encode(&prompts, Some(&args.text.negative_prompt), args.text.clean_caption)?;
     progress.clear();
     embeds.write(&args.output)?;
     if !args.model.compute.quiet {
         let shape = embeds.prompt_embeds.dims();
-        print(&format!("{}  prompt_embeds {shape:?}, {}", args.output.display(), peak_memory()));
+        print(&format!("{}  prompt_embeds {shape:?}, {}", args.output.display(), peak_memory()))?;
     }
     Ok(())
 }

@@ -5,10 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use candle_core::Tensor;
 use pixart::{Image, Pipeline, PromptEmbeds, Request, Seeds, Timings};
-use pixart_diffusion::SchedulerConfig;
 use pixart_weights::write_tensors;
 
 use crate::args::GenerateArgs;
@@ -18,8 +17,12 @@ use crate::{interrupt, open};
 
 pub fn run(args: Box<GenerateArgs>) -> Result<()> {
     let progress = Arc::new(Progress::new(args.model.compute.quiet));
-    let mut pipeline = open::pipeline(&args.model, args.keep_loaded, &progress)?;
-    set_scheduler(&mut pipeline, &args)?;
+    let scheduler = args.scheduler_config.as_deref().map(open::scheduler).transpose()?;
+    let mut pipeline = open::pipeline(&args.model, args.keep_loaded, scheduler, &progress)?;
+    if let Some(name) = &args.scheduler {
+        let scheduler = pipeline.scheduler().named(name)?;
+        pipeline.set_scheduler(scheduler);
+    }
     let all = request_for_all(&args, &pipeline)?;
     let prompts = all.prompt_embeds.as_ref().map_or(all.prompts.len(), PromptEmbeds::batch);
     let latents = args.latents.as_deref().map(|path| open::latents(path, pipeline.device())).transpose()?;
@@ -28,13 +31,20 @@ pub fn run(args: Box<GenerateArgs>) -> Result<()> {
         bail!("--latents goes with one prompt, there are {prompts}");
     }
     pipeline.check(&Request { latents: latents.clone(), ..all.clone() })?;
-    let mut names = Names::new(args.output.as_deref(), prompts * args.num_images)?;
-    args.output_latents.as_deref().map_or(Ok(()), check_writable)?;
+    let mut names = Names::new(args.output.as_deref(), prompts.saturating_mul(args.num_images))?;
+    if let Some(path) = &args.output_latents {
+        check_writable(path)?;
+        if args.output.as_ref() == Some(path) {
+            bail!("{} cannot hold both the picture and the latents", path.display());
+        }
+    }
     let interrupted = interrupt::flag()?;
 
     // All prompts are encoded at once, so that the text encoder is loaded once. Then each is drawn by itself: it gives
     // the same picture as alone, and is on disk before the next begins.
-    let (embeds, mut spent) = pipeline.encode_request(&all)?;
+    let encoded = pipeline.encode_request(&all);
+    progress.clear();
+    let (embeds, mut spent) = encoded?;
     let seed = args.seed.unwrap_or_else(random_seed);
     let mut final_latents = Vec::new();
     for index in 0..prompts {
@@ -53,11 +63,12 @@ pub fn run(args: Box<GenerateArgs>) -> Result<()> {
         progress.clear();
         let generated = generated?;
         spent = sum(spent, generated.timings);
+        names.make_folder()?;
         for image in &generated.images {
             let path = names.next();
             image.save(&path)?;
             if !args.model.compute.quiet {
-                print(&result_line(&path, image, &spent));
+                print(&result_line(&path, image, &spent))?;
             }
         }
         spent = Timings::default();
@@ -65,18 +76,6 @@ pub fn run(args: Box<GenerateArgs>) -> Result<()> {
     }
     if let Some(path) = &args.output_latents {
         write_tensors(path, &[("latents", &Tensor::cat(&final_latents, 0)?)])?;
-    }
-    Ok(())
-}
-
-fn set_scheduler(pipeline: &mut Pipeline, args: &GenerateArgs) -> Result<()> {
-    if let Some(path) = &args.scheduler_config {
-        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        pipeline.set_scheduler(SchedulerConfig::from_json(&text).with_context(|| path.display().to_string())?);
-    }
-    if let Some(name) = &args.scheduler {
-        let scheduler = pipeline.scheduler().named(name)?;
-        pipeline.set_scheduler(scheduler);
     }
     Ok(())
 }
@@ -91,7 +90,11 @@ fn request_for_all(args: &GenerateArgs, pipeline: &Pipeline) -> Result<Request> 
     let embeds = args.prompt_embeds.as_ref().map(|path| PromptEmbeds::read(path, pipeline.device())).transpose()?;
     Ok(Request {
         prompts,
-        negative_prompt: args.text.negative_prompt.clone(),
+        // What a file of embeddings steers away from is in the file.
+        negative_prompt: match &embeds {
+            Some(embeds) if embeds.negative.is_some() => String::new(),
+            _ => args.text.negative_prompt.clone(),
+        },
         prompt_embeds: embeds,
         steps: args.steps,
         guidance_scale: args.guidance_scale,

@@ -13,22 +13,22 @@ use crate::output::print;
 
 pub fn run(args: InfoArgs) -> Result<()> {
     let folder = PipelineFolder::open(&args.folder)?;
-    print(&format!("{}  {}", folder.path().display(), folder.kind().class_name()));
+    print(&format!("{}  {}", folder.path().display(), folder.kind().class_name()))?;
     let mut problems = Vec::new();
     for part in Part::ALL {
-        print(&part_line(&folder, part, &mut problems));
+        print(&part_line(&folder, part, &mut problems))?;
     }
-    print(&tokenizer_line(&folder, &mut problems));
-    print(&scheduler_line(&folder, &mut problems));
+    print(&tokenizer_line(&folder, &mut problems))?;
+    print(&scheduler_line(&folder, &mut problems))?;
     if let (Ok(transformer), Ok(vae)) =
         (folder.config::<TransformerConfig>(Part::Transformer), folder.config::<VaeConfig>(Part::Vae))
     {
         let native = transformer.sample_size * vae.downscale();
         let conditions = if transformer.has_size_conditions() { ", told the image's size" } else { "" };
-        print(&format!("native size    {native}x{native}{conditions}"));
+        print(&format!("native size    {native}x{native}{conditions}"))?;
     }
     for problem in problems {
-        print(&format!("problem        {problem}"));
+        print(&format!("problem        {problem}"))?;
     }
     Ok(())
 }

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context, Result};
 
 use crate::INTERRUPTED;
+use crate::output::complain;
 
 /// A flag that Ctrl-C raises.
 pub fn flag() -> Result<Arc<AtomicBool>> {
@@ -15,7 +16,7 @@ pub fn flag() -> Result<Arc<AtomicBool>> {
         if raised.swap(true, Ordering::SeqCst) {
             std::process::exit(INTERRUPTED.into());
         }
-        eprintln!("stopping after this step; press Ctrl-C again to stop at once");
+        complain("stopping after this step (or picture, if that is being decoded); once more to stop at once");
     })
     .context("cannot watch for Ctrl-C")?;
     Ok(flag)

@@ -12,6 +12,7 @@ mod open;
 mod output;
 mod progress;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
     let args = Args::parse();
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_max_level(tracing::Level::WARN)
         .with_target(false)
         .without_time()
@@ -39,18 +41,17 @@ fn main() -> ExitCode {
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Args::command(), "pixart", &mut script);
-            output::print(&String::from_utf8_lossy(&script));
-            Ok(())
+            output::print(&String::from_utf8_lossy(&script))
         }
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.downcast_ref().is_some_and(|error| matches!(error, pixart::Error::Cancelled)) => {
-            eprintln!("stopped");
+            output::complain("stopped");
             ExitCode::from(INTERRUPTED)
         }
         Err(error) => {
-            eprintln!("error: {}", format!("{error:#}").replace('\n', " "));
+            output::complain(&format!("error: {}", format!("{error:#}").replace('\n', " ")));
             ExitCode::FAILURE
         }
     }

@@ -4,15 +4,23 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use pixart::Pipeline;
-use pixart_weights::Part;
+use pixart_diffusion::{SchedulerConfig, StepOptions};
+use pixart_weights::{Part, Weights};
 
 use crate::args::{ComputeArgs, ModelArgs};
 use crate::progress::Progress;
 
 /// Opens the pipeline, loading bars shown on `progress`.
-pub fn pipeline(args: &ModelArgs, keep_loaded: bool, progress: &Arc<Progress>) -> Result<Pipeline> {
+///
+/// `scheduler` takes the place of the model's own.
+pub fn pipeline(
+    args: &ModelArgs,
+    keep_loaded: bool,
+    scheduler: Option<SchedulerConfig>,
+    progress: &Arc<Progress>,
+) -> Result<Pipeline> {
     set_threads(&args.compute)?;
     let loading = progress.clone();
     let mut builder = Pipeline::builder(&args.model)
@@ -20,6 +28,9 @@ pub fn pipeline(args: &ModelArgs, keep_loaded: bool, progress: &Arc<Progress>) -
         .precision(args.compute.dtype)
         .keep_loaded(keep_loaded)
         .on_load(move |load| loading.load(load));
+    if let Some(scheduler) = scheduler {
+        builder = builder.scheduler(scheduler);
+    }
     let parts =
         [(Part::Transformer, &args.transformer), (Part::Vae, &args.vae), (Part::TextEncoder, &args.text_encoder)];
     for (part, path) in parts {
@@ -38,11 +49,26 @@ fn set_threads(args: &ComputeArgs) -> Result<()> {
     Ok(())
 }
 
+/// A scheduler's config from a file.
+pub fn scheduler(path: &Path) -> Result<SchedulerConfig> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let scheduler = SchedulerConfig::from_json(&text).with_context(|| path.display().to_string())?;
+    // A solver is made only to learn whether every value is supported.
+    scheduler.solver(1, &StepOptions::default()).with_context(|| path.display().to_string())?;
+    Ok(scheduler)
+}
+
 /// The lines of a prompts file; empty ones are passed over.
 pub fn prompts(path: &Path) -> Result<Vec<String>> {
     let text =
         std::fs::read_to_string(path).with_context(|| format!("cannot read the prompts file {}", path.display()))?;
-    let prompts: Vec<String> = text.lines().map(str::trim).filter(|line| !line.is_empty()).map(Into::into).collect();
+    let prompts: Vec<String> = text
+        .trim_start_matches('\u{feff}')
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .map(Into::into)
+        .collect();
     if prompts.is_empty() {
         bail!("the prompts file {} holds no prompt", path.display());
     }
@@ -51,10 +77,5 @@ pub fn prompts(path: &Path) -> Result<Vec<String>> {
 
 /// The tensor `latents` of a safetensors file.
 pub fn latents(path: &Path, device: &Device) -> Result<Tensor> {
-    let mut tensors = pixart_weights::read_tensors(path, device)?;
-    let names: Vec<_> = tensors.keys().cloned().collect();
-    match tensors.remove("latents") {
-        Some(latents) => Ok(latents),
-        None => bail!("{} holds no tensor \"latents\" but {}", path.display(), names.join(", ")),
-    }
+    Ok(Weights::open(path)?.tensor("latents", DType::F32, device)?)
 }

@@ -1,14 +1,22 @@
 //! Where results go.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
 /// Prints a line; a reader that has gone away is no error.
-pub fn print(line: &str) {
+pub fn print(line: &str) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
-    let _closed = writeln!(stdout, "{}", line.trim_end_matches('\n'));
+    match writeln!(stdout, "{}", line.trim_end_matches('\n')).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("cannot print the result"),
+        _ => Ok(()),
+    }
+}
+
+/// Prints a line to the error output; where that is closed, nobody is there to be told.
+pub fn complain(line: &str) {
+    let _closed = writeln!(std::io::stderr(), "{line}");
 }
 
 /// Names for the pictures of one command.
@@ -28,9 +36,18 @@ impl Names {
             None => Self { folder: ".".into(), stem: "pixart".into(), next: Some(1), keep_existing: true },
             Some(path) => Self::named(path, count)?,
         };
-        tempfile::tempfile_in(&names.folder)
-            .with_context(|| format!("cannot write to the folder {}", names.folder.display()))?;
+        // A folder for pictures is made where it is missing; the folder of a named file must be there.
+        check_folder(&names.folder, names.keep_existing)?;
+        if names.next.is_none() {
+            check_replaceable(&names.folder.join(format!("{}.png", names.stem)))?;
+        }
         Ok(names)
+    }
+
+    /// Makes the folder, when there is something to put into it.
+    pub fn make_folder(&self) -> Result<()> {
+        std::fs::create_dir_all(&self.folder)
+            .with_context(|| format!("cannot make the folder {}", self.folder.display()))
     }
 
     fn named(path: &Path, count: usize) -> Result<Self> {
@@ -44,35 +61,51 @@ impl Names {
                 Ok(Self { folder: folder.into(), stem, next, keep_existing: false })
             }
             Some(other) if !is_folder => {
-                bail!("{}: pictures are written as .png, not .{other}", path.display())
+                bail!("{}: pictures are written as .png, not .{other} (a folder's name ends in /)", path.display())
             }
-            _ => {
-                std::fs::create_dir_all(path).with_context(|| format!("cannot make the folder {}", path.display()))?;
-                Ok(Self { folder: path.into(), stem: "pixart".into(), next: Some(1), keep_existing: true })
-            }
+            _ => Ok(Self { folder: path.into(), stem: "pixart".into(), next: Some(1), keep_existing: true }),
         }
     }
 
     /// The next picture's file.
     pub fn next(&mut self) -> PathBuf {
-        let Some(next) = &mut self.next else { return self.folder.join(format!("{}.png", self.stem)) };
+        let Some(next) = &mut self.next else { return in_folder(&self.folder, &format!("{}.png", self.stem)) };
         loop {
-            let path = self.folder.join(format!("{}-{next:04}.png", self.stem));
+            let path = in_folder(&self.folder, &format!("{}-{next:04}.png", self.stem));
             *next += 1;
             if !(self.keep_existing && path.exists()) {
-                return path.strip_prefix(".").map(Into::into).unwrap_or(path);
+                return path;
             }
         }
     }
 }
 
+/// A file's path as a user would write it, without a leading `./`.
+fn in_folder(folder: &Path, name: &str) -> PathBuf {
+    if folder == Path::new(".") { name.into() } else { folder.join(name) }
+}
+
 /// Makes sure before any work that a file can be written.
 pub fn check_writable(path: &Path) -> Result<()> {
-    if path.is_dir() {
-        bail!("{} is a folder, not a file", path.display());
-    }
+    check_replaceable(path)?;
     let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    tempfile::tempfile_in(folder).with_context(|| format!("cannot write to the folder {}", folder.display()))?;
+    check_folder(folder, false)
+}
+
+/// Refuses what is there and is no file: a folder, a device.
+fn check_replaceable(path: &Path) -> Result<()> {
+    if path.exists() && !path.is_file() {
+        bail!("{} is not a plain file, and nothing else is written over", path.display());
+    }
+    Ok(())
+}
+
+/// Makes sure that a folder can be written or, if it `may_be_missing`, that it can be made where it will be.
+fn check_folder(folder: &Path, may_be_missing: bool) -> Result<()> {
+    let is_there = |folder: &&Path| folder.exists() || folder.as_os_str().is_empty();
+    let existing = if may_be_missing { folder.ancestors().find(is_there) } else { Some(folder) };
+    let existing = existing.filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    tempfile::tempfile_in(existing).with_context(|| format!("cannot write to the folder {}", folder.display()))?;
     Ok(())
 }
 

@@ -26,8 +26,11 @@ impl Progress {
         }
     }
 
-    /// Solver steps done.
+    /// Solver steps done; after the last of them, pictures are decoded.
     pub fn step(&self, done: usize, total: usize) {
+        if done == total {
+            return self.show("decoding", 0, 0, "{msg:24} {spinner} {elapsed}");
+        }
         self.show("drawing", total as u64, done as u64, "{msg:24} {bar:30} step {pos} of {len}, {eta} left");
     }
 

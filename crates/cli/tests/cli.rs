@@ -214,6 +214,7 @@ fn bad_input_gets_one_line_and_leaves_nothing() {
     let folder = folder.path();
     let alpha = model("alpha-256");
     let lcm = model("alpha-1024");
+    let (part, wider) = (model("alpha-256/vae"), model("original-1024.pth"));
     std::fs::write(folder.join("empty.txt"), "\n \n").unwrap();
     std::fs::write(folder.join("binary.txt"), [0xff, 0xfe, 0x00]).unwrap();
     std::fs::write(folder.join("cut.pth"), &std::fs::read(model("original-256.pth")).unwrap()[..5000]).unwrap();
@@ -222,6 +223,16 @@ fn bad_input_gets_one_line_and_leaves_nothing() {
         .unwrap();
     std::fs::create_dir(folder.join("stable")).unwrap();
     std::fs::write(folder.join("stable/model_index.json"), r#"{"_class_name": "StableDiffusionPipeline"}"#).unwrap();
+    let tensors = |name: &str, tensor: &str, shape: &[usize], value: f32| {
+        let tensor_of = candle_core::Tensor::full(value, shape, &candle_core::Device::Cpu).unwrap();
+        pixart_weights::write_tensors(&folder.join(name), &[(tensor, &tensor_of)]).unwrap();
+    };
+    tensors("nan.safetensors", "latents", &[1, 4, 32, 32], f32::NAN);
+    tensors("flat.safetensors", "latents", &[4, 32, 32], 0.0);
+    tensors("empty.safetensors", "latents", &[1, 4, 0, 8], 0.0);
+    tensors("no-tokens.safetensors", "prompt_embeds", &[1, 0, 32], 0.0);
+    tensors("wide.safetensors", "prompt_embeds", &[1, 5, 48], 0.0);
+    tensors("nan-embeds.safetensors", "prompt_embeds", &[1, 5, 32], f32::NAN);
     let cases: &[(&[&str], &str)] = &[
         (&["x", "--model", "nowhere"], "no such folder"),
         (&["x", "--model", "stable"], "StableDiffusionPipeline"),
@@ -241,6 +252,19 @@ fn bad_input_gets_one_line_and_leaves_nothing() {
         (&["x", "--model", &alpha, "--transformer", "cut.pth"], "cut.pth"),
         (&["x", "--model", &alpha, "--transformer", "missing.pth"], "missing.pth"),
         (&["x", "--model", &alpha, "--vae", "noise.safetensors"], "noise.safetensors"),
+        (&["x", "--model", &alpha, "--latents", "nan.safetensors"], "finite"),
+        (&["x", "--model", &alpha, "--latents", "flat.safetensors"], "[4, 32, 32]"),
+        (&["--model", &alpha, "--prompt-embeds", "no-tokens.safetensors"], "[1, 0, 32]"),
+        (&["--model", &alpha, "--prompt-embeds", "wide.safetensors"], "48 wide"),
+        (&["--model", &alpha, "--prompt-embeds", "nan-embeds.safetensors"], "finite"),
+        (&["--model", &alpha, "--prompt-embeds", "flat.safetensors"], "prompt_embeds"),
+        (&["x", "--model", &alpha, "--num-images", "18446744073709551615"], "images"),
+        (&["x", "--model", &alpha, "--width", "4000000000"], "4000000000"),
+        (&["x", "--model", &alpha, "--vae", "noise.safetensors", "--output", "made/by/mistake/"], "noise.safetensors"),
+        (&["x", "--model", &alpha, "--transformer", &wider], "heads"),
+        (&["x", "--model", &part], "AutoencoderKL"),
+        (&["x", "--model", &alpha, "--output-latents", "/dev/null"], "/dev/null"),
+        (&["x", "--model", &alpha, "--output", "same.png", "--output-latents", "same.png"], "same.png"),
         (&["x", "--model", &alpha, "--output", "picture.jpg"], ".jpg"),
         (&["x", "--model", &alpha, "--output", "no/such/folder/x.png"], "no/such/folder"),
         (&["x", "--model", &alpha, "--output", "/proc/pictures/"], "/proc/pictures"),
@@ -256,10 +280,35 @@ fn bad_input_gets_one_line_and_leaves_nothing() {
     }
     let message = fail(&["decode", "noise.safetensors", "--model", &alpha, "--output", "x.png"], folder);
     assert!(message.contains("noise.safetensors"), "{message}");
+    for (file, part) in
+        [("nan.safetensors", "finite"), ("empty.safetensors", "decoded"), ("flat.safetensors", "4, height")]
+    {
+        let message = fail(&["decode", file, "--model", &alpha, "--output", "x.png"], folder);
+        assert!(message.contains(part), "{message}");
+    }
     let message = fail(&["convert", "cut.pth", "--output", "converted"], folder);
     assert!(message.contains("cut.pth"), "{message}");
     let message = fail(&["bench", "--model", &alpha, "--size", "50"], folder);
     assert!(message.contains("16"), "{message}");
+    let message = fail(&["bench", "--model", &alpha, "--size", "4000000000"], folder);
+    assert!(message.contains("4000000000"), "{message}");
+}
+
+/// Weights that a config leaves unused are drawn without, but not in silence.
+#[test]
+fn weights_that_do_not_fit_the_config_are_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let copied = Command::new("cp").args(["-r", &model("alpha-256"), "model"]).current_dir(folder.path()).status();
+    assert!(copied.unwrap().success());
+    let config = folder.path().join("model/transformer/config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.replace("\"num_layers\": 2", "\"num_layers\": 1")).unwrap();
+    let output = pixart(&generate("model", &["x", "--output", "x.png"]), folder.path());
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && stderr.contains("transformer_blocks.1"), "{stderr}");
+
+    std::fs::write(&config, text.replace("\"num_layers\": 2", "\"num_layers\": 0")).unwrap();
+    assert!(fail(&generate("model", &["x"]), folder.path()).contains("num_layers"));
 }
 
 /// A disk that fills up while a picture is written.

@@ -67,14 +67,13 @@ pub fn position_embedding(
         let scaled = i as f32 / (size as f64 / base_size as f64) as f32;
         (scaled / interpolation_scale as f32) as f64
     };
-    let mut table = Vec::with_capacity(height * width * width_out);
-    for row in 0..height {
-        for column in 0..width {
-            for position in [coordinate(column, width), coordinate(row, height)] {
-                table.extend(omega.iter().map(|omega| (position * omega).sin() as f32));
-                table.extend(omega.iter().map(|omega| (position * omega).cos() as f32));
-            }
-        }
-    }
-    Tensor::from_vec(table, (1, height * width, width_out), device)
+    // The embedding of a column is the same in every row and the other way round: only the sides are computed.
+    let side = |size: usize| -> Vec<f32> {
+        let angles = |i| omega.iter().map(move |omega| coordinate(i, size) * omega);
+        (0..size).flat_map(|i| angles(i).map(f64::sin).chain(angles(i).map(f64::cos))).map(|x| x as f32).collect()
+    };
+    let half = width_out / 2;
+    let columns = Tensor::from_vec(side(width), (1, width, half), device)?.broadcast_as((height, width, half))?;
+    let rows = Tensor::from_vec(side(height), (height, 1, half), device)?.broadcast_as((height, width, half))?;
+    Tensor::cat(&[columns, rows], 2)?.reshape((1, height * width, width_out))
 }

@@ -49,6 +49,12 @@ impl T5Config {
                 self.feed_forward_proj
             ));
         }
+        if [self.num_layers, self.num_heads, self.d_kv, self.d_model].contains(&0) {
+            return Err("num_layers, num_heads, d_kv and d_model must be above 0".into());
+        }
+        if !(self.layer_norm_epsilon.is_finite() && self.layer_norm_epsilon >= 0.0) {
+            return Err(format!("layer_norm_epsilon is {}", self.layer_norm_epsilon));
+        }
         if self.relative_attention_num_buckets < 4 || !self.relative_attention_num_buckets.is_multiple_of(4) {
             return Err(format!("relative_attention_num_buckets is {}", self.relative_attention_num_buckets));
         }

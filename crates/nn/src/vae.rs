@@ -58,7 +58,7 @@ impl Default for VaeConfig {
 impl VaeConfig {
     /// Pixels per latent pixel, along a side.
     pub fn downscale(&self) -> usize {
-        1 << self.block_out_channels.len().saturating_sub(1)
+        1 << self.block_out_channels.len().saturating_sub(1).min(16)
     }
 
     /// Refuses, naming the field, what this implementation does not compute.
@@ -75,6 +75,9 @@ impl VaeConfig {
         }
         if self.latents_mean.is_some() || self.latents_std.is_some() {
             return Err("latents_mean and latents_std are set, which no PixArt model uses".into());
+        }
+        if self.layers_per_block == 0 {
+            return Err("layers_per_block is 0".into());
         }
         if self.block_out_channels.is_empty() || self.block_out_channels.len() > 8 {
             return Err(format!("block_out_channels is {:?}", self.block_out_channels));

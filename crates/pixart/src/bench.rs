@@ -7,6 +7,7 @@ use pixart_nn::transformer::SizeConditions;
 use pixart_weights::Part;
 use serde::Serialize;
 
+use crate::plan::MAX_PIXELS;
 use crate::{Error, Pipeline, Result, device_name, dtype_name, peak_rss_bytes};
 
 /// What to time.
@@ -50,6 +51,9 @@ pub struct BenchReport {
 /// Times the stages of `pipeline`, with random latents and, for the transformer, random embeddings of full length.
 pub fn bench(pipeline: &mut Pipeline, options: &BenchOptions) -> Result<BenchReport> {
     let multiple = pipeline.vae_config().downscale() * pipeline.transformer_config().patch_size;
+    if options.size > MAX_PIXELS {
+        return Err(Error::request(format!("a size of {} is above {MAX_PIXELS}", options.size)));
+    }
     if options.size == 0 || !options.size.is_multiple_of(multiple) {
         return Err(Error::request(format!("a size of {} is not divisible by {multiple}", options.size)));
     }

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use candle_core::DType;
-use pixart_diffusion::SchedulerConfig;
+use pixart_diffusion::{SchedulerConfig, StepOptions};
 use pixart_nn::transformer::TransformerConfig;
 use pixart_nn::vae::VaeConfig;
 use pixart_weights::{Part, PipelineFolder, Weights, is_original_transformer, original_transformer_config};
@@ -19,6 +19,7 @@ pub struct PipelineBuilder {
     device: DeviceChoice,
     precision: Precision,
     keep_loaded: bool,
+    scheduler: Option<SchedulerConfig>,
     on_load: Option<OnLoad>,
 }
 
@@ -31,6 +32,7 @@ impl PipelineBuilder {
             device: DeviceChoice::default(),
             precision: Precision::default(),
             keep_loaded: false,
+            scheduler: None,
             on_load: None,
         }
     }
@@ -59,6 +61,12 @@ impl PipelineBuilder {
         self
     }
 
+    /// Draws with this scheduler; the folder's own is not read.
+    pub fn scheduler(mut self, scheduler: SchedulerConfig) -> Self {
+        self.scheduler = Some(scheduler);
+        self
+    }
+
     /// Calls `on_load` as weights are read.
     pub fn on_load(mut self, on_load: impl Fn(LoadProgress) + Send + Sync + 'static) -> Self {
         self.on_load = Some(Arc::new(on_load));
@@ -66,6 +74,10 @@ impl PipelineBuilder {
     }
 
     /// Reads the configs. Weights are read when they are first needed.
+    ///
+    /// # Errors
+    /// A folder that is no PixArt pipeline; a config that is missing, broken or asks for what is not implemented; a device
+    /// that is not there.
     pub fn open(self) -> Result<Pipeline> {
         let device = self.device.open()?;
         let dtype = self.precision.dtype(&device);
@@ -73,10 +85,10 @@ impl PipelineBuilder {
         for (part, path) in self.parts {
             folder = folder.with_part(part, path)?;
         }
-        let scheduler_path = folder.scheduler_path();
-        let scheduler = std::fs::read_to_string(&scheduler_path).map_err(Error::io(&scheduler_path))?;
-        let scheduler = SchedulerConfig::from_json(&scheduler)
-            .map_err(|error| Error::request(format!("{}: {error}", scheduler_path.display())))?;
+        let scheduler = match self.scheduler {
+            Some(scheduler) => scheduler,
+            None => read_scheduler(&folder.scheduler_path())?,
+        };
         let transformer_config = transformer_config(&folder)?;
         let vae_config: VaeConfig = folder.config(Part::Vae)?;
         let invalid = |part: Part| {
@@ -97,6 +109,14 @@ impl PipelineBuilder {
         let parts = Parts::new(loader, self.keep_loaded);
         Ok(Pipeline { parts, scheduler, transformer_config, vae_config })
     }
+}
+
+fn read_scheduler(path: &Path) -> Result<SchedulerConfig> {
+    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+    // A solver is made only to learn whether every value is supported.
+    SchedulerConfig::from_json(&text)
+        .and_then(|scheduler| scheduler.solver(1, &StepOptions::default()).map(|_| scheduler))
+        .map_err(|error| Error::request(format!("{}: {error}", path.display())))
 }
 
 /// The folder's transformer config, or, for an original `.pth`, what its shapes say.

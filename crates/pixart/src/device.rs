@@ -45,10 +45,15 @@ impl DeviceChoice {
         };
         match self {
             Self::Auto if candle_core::utils::cuda_is_available() => Ok(Device::new_cuda(0).unwrap_or_else(|error| {
-                tracing::warn!("no CUDA device can be used, computing on the CPU: {}", failed("CUDA", error));
+                tracing::warn!("{}; computing on the CPU", failed("CUDA", error));
                 Device::Cpu
             })),
-            Self::Auto if candle_core::utils::metal_is_available() => Ok(Device::new_metal(0).unwrap_or(Device::Cpu)),
+            Self::Auto if candle_core::utils::metal_is_available() => {
+                Ok(Device::new_metal(0).unwrap_or_else(|error| {
+                    tracing::warn!("{}; computing on the CPU", failed("Metal", error));
+                    Device::Cpu
+                }))
+            }
             Self::Auto | Self::Cpu => Ok(Device::Cpu),
             Self::Cuda(_) if !candle_core::utils::cuda_is_available() => Err(Error::Device(
                 "this program was built without CUDA; build it with --features cuda, or use --device cpu".into(),

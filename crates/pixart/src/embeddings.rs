@@ -28,6 +28,9 @@ impl PromptEmbeds {
             let (batch, n, _) = embeds_tensor.dims3().map_err(|_| {
                 broken(format!("{embeds} is not [batch, tokens, width] but {:?}", embeds_tensor.dims()))
             })?;
+            if batch == 0 || n == 0 {
+                return Err(broken(format!("{embeds} is empty: {:?}", embeds_tensor.dims())));
+            }
             let mask_tensor = match tensors.remove(mask) {
                 Some(mask_tensor) => mask_tensor,
                 None => Tensor::ones((batch, n), candle_core::DType::F32, device)?,
@@ -72,21 +75,6 @@ impl PromptEmbeds {
             prompt_attention_mask: row(&self.prompt_attention_mask)?,
             negative: match &self.negative {
                 Some((embeds, mask)) => Some((row(embeds)?, row(mask)?)),
-                None => None,
-            },
-        })
-    }
-
-    /// Every prompt `times` times in a row, one for each image.
-    pub(crate) fn repeat_each(&self, times: usize) -> Result<Self> {
-        let rows: Vec<u32> = (0..self.batch() as u32).flat_map(|row| std::iter::repeat_n(row, times)).collect();
-        let rows = Tensor::new(rows, self.prompt_embeds.device())?;
-        let repeat = |xs: &Tensor| xs.contiguous()?.index_select(&rows, 0);
-        Ok(Self {
-            prompt_embeds: repeat(&self.prompt_embeds)?,
-            prompt_attention_mask: repeat(&self.prompt_attention_mask)?,
-            negative: match &self.negative {
-                Some((embeds, mask)) => Some((repeat(embeds)?, repeat(mask)?)),
                 None => None,
             },
         })

@@ -14,14 +14,14 @@ pub enum Error {
     Weights(#[from] pixart_weights::Error),
     /// A scheduler or its config.
     #[error(transparent)]
-    Scheduler(#[from] pixart_diffusion::Error),
+    Scheduler(pixart_diffusion::Error),
     /// A file that cannot be written or read.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {cause}", path.display())]
     Io {
         /// Which file.
         path: PathBuf,
         /// What the system said.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// A computation that failed, out of memory for example.
     #[error("{0}")]
@@ -40,6 +40,15 @@ impl From<candle_core::Error> for Error {
     }
 }
 
+impl From<pixart_diffusion::Error> for Error {
+    fn from(error: pixart_diffusion::Error) -> Self {
+        match error {
+            pixart_diffusion::Error::Candle(error) => (*error).into(),
+            other => Self::Scheduler(other),
+        }
+    }
+}
+
 impl Error {
     pub(crate) fn request(message: impl Into<String>) -> Self {
         Self::Request(message.into())
@@ -47,6 +56,6 @@ impl Error {
 
     pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
-        move |source| Self::Io { path, source }
+        move |cause| Self::Io { path, cause }
     }
 }

@@ -17,7 +17,7 @@ pub struct Image {
     pub parameters: Parameters,
 }
 
-/// How a picture was made: enough to make it again.
+/// How a picture was made: enough to make it again from the same model's files.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Parameters {
     /// The prompt as it was given; empty where embeddings were.
@@ -34,6 +34,14 @@ pub struct Parameters {
     pub seed: u64,
     /// Which image of its generator's stream it is: 0 unless several images share one seed.
     pub index: usize,
+    /// Share of noise that DDIM added again.
+    pub eta: f64,
+    /// Whether prompts were cleaned.
+    pub clean_caption: bool,
+    /// Width and height that were drawn, before resizing and cropping.
+    pub drawn_size: [usize; 2],
+    /// Every setting of the scheduler.
+    pub scheduler_config: serde_json::Map<String, serde_json::Value>,
     /// Width in pixels.
     pub width: usize,
     /// Height in pixels.
@@ -49,14 +57,17 @@ pub struct Parameters {
 impl Parameters {
     /// The text that AUTOMATIC1111's web UI writes and that galleries read.
     pub fn to_infotext(&self) -> String {
-        let mut text = self.prompt.replace('\n', " ");
+        let plain = |text: &str| text.replace(char::is_control, " ");
+        let mut text = plain(&self.prompt);
         if !self.negative_prompt.is_empty() {
-            text += &format!("\nNegative prompt: {}", self.negative_prompt.replace('\n', " "));
+            text += &format!("\nNegative prompt: {}", plain(&self.negative_prompt));
         }
+        // Values with separators in them are quoted.
+        let model = if self.model.contains([',', ':', '"']) { format!("{:?}", self.model) } else { self.model.clone() };
         let sampler = self.scheduler.trim_end_matches("Scheduler");
         text + &format!(
             "\nSteps: {}, Sampler: {sampler}, CFG scale: {}, Seed: {}, Size: {}x{}, Model: {}, Version: pixart {}",
-            self.steps, self.guidance_scale, self.seed, self.width, self.height, self.model, self.version
+            self.steps, self.guidance_scale, self.seed, self.width, self.height, model, self.version
         )
     }
 }
@@ -84,7 +95,7 @@ pub fn save_pixels(pixels: &RgbImage, path: impl AsRef<Path>) -> Result<()> {
 
 fn write_png(path: &Path, png: Vec<u8>) -> Result<()> {
     let write = |temporary: &Path| {
-        std::fs::write(temporary, png).map_err(|source| pixart_weights::Error::Io { path: path.into(), source })
+        std::fs::write(temporary, png).map_err(|cause| pixart_weights::Error::Io { path: path.into(), cause })
     };
     Ok(pixart_weights::write_atomically(path, write)?)
 }
@@ -149,6 +160,10 @@ mod tests {
             scheduler: "LCMScheduler".into(),
             seed: 7,
             index: 0,
+            eta: 0.0,
+            clean_caption: true,
+            drawn_size: [3, 2],
+            scheduler_config: serde_json::Map::new(),
             width: 3,
             height: 2,
             model: "tiny".into(),

@@ -10,7 +10,7 @@ use pixart_nn::vae::{AutoencoderKl, VaeConfig};
 use pixart_weights::{Part, PipelineFolder, read_tokenizer};
 use tokenizers::Tokenizer;
 
-use crate::Result;
+use crate::{Error, Result};
 
 /// Loading of a part's weights, told after each tensor.
 #[derive(Debug, Clone, Copy)]
@@ -46,8 +46,30 @@ impl Loader {
             });
         }
         let built = build(weights.var_builder(self.dtype, &self.device))?;
+        let unread: Vec<_> = weights.unread().into_iter().filter(|name| !is_spare(part, name)).collect();
+        if let Some(first) = unread.first() {
+            tracing::warn!(
+                "{}: {} tensors of the {} were not used, the first of them {first}: do config and weights belong together?",
+                self.folder.part_path(part).display(),
+                unread.len(),
+                part.name().replace('_', " ")
+            );
+        }
         self.time += start.elapsed();
         Ok(built)
+    }
+}
+
+/// Tensors that checkpoints carry and that no computation needs.
+fn is_spare(part: Part, name: &str) -> bool {
+    match part {
+        // The embedding stands in files under one or both of its names; a whole T5 has its decoder too.
+        Part::TextEncoder => {
+            name == "encoder.embed_tokens.weight" || name.starts_with("decoder.") || name.starts_with("lm_head.")
+        }
+        // Positions are computed for every size.
+        Part::Transformer => name == "pos_embed.pos_embed",
+        Part::Vae => false,
     }
 }
 
@@ -65,6 +87,24 @@ pub(crate) struct Parts {
 impl Parts {
     pub(crate) fn new(loader: Loader, keep_loaded: bool) -> Self {
         Self { loader, keep_loaded, tokenizer: None, text_encoder: None, transformer: None, vae: None }
+    }
+
+    /// Finds out before any work whether a part's files are missing or broken; the text encoder's if `with_text`.
+    pub(crate) fn check_files(&self, with_text: bool) -> Result<()> {
+        let loader = &self.loader;
+        if with_text && self.text_encoder.is_none() {
+            let config: T5Config = loader.folder.config(Part::TextEncoder)?;
+            let path = loader.folder.config_path(Part::TextEncoder);
+            config.validate().map_err(|reason| Error::request(format!("{}: {reason}", path.display())))?;
+            loader.folder.weights(Part::TextEncoder, loader.dtype)?;
+        }
+        if self.transformer.is_none() {
+            loader.folder.weights(Part::Transformer, loader.dtype)?;
+        }
+        if self.vae.is_none() {
+            loader.folder.weights(Part::Vae, loader.dtype)?;
+        }
+        Ok(())
     }
 
     /// The tokenizer and the text encoder. The encoder and the transformer are the two largest parts: unless all are

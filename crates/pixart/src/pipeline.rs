@@ -10,7 +10,7 @@ use pixart_weights::PipelineKind;
 
 use crate::image::{resize_and_crop, to_pixels};
 use crate::parts::Parts;
-use crate::plan::Plan;
+use crate::plan::{MAX_PIXELS, Plan, check_finite};
 use crate::predictor::Predictor;
 use crate::prompt::tokenize;
 use crate::{
@@ -127,11 +127,11 @@ impl Pipeline {
         on_step: impl FnMut(StepInfo) -> ControlFlow<()>,
     ) -> Result<Generated> {
         let mut plan = self.plan(request)?;
+        self.parts.check_files(request.prompt_embeds.is_none())?;
         let mut timings = Timings::default();
         self.parts.loader.time = Duration::ZERO;
 
         let text = self.timed(&mut timings.encode, |this| this.text_of(request, &plan))?;
-        let text = text.repeat_each(request.num_images_per_prompt)?;
         let latents = self.timed(&mut timings.denoise, |this| this.denoise(&mut plan, request, &text, on_step))?;
         let pixels = self.timed(&mut timings.decode, |this| this.decode_to(&latents, plan.wanted))?;
 
@@ -143,6 +143,9 @@ impl Pipeline {
     }
 
     /// Encodes prompts, as the transformer takes them, in one go; `negative_prompt`, where there is one, for all of them.
+    ///
+    /// # Errors
+    /// A tokenizer or text encoder that is missing or broken.
     pub fn encode(&mut self, prompts: &[String], negative_prompt: Option<&str>, clean: bool) -> Result<PromptEmbeds> {
         let length = self.parts.loader.folder.kind().max_sequence_length();
         let (prompt_embeds, prompt_attention_mask) = self.encode_texts(prompts, length, clean)?;
@@ -154,7 +157,11 @@ impl Pipeline {
         Ok(PromptEmbeds { prompt_embeds, prompt_attention_mask, negative })
     }
 
-    /// Decodes latents `[images, 4, height, width]`, scaled as the transformer has them, to pictures eight times as large.
+    /// Decodes latents `[images, 4, height, width]`, scaled as the transformer has them, to pictures [`VaeConfig::downscale`]
+    /// times as large.
+    ///
+    /// # Errors
+    /// Latents of another shape or with values that are not finite; an autoencoder that is missing or broken.
     pub fn decode(&mut self, latents: &Tensor) -> Result<Vec<image::RgbImage>> {
         let (_, channels, height, width) = latents
             .dims4()
@@ -164,6 +171,10 @@ impl Pipeline {
             return Err(Error::request(format!("the latents have {channels} channels, this vae has {wanted}")));
         }
         let scale = self.vae_config.downscale();
+        if latents.elem_count() == 0 || height.max(width) * scale > MAX_PIXELS {
+            return Err(Error::request(format!("latents of {:?} cannot be decoded", latents.dims())));
+        }
+        check_finite(latents, "the latents")?;
         self.decode_to(latents, (height * scale, width * scale))
     }
 
@@ -182,6 +193,7 @@ impl Pipeline {
     /// Encodes a request's prompts in one go, and what to steer away from if its guidance needs that.
     pub fn encode_request(&mut self, request: &Request) -> Result<(PromptEmbeds, Timings)> {
         let plan = self.plan(request)?;
+        self.parts.check_files(request.prompt_embeds.is_none())?;
         let mut timings = Timings::default();
         self.parts.loader.time = Duration::ZERO;
         let text = self.timed(&mut timings.encode, |this| this.text_of(request, &plan))?;
@@ -221,7 +233,8 @@ impl Pipeline {
         mut on_step: impl FnMut(StepInfo) -> ControlFlow<()>,
     ) -> Result<Tensor> {
         let (device, kind) = (self.device().clone(), self.parts.loader.folder.kind());
-        let predictor = Predictor::new(self.parts.transformer(&self.transformer_config)?, plan, text)?;
+        let transformer = self.parts.transformer(&self.transformer_config)?;
+        let predictor = Predictor::new(transformer, plan, text, request.num_images_per_prompt)?;
         let solver = &mut plan.solver;
         let mut source = match &request.seeds {
             Seeds::Shared(seed) => NoiseSource::Shared(Generator::new(*seed)),
@@ -248,6 +261,7 @@ impl Pipeline {
                 return Err(Error::Cancelled);
             }
         }
+        check_finite(&latents, "the latents that were drawn")?;
         Ok(latents)
     }
 
@@ -270,7 +284,8 @@ impl Pipeline {
         clean: bool,
     ) -> Result<(Tensor, Tensor)> {
         let (embeds, mask) = self.encode_texts(&[negative_prompt.to_string()], length, clean)?;
-        Ok((embeds.repeat((batch, 1, 1))?, mask.repeat((batch, 1))?))
+        let (_, length, width) = embeds.dims3()?;
+        Ok((embeds.broadcast_as((batch, length, width))?, mask.broadcast_as((batch, length))?))
     }
 
     /// Texts to embeddings `[batch, length, width]` and masks `[batch, length]`, both f32.
@@ -308,6 +323,10 @@ impl Pipeline {
             width: plan.wanted.1,
             height: plan.wanted.0,
             model: model.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            eta: request.eta,
+            clean_caption: request.clean_caption,
+            drawn_size: [plan.drawn.1, plan.drawn.0],
+            scheduler_config: self.scheduler.fields(),
             dtype: dtype_name(self.dtype()).into(),
             version: env!("CARGO_PKG_VERSION").into(),
         }

@@ -5,6 +5,9 @@ use pixart_nn::vae::VaeConfig;
 
 use crate::{Error, Request, Result, nearest_bin};
 
+/// The longest side of a picture: beyond it, a decoder needs hundreds of gigabytes.
+pub(crate) const MAX_PIXELS: usize = 8192;
+
 /// A request, checked, with every default settled: what is known before any weight is read.
 pub(crate) struct Plan {
     pub solver: Box<dyn Solver>,
@@ -41,7 +44,9 @@ impl Plan {
             check_latents(latents, latents_shape)?;
         }
         if let Some(embeds) = &request.prompt_embeds {
-            let (found, wanted) = (embeds.prompt_embeds.dims()[2], transformer.caption_channels.unwrap_or(0));
+            check_finite(&embeds.prompt_embeds, "the prompt embeddings")?;
+            check_finite(&embeds.prompt_attention_mask, "the prompt's attention mask")?;
+            let (found, wanted) = (embeds.prompt_embeds.dim(2)?, transformer.caption_channels.unwrap_or(0));
             if found != wanted {
                 return Err(Error::request(format!(
                     "the prompt embeddings are {found} wide, this transformer takes {wanted}: another text encoder made them"
@@ -64,8 +69,10 @@ fn drawn_size(
     multiple: usize,
 ) -> Result<(usize, usize)> {
     for (name, pixels) in [("height", height), ("width", width)] {
-        if pixels == 0 || pixels > 16384 {
-            return Err(Error::request(format!("a {name} of {pixels} pixels cannot be drawn; it is 1 to 16384")));
+        if pixels == 0 || pixels > MAX_PIXELS {
+            return Err(Error::request(format!(
+                "a {name} of {pixels} pixels cannot be drawn; it is 1 to {MAX_PIXELS}"
+            )));
         }
     }
     if request.resolution_binning
@@ -90,9 +97,15 @@ fn check_latents(latents: &Tensor, wanted: (usize, usize, usize, usize)) -> Resu
     if latents.dims() != wanted {
         return Err(Error::request(format!("the latents are {:?}, this request asks for {wanted:?}", latents.dims())));
     }
-    let sum = latents.to_dtype(DType::F32)?.sum_all()?.to_scalar::<f32>()?;
-    if !sum.is_finite() {
-        return Err(Error::request("the latents hold values that are not finite"));
+    check_finite(latents, "the latents")
+}
+
+/// Refuses NaN and infinity, of which nothing but a black picture would come.
+pub(crate) fn check_finite(tensor: &Tensor, what: &str) -> Result<()> {
+    // NaN fails the comparison, and so does infinity.
+    let finite = tensor.to_dtype(DType::F32)?.abs()?.flatten_all()?.le(f32::MAX)?.min(0)?.to_scalar::<u8>()?;
+    match finite {
+        1 => Ok(()),
+        _ => Err(Error::Compute(format!("{what} hold values that are not finite (NaN or infinity)"))),
     }
-    Ok(())
 }

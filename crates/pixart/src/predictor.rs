@@ -7,14 +7,20 @@ use crate::{PromptEmbeds, Result};
 /// The transformer with everything about a request that stays the same from step to step.
 pub(crate) struct Predictor<'a> {
     transformer: &'a PixArtTransformer,
-    /// For each image, its text (and before it the text to steer away from, where there is guidance).
+    /// For each prompt, its text (and before it the text to steer away from, where there is guidance).
     texts: Vec<ProjectedText>,
     size: Option<SizeConditions>,
+    images_per_prompt: usize,
     guidance_scale: Option<f64>,
 }
 
 impl<'a> Predictor<'a> {
-    pub(crate) fn new(transformer: &'a PixArtTransformer, plan: &Plan, text: &PromptEmbeds) -> Result<Self> {
+    pub(crate) fn new(
+        transformer: &'a PixArtTransformer,
+        plan: &Plan,
+        text: &PromptEmbeds,
+        images_per_prompt: usize,
+    ) -> Result<Self> {
         let device = transformer.device();
         let project = |i| {
             let (embeds, mask) = text.row(i)?.guided()?;
@@ -28,17 +34,17 @@ impl<'a> Predictor<'a> {
             transformer,
             texts: (0..text.batch()).map(project).collect::<Result<_>>()?,
             size: size.then(|| SizeConditions::new(height, width, rows, device)).transpose()?,
+            images_per_prompt,
             guidance_scale,
         })
     }
 
     /// The network's prediction for latents `[images, channels, height, width]`, in f32. Images are taken one after
-    /// another, each with its unguided twin, so that memory does not grow with their number.
+    /// another, each with its unguided twin, so that a pass takes the memory of one image, whatever their number.
     pub(crate) fn predict(&self, latents: &Tensor, timestep: f64, with_variance: bool) -> Result<Tensor> {
-        let predictions = self.texts.iter().enumerate();
-        let predictions = predictions
-            .map(|(i, text)| self.predict_one(&latents.narrow(0, i, 1)?, timestep, text))
-            .collect::<Result<Vec<_>>>()?;
+        let predict =
+            |i| self.predict_one(&latents.narrow(0, i, 1)?, timestep, &self.texts[i / self.images_per_prompt]);
+        let predictions = (0..latents.dim(0)?).map(predict).collect::<Result<Vec<_>>>()?;
         let prediction = Tensor::cat(&predictions, 0)?;
         let (channels, predicted) = (latents.dim(1)?, prediction.dim(1)?);
         if predicted == 2 * channels && !with_variance {

@@ -5,6 +5,9 @@ use tokenizers::Tokenizer;
 
 use crate::{Error, Result};
 
+/// How much of what was cut off a prompt a warning shows, in characters.
+const SHOWN: usize = 2000;
+
 /// A batch of prompts as the text encoder takes them.
 #[derive(Debug, Clone)]
 pub(crate) struct Tokens {
@@ -29,7 +32,11 @@ pub(crate) fn tokenize(tokenizer: &Tokenizer, prompts: &[String], length: usize,
         let tokens = encoding.get_ids();
         let kept = tokens.len().min(length.saturating_sub(1));
         if kept < tokens.len() {
-            let lost = tokenizer.decode(&tokens[kept..], true).unwrap_or_default();
+            let mut lost = tokenizer.decode(&tokens[kept..], true).unwrap_or_default();
+            if let Some((end, _)) = lost.char_indices().nth(SHOWN) {
+                lost.truncate(end);
+                lost.push('…');
+            }
             tracing::warn!("the prompt is longer than {length} tokens; this was cut off its end: {lost:?}");
         }
         ids.extend_from_slice(&tokens[..kept]);

@@ -2,6 +2,9 @@ use candle_core::Tensor;
 
 use crate::{Error, PromptEmbeds, Result};
 
+/// The most images of one request: their latents are held together.
+const MAX_IMAGES: usize = 100_000;
+
 /// Where the randomness of a batch comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Seeds {
@@ -25,7 +28,7 @@ pub struct Request {
     pub negative_prompt: String,
     /// Encoded prompts, to be used in place of `prompts`.
     pub prompt_embeds: Option<PromptEmbeds>,
-    /// Number of solver steps, 1 to 1000 (1 to 50 for LCM). Default 20, for LCM 4.
+    /// Number of solver steps, at most as many as the scheduler has timesteps (999 or 1000; 50 for LCM). Default 20, for LCM 4.
     pub steps: Option<usize>,
     /// Strength of classifier-free guidance; 1 and below mean none. Default 4.5, for LCM 0.
     pub guidance_scale: Option<f64>,
@@ -85,10 +88,15 @@ impl Request {
         if self.steps == Some(0) {
             return refuse("zero steps draw nothing; ask for 1 or more");
         }
+        if self.num_prompts().saturating_mul(self.num_images_per_prompt) > MAX_IMAGES {
+            return Err(Error::request(format!("more than {MAX_IMAGES} images at once; ask for fewer")));
+        }
         if let Some(scale) = self.guidance_scale
-            && !(scale.is_finite() && scale >= 0.0)
+            && (scale.is_nan() || scale.abs() > 1e6)
         {
-            return Err(Error::request(format!("a guidance scale of {scale} makes no sense; it is 0 or more")));
+            return Err(Error::request(format!(
+                "a guidance scale of {scale} makes no sense; it is a number such as 4.5"
+            )));
         }
         if !(0.0..=1.0).contains(&self.eta) {
             return Err(Error::request(format!("eta is {}; it lies between 0 and 1", self.eta)));

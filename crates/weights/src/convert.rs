@@ -17,7 +17,7 @@ use crate::{
 /// A file that is no such transformer; an `output` that exists. On an error no folder is left.
 pub fn convert_transformer(file: &Path, base: Option<&PipelineFolder>, output: &Path) -> Result<TransformerConfig> {
     if output.exists() {
-        return Err(Error::missing(output, "exists already; name a new folder"));
+        return Err(Error::unsupported(output, "exists already; name a new folder"));
     }
     let original = Weights::open(file)?;
     if !is_original_transformer(&original) {

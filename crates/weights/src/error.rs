@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file or folder that cannot be read or written.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {cause}", path.display())]
     Io {
         /// Which file or folder.
         path: PathBuf,
         /// What the system said.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// Something that should be there is not.
     #[error("{}: {what}", path.display())]
@@ -58,7 +58,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 impl Error {
     pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
-        move |source| Self::Io { path, source }
+        move |cause| Self::Io { path, cause }
     }
 
     pub(crate) fn corrupt(path: &Path, reason: impl Into<String>) -> Self {
@@ -71,6 +71,17 @@ impl Error {
 
     pub(crate) fn missing(path: &Path, what: impl Into<String>) -> Self {
         Self::Missing { path: path.into(), what: what.into() }
+    }
+}
+
+impl Error {
+    /// The same trouble, told of the file that the user named and not of a temporary one.
+    pub(crate) fn of_file(self, path: &Path) -> Self {
+        match self {
+            Self::Io { cause, .. } => Self::Io { path: path.into(), cause },
+            Self::Corrupt { reason, .. } => Self::Corrupt { path: path.into(), reason },
+            other => other,
+        }
     }
 }
 

@@ -36,7 +36,8 @@ impl Part {
             // Published checkpoints carry the class's first name.
             Self::Transformer => &["PixArtTransformer2DModel", "Transformer2DModel"],
             Self::Vae => &["AutoencoderKL"],
-            Self::TextEncoder => &["T5EncoderModel"],
+            // A whole T5 holds the encoder under the same names.
+            Self::TextEncoder => &["T5EncoderModel", "T5ForConditionalGeneration"],
         }
     }
 
@@ -98,7 +99,12 @@ impl PipelineFolder {
         }
         let index = path.join("model_index.json");
         if !index.exists() {
-            let what = "there is no model_index.json: not a diffusers pipeline folder";
+            let class = read_json(&path.join("config.json")).ok();
+            let class = class.as_ref().and_then(|json| json.get("_class_name")?.as_str());
+            let what = match class {
+                Some(class) => format!("is one part ({class}), not a pipeline: name the folder above it"),
+                None => "there is no model_index.json: not a diffusers pipeline folder".into(),
+            };
             return Err(Error::missing(path, what));
         }
         let class = read_json(&index)?.get("_class_name").and_then(Value::as_str).unwrap_or_default().to_string();
@@ -168,7 +174,7 @@ impl PipelineFolder {
     }
 
     /// A part's weights under diffusers' names. Where a folder has full-precision and fp16 files, fp16 ones are taken
-    /// if `dtype` is a half precision.
+    /// if `dtype` is f16.
     pub fn weights(&self, part: Part, dtype: DType) -> Result<Weights> {
         self.check_present(part)?;
         let path = self.part_path(part);
@@ -227,7 +233,7 @@ fn weight_file(folder: &Path, part: Part, dtype: DType) -> Result<PathBuf> {
         format!("{pickle}.fp16.bin.index.json"),
     ];
     let mut candidates: Vec<&String> = Vec::new();
-    if dtype == DType::F32 {
+    if dtype != DType::F16 {
         candidates.extend(full.iter().chain(&full_pickle).chain(&half).chain(&half_pickle));
     } else {
         candidates.extend(half.iter().chain(&full).chain(&half_pickle).chain(&full_pickle));

@@ -142,6 +142,12 @@ pub fn original_transformer_config(
         Some(base) if base.width() == width => base.num_attention_heads,
         _ => HEADS,
     };
+    if heads == 0 || !width.is_multiple_of(heads) {
+        let path = original.paths().next().unwrap_or(std::path::Path::new(""));
+        let reason =
+            format!("is {width} wide, which is no multiple of {heads} heads; load it over a folder of its width");
+        return Err(Error::unsupported(path, reason));
+    }
     let has_size_conditions = weights.tensors().contains_key("adaln_single.emb.resolution_embedder.linear_1.weight");
     let positions = original.tensors().get("pos_embed").and_then(|table| table.shape.get(1)).copied();
     let sample_size = match (positions, base) {
@@ -152,7 +158,7 @@ pub fn original_transformer_config(
     };
     Ok(TransformerConfig {
         num_attention_heads: heads,
-        attention_head_dim: width / heads.max(1),
+        attention_head_dim: width / heads,
         in_channels: dim("pos_embed.proj.weight", 1)?,
         out_channels: Some(dim("proj_out.weight", 0)? / (patch_size * patch_size)),
         num_layers: layers.max().map_or(0, |last| last + 1),

@@ -74,7 +74,12 @@ pub fn read_tokenizer(folder: &Path) -> Result<Tokenizer> {
 
 fn read_tokenizer_json(path: &Path) -> Result<Tokenizer> {
     check_charsmaps(path, &read_json(path)?)?;
-    Tokenizer::from_file(path).map_err(|error| Error::corrupt(path, format!("is no tokenizer: {error}")))
+    let broken = |error: tokenizers::Error| Error::corrupt(path, format!("is no tokenizer: {error}"));
+    let mut tokenizer = Tokenizer::from_file(path).map_err(broken)?;
+    // A saved tokenizer may remember how its last batch was padded and cut; here both are the pipeline's business.
+    tokenizer.with_padding(None);
+    tokenizer.with_truncation(None).map_err(broken)?;
+    Ok(tokenizer)
 }
 
 /// Checks every normalisation table in a `tokenizer.json`.

@@ -1,7 +1,7 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::VarBuilder;
@@ -37,11 +37,13 @@ impl StoredTensor {
 ///
 /// Cloning is cheap. Nothing is read before a tensor is asked for, and what was read is released again, so that
 /// loading costs the memory of the loaded weights and of one tensor.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct Weights {
     files: Vec<Arc<MappedFile>>,
     tensors: BTreeMap<String, StoredTensor>,
     on_read: Option<Arc<dyn Fn(u64) + Send + Sync>>,
+    /// Names of the tensors that were asked for, by this or a clone of it.
+    read: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl std::fmt::Debug for Weights {
@@ -59,7 +61,7 @@ impl Weights {
         if name.contains(".index.") && name.ends_with(".json") {
             return Self::open_index(path);
         }
-        let mut weights = Self { files: vec![], tensors: BTreeMap::new(), on_read: None };
+        let mut weights = Self::default();
         weights.add_file(path)?;
         Ok(weights)
     }
@@ -68,12 +70,15 @@ impl Weights {
         let json = read_json(index)?;
         let map = json.get("weight_map").and_then(|map| map.as_object());
         let map = map.ok_or_else(|| Error::corrupt(index, "has no \"weight_map\" that names the shards"))?;
-        let mut shards = std::collections::BTreeSet::new();
+        let mut shards = BTreeSet::new();
         for (key, file) in map {
             let file = file.as_str().filter(|file| !file.contains(['/', '\\']) && *file != "..");
             shards.insert(file.ok_or_else(|| Error::corrupt(index, format!("names no file for {key:?}")))?);
         }
-        let mut weights = Self { files: vec![], tensors: BTreeMap::new(), on_read: None };
+        if shards.is_empty() {
+            return Err(Error::corrupt(index, "names no shards"));
+        }
+        let mut weights = Self::default();
         for shard in shards {
             let path = index.with_file_name(shard);
             if !path.exists() {
@@ -111,13 +116,20 @@ impl Weights {
 
     /// The same files with their tensors under other names.
     pub(crate) fn mapped_to(&self, tensors: BTreeMap<String, StoredTensor>) -> Self {
-        Self { files: self.files.clone(), tensors, on_read: self.on_read.clone() }
+        Self { files: self.files.clone(), tensors, on_read: self.on_read.clone(), read: Arc::default() }
     }
 
     /// Calls `on_read` with the bytes of each tensor that was read, for a progress display.
     pub fn on_read(mut self, on_read: impl Fn(u64) + Send + Sync + 'static) -> Self {
         self.on_read = Some(Arc::new(on_read));
         self
+    }
+
+    /// The tensors that nothing has asked for yet.
+    pub fn unread(&self) -> Vec<String> {
+        // Names are only ever added, so a thread that stopped half-way has broken nothing.
+        let read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        self.tensors.keys().filter(|name| !read.contains(*name)).cloned().collect()
     }
 
     /// Every tensor by name.
@@ -170,6 +182,7 @@ impl Weights {
         let (file, start) = (&self.files[stored.file], stored.bytes.start);
         let release = |range: Range<usize>| file.release(start + range.start..start + range.end);
         let tensor = elements::tensor(self.bytes(stored), stored.dtype, dtype, &stored.shape, device, release)?;
+        self.read.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_string());
         if let Some(on_read) = &self.on_read {
             on_read(stored.bytes.len() as u64);
         }

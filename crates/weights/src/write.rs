@@ -1,5 +1,4 @@
 use std::borrow::Cow;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use safetensors::View;
@@ -9,25 +8,37 @@ use crate::{Error, Result, StoredDtype, StoredTensor, Weights};
 /// Makes a file by way of a temporary one beside it: `write` fills that, and only when it has succeeded and all is on
 /// disk does it take the wanted name. On an error nothing is left behind, and what was there before stays.
 pub fn write_atomically(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    let temporary = Temporary::beside(path)?;
-    write(&temporary.path)?;
-    let file = std::fs::OpenOptions::new().append(true).open(&temporary.path).map_err(Error::io(path))?;
-    file.sync_all().map_err(Error::io(path))?;
-    std::fs::rename(&temporary.path, path).map_err(Error::io(path))
+    if path.exists() && !path.is_file() {
+        return Err(Error::unsupported(path, "is not a plain file, and nothing else is written over"));
+    }
+    // What a link points to is written, not the link.
+    let target = path.canonicalize().unwrap_or_else(|_| path.into());
+    let temporary = Temporary::beside(&target).map_err(|error| error.of_file(path))?;
+    write(&temporary.path).map_err(|error| error.of_file(path))?;
+    let finish = || {
+        let file = std::fs::OpenOptions::new().append(true).open(&temporary.path)?;
+        // Some writers make files that only their owner may read.
+        file.set_permissions(temporary.permissions.clone())?;
+        file.sync_all()?;
+        std::fs::rename(&temporary.path, &target)
+    };
+    finish().map_err(Error::io(path))
 }
 
 /// A file that is removed when it goes out of scope; after a rename there is nothing left to remove.
 struct Temporary {
     path: PathBuf,
+    /// Those of any new file.
+    permissions: std::fs::Permissions,
 }
 
 impl Temporary {
     fn beside(path: &Path) -> Result<Self> {
-        let name = path.file_name().ok_or_else(|| Error::missing(path, "is no file name"))?;
+        let name = path.file_name().ok_or_else(|| Error::unsupported(path, "is no file name"))?;
         let temporary = path.with_file_name(format!(".{}.{}.part", name.to_string_lossy(), std::process::id()));
         // Created at once, so that a folder that cannot be written is reported before any work.
-        std::fs::File::create(&temporary).and_then(|mut file| file.flush()).map_err(Error::io(path))?;
-        Ok(Self { path: temporary })
+        let metadata = std::fs::File::create(&temporary).and_then(|file| file.metadata()).map_err(Error::io(path))?;
+        Ok(Self { path: temporary, permissions: metadata.permissions() })
     }
 }
 
@@ -42,7 +53,7 @@ pub fn write_safetensors<V: View>(tensors: Vec<(String, V)>, path: &Path) -> Res
     // diffusers and transformers refuse a file whose metadata does not name its framework.
     let metadata = std::collections::HashMap::from([("format".to_string(), "pt".to_string())]);
     safetensors::serialize_to_file(tensors, Some(metadata), path).map_err(|error| match error {
-        safetensors::SafeTensorError::IoError(source) => Error::Io { path: path.into(), source },
+        safetensors::SafeTensorError::IoError(cause) => Error::Io { path: path.into(), cause },
         other => Error::corrupt(path, other.to_string()),
     })
 }

@@ -155,7 +155,7 @@ fn messages_name_the_file_and_the_trouble() {
     };
 
     contains(message_of(PipelineFolder::open(folder.path().join("nowhere"))), &["nowhere", "no such folder"]);
-    contains(message_of(PipelineFolder::open(root.join("vae"))), &["vae", "model_index.json"]);
+    contains(message_of(PipelineFolder::open(root.join("vae"))), &["vae", "AutoencoderKL", "pipeline"]);
 
     let shard = root.join("text_encoder/model-00002-of-00003.safetensors");
     let bytes = std::fs::read(&shard).unwrap();

@@ -9,6 +9,26 @@ fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures")
 }
 
+/// A `tokenizer.json` that remembers padding and truncation gives a prompt's own tokens all the same.
+#[test]
+fn saved_padding_and_truncation_are_not_applied() {
+    let source = fixtures().join("checkpoints/sigma-512/tokenizer");
+    let mut saved = tokenizers::Tokenizer::from_file(source.join("tokenizer.json")).unwrap();
+    let plain = read_tokenizer(&source).unwrap();
+    let padding = tokenizers::PaddingParams {
+        strategy: tokenizers::PaddingStrategy::Fixed(300),
+        ..tokenizers::PaddingParams::default()
+    };
+    saved.with_padding(Some(padding));
+    saved.with_truncation(Some(tokenizers::TruncationParams { max_length: 3, ..Default::default() })).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    saved.save(folder.path().join("tokenizer.json"), false).unwrap();
+    let ids = |tokenizer: &tokenizers::Tokenizer| {
+        tokenizer.encode("a red fox in the snow", false).unwrap().get_ids().to_vec()
+    };
+    assert_eq!(ids(&read_tokenizer(folder.path()).unwrap()), ids(&plain));
+}
+
 #[test]
 fn ids_are_those_of_transformers() {
     let golden: Value =

@@ -27,6 +27,12 @@ pub struct TransformerConfig {
     pub attention_type: Option<String>,
     /// Width of the text embeddings.
     pub caption_channels: Option<usize>,
+    #[serde(skip_serializing)]
+    pub only_cross_attention: bool,
+    #[serde(skip_serializing)]
+    pub double_self_attention: bool,
+    #[serde(skip_serializing)]
+    pub num_vector_embeds: Option<usize>,
 }
 
 impl Default for TransformerConfig {
@@ -49,6 +55,9 @@ impl Default for TransformerConfig {
             use_additional_conditions: None,
             attention_type: Some("default".into()),
             caption_channels: None,
+            only_cross_attention: false,
+            double_self_attention: false,
+            num_vector_embeds: None,
         }
     }
 }
@@ -56,7 +65,7 @@ impl Default for TransformerConfig {
 impl TransformerConfig {
     /// Width of a token.
     pub fn width(&self) -> usize {
-        self.num_attention_heads * self.attention_head_dim
+        self.num_attention_heads.saturating_mul(self.attention_head_dim)
     }
 
     /// Channels of the prediction: the noise and, in models that learned it, as many coefficients of the variance.
@@ -75,7 +84,6 @@ impl TransformerConfig {
 
     /// Refuses, naming the field, what this implementation does not compute.
     pub fn validate(&self) -> std::result::Result<(), String> {
-        let width = self.width();
         if self.norm_type != "ada_norm_single" {
             return Err(format!("norm_type is {:?}, only \"ada_norm_single\" is supported", self.norm_type));
         }
@@ -88,13 +96,30 @@ impl TransformerConfig {
         if self.attention_type.as_deref().is_some_and(|kind| kind != "default") {
             return Err(format!("attention_type is {:?}, only \"default\" is supported", self.attention_type));
         }
+        if self.only_cross_attention || self.double_self_attention || self.num_vector_embeds.is_some() {
+            return Err("only_cross_attention, double_self_attention and num_vector_embeds are of other models".into());
+        }
+        if [self.num_attention_heads, self.attention_head_dim, self.num_layers, self.patch_size].contains(&0) {
+            return Err("num_attention_heads, attention_head_dim, num_layers and patch_size must be above 0".into());
+        }
+        if [self.num_attention_heads, self.attention_head_dim, self.patch_size, self.sample_size]
+            .iter()
+            .any(|size| *size > 1 << 16)
+        {
+            return Err("a size in it is absurdly large".into());
+        }
+        let scale = self.interpolation_scale.unwrap_or(1.0);
+        if !(scale.is_finite() && scale > 0.0 && self.norm_eps.is_finite() && self.norm_eps >= 0.0) {
+            return Err(format!("interpolation_scale is {scale}, norm_eps {}", self.norm_eps));
+        }
         if self.caption_channels.is_none() {
             return Err("caption_channels is missing: this is no text-conditioned PixArt transformer".into());
         }
+        let width = self.width();
         if self.cross_attention_dim.is_none_or(|dim| dim != width) {
             return Err(format!("cross_attention_dim is {:?}, it must be {width}", self.cross_attention_dim));
         }
-        if width == 0 || !width.is_multiple_of(4) || self.patch_size == 0 || self.sample_size < self.patch_size {
+        if !width.is_multiple_of(4) || self.sample_size < self.patch_size {
             return Err(format!("width {width}, patch_size {}, sample_size {}", self.patch_size, self.sample_size));
         }
         if self.has_size_conditions() && !width.is_multiple_of(3) {
