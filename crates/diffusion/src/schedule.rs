@@ -34,7 +34,10 @@ impl NoiseSchedule {
         let mut alphas_cumprod = cumulative_alphas(&betas);
         if !alphas_cumprod.iter().all(|alpha| 0.0 < *alpha && *alpha < 1.0) {
             let supported = "schedules with both signal and noise at every timestep";
-            return Err(config.unsupported("num_train_timesteps", supported));
+            let given = ["trained_betas", "beta_end"]
+                .into_iter()
+                .find(|field| config.fields().get(*field).is_some_and(|value| !value.is_null()));
+            return Err(config.unsupported(given.unwrap_or("beta_schedule"), supported));
         }
         if config.flag("rescale_betas_zero_snr") {
             alphas_cumprod = cumulative_alphas(&zero_terminal_snr(&alphas_cumprod));
