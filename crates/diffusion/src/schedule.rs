@@ -34,10 +34,7 @@ impl NoiseSchedule {
         let mut alphas_cumprod = cumulative_alphas(&betas);
         if !alphas_cumprod.iter().all(|alpha| 0.0 < *alpha && *alpha < 1.0) {
             let supported = "schedules with both signal and noise at every timestep";
-            let given = ["trained_betas", "beta_end"]
-                .into_iter()
-                .find(|field| config.fields().get(*field).is_some_and(|value| !value.is_null()));
-            return Err(config.unsupported(given.unwrap_or("beta_schedule"), supported));
+            return Err(config.unsupported("num_train_timesteps", supported));
         }
         if config.flag("rescale_betas_zero_snr") {
             alphas_cumprod = cumulative_alphas(&zero_terminal_snr(&alphas_cumprod));

@@ -24,6 +24,7 @@ mod folder;
 mod mapped;
 mod original;
 mod pickle;
+mod pickle_bounds;
 mod tensor_file;
 mod tokenizer;
 mod weights;

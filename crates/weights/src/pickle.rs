@@ -12,6 +12,7 @@ use candle_core::pickle::{Object, Stack};
 use zip::{CompressionMethod, ZipArchive};
 
 use crate::mapped::MappedFile;
+use crate::pickle_bounds::is_bounded;
 use crate::{Error, Result, StoredDtype, StoredTensor, plain_message};
 
 /// Keys under which training scripts put the weights, in order of preference.
@@ -60,6 +61,9 @@ pub(crate) fn tensors(file: &MappedFile) -> Result<BTreeMap<String, StoredTensor
 }
 
 fn unpickle(path: &Path, bytes: &[u8]) -> Result<Object> {
+    if !is_bounded(bytes) {
+        return Err(Error::unsupported(path, "is no state dict: its pickle asks for objects without end"));
+    }
     let mut stack = Stack::empty();
     stack
         .read_loop(&mut Cursor::new(bytes))
