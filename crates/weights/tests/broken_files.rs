@@ -3,11 +3,15 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device};
+use candle_nn::VarBuilder;
+use pixart_nn::t5::T5Encoder;
 use pixart_nn::transformer::{PixArtTransformer, TransformerConfig};
+use pixart_nn::vae::AutoencoderKl;
 use pixart_weights::{
     Error, Part, PipelineFolder, Weights, convert_transformer, original_transformer, read_json, read_tokenizer,
 };
 use proptest::prelude::*;
+use serde::de::DeserializeOwned;
 
 fn checkpoints() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/checkpoints")
@@ -80,12 +84,25 @@ fn check_weights(source: &str, name: &str, damage: &Damage) {
 
 fn check_tokenizer(source: &str, name: &str, damage: &Damage) {
     let folder = tempfile::tempdir().unwrap();
-    let bytes = std::fs::read(checkpoints().join(source).join(name)).unwrap();
-    std::fs::write(folder.path().join(name), damaged(&bytes, damage)).unwrap();
+    copy_folder(&checkpoints().join(source), folder.path());
+    let path = folder.path().join(name);
+    std::fs::write(&path, damaged(&std::fs::read(&path).unwrap(), damage)).unwrap();
     if let Ok(tokenizer) = read_tokenizer(folder.path()) {
         for text in ["a small cactus", "ﬁ ½ ｅ́ \u{1F335}\u{200D} \u{0}\u{FEFF}ünï", "<extra_id_0> </s>", ""] {
             let _either = tokenizer.encode(text, false);
         }
+    }
+}
+
+/// Reads a part's config and, if it is one, builds the network that it and the part's weights make: a flipped digit can ask
+/// for a network of any size, and building it must end with an error, not exhaust memory.
+fn build_part<C: DeserializeOwned, N>(
+    folder: &PipelineFolder,
+    part: Part,
+    build: impl Fn(&C, VarBuilder) -> candle_core::Result<N>,
+) {
+    if let (Ok(config), Ok(weights)) = (folder.config::<C>(part), folder.weights(part, DType::F32)) {
+        let _either = build(&config, weights.var_builder(DType::F32, &Device::Cpu));
     }
 }
 
@@ -113,24 +130,28 @@ proptest! {
     }
 
     #[test]
+    fn tokenizer_configs(damage in damage()) {
+        check_tokenizer("alpha-256/tokenizer", "tokenizer_config.json", &damage);
+    }
+
+    #[test]
     fn shard_indexes_and_configs(damage in damage()) {
-        for file in ["model_index.json", "transformer/config.json", "text_encoder/model.safetensors.index.json"] {
+        let source = checkpoints().join("alpha-256");
+        let files = [
+            "model_index.json",
+            "transformer/config.json",
+            "vae/config.json",
+            "text_encoder/config.json",
+            "text_encoder/model.safetensors.index.json",
+        ];
+        for file in files {
             let folder = tempfile::tempdir().unwrap();
-            for part in ["transformer", "text_encoder"] {
-                copy_folder(&checkpoints().join("alpha-256").join(part), &folder.path().join(part));
-            }
-            std::fs::copy(checkpoints().join("alpha-256/model_index.json"), folder.path().join("model_index.json")).unwrap();
-            let bytes = std::fs::read(folder.path().join(file)).unwrap();
-            std::fs::write(folder.path().join(file), damaged(&bytes, &damage)).unwrap();
+            copy_folder(&source, folder.path());
+            std::fs::write(folder.path().join(file), damaged(&std::fs::read(source.join(file)).unwrap(), &damage)).unwrap();
             let Ok(folder) = PipelineFolder::open(folder.path()) else { continue };
-            if let Ok(weights) = folder.weights(Part::TextEncoder, DType::F32) {
-                read_everything(&weights);
-            }
-            let Ok(config) = folder.config::<TransformerConfig>(Part::Transformer) else { continue };
-            // A flipped digit can ask for a network of any size; building it must end, not exhaust memory.
-            if let Ok(weights) = folder.weights(Part::Transformer, DType::F32) {
-                let _either = PixArtTransformer::new(&config, weights.var_builder(DType::F32, &Device::Cpu));
-            }
+            build_part(&folder, Part::Transformer, PixArtTransformer::new);
+            build_part(&folder, Part::Vae, AutoencoderKl::new);
+            build_part(&folder, Part::TextEncoder, T5Encoder::new);
         }
     }
 }
