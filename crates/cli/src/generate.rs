@@ -17,7 +17,7 @@ use crate::{interrupt, open};
 
 pub fn run(args: Box<GenerateArgs>) -> Result<()> {
     let progress = Arc::new(Progress::new(args.model.compute.quiet));
-    let scheduler = args.scheduler_config.as_deref().map(open::scheduler).transpose()?;
+    let scheduler = args.scheduler_config.as_deref().map(pixart::read_scheduler).transpose()?;
     let mut pipeline = open::pipeline(&args.model, args.keep_loaded, scheduler, &progress)?;
     if let Some(name) = &args.scheduler {
         let scheduler = pipeline.scheduler().named(name)?;
@@ -26,7 +26,6 @@ pub fn run(args: Box<GenerateArgs>) -> Result<()> {
     let all = request_for_all(&args, &pipeline)?;
     let prompts = all.prompt_embeds.as_ref().map_or(all.prompts.len(), PromptEmbeds::batch);
     let latents = args.latents.as_deref().map(|path| open::latents(path, pipeline.device())).transpose()?;
-    pipeline.check(&all)?;
     if prompts > 1 && latents.is_some() {
         bail!("--latents goes with one prompt, there are {prompts}");
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device, Tensor};
 use pixart::Pipeline;
-use pixart_diffusion::{SchedulerConfig, StepOptions};
+use pixart_diffusion::SchedulerConfig;
 use pixart_weights::{Part, Weights};
 
 use crate::args::{ComputeArgs, ModelArgs};
@@ -47,15 +47,6 @@ fn set_threads(args: &ComputeArgs) -> Result<()> {
         pool.build_global().with_context(|| format!("cannot start {threads} threads"))?;
     }
     Ok(())
-}
-
-/// A scheduler's config from a file.
-pub fn scheduler(path: &Path) -> Result<SchedulerConfig> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let scheduler = SchedulerConfig::from_json(&text).with_context(|| path.display().to_string())?;
-    // A solver is made only to learn whether every value is supported.
-    scheduler.solver(1, &StepOptions::default()).with_context(|| path.display().to_string())?;
-    Ok(scheduler)
 }
 
 /// The lines of a prompts file; empty ones are passed over.

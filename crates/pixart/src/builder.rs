@@ -111,7 +111,11 @@ impl PipelineBuilder {
     }
 }
 
-fn read_scheduler(path: &Path) -> Result<SchedulerConfig> {
+/// Reads a scheduler's config and makes sure that every value in it is supported.
+///
+/// # Errors
+/// A file that cannot be read or is no scheduler config; a field that is unknown or has a value that is not supported.
+pub fn read_scheduler(path: &Path) -> Result<SchedulerConfig> {
     let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
     // A solver is made only to learn whether every value is supported.
     SchedulerConfig::from_json(&text)

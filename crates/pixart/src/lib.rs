@@ -32,7 +32,7 @@ mod request;
 
 pub use bench::{BenchOptions, BenchReport, bench};
 pub use bins::nearest_bin;
-pub use builder::PipelineBuilder;
+pub use builder::{PipelineBuilder, read_scheduler};
 pub use caption::{clean_caption, plain_caption};
 pub use device::{DeviceChoice, Precision, device_name, dtype_name};
 pub use embeddings::PromptEmbeds;
