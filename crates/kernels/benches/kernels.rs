@@ -1,0 +1,148 @@
+//! Times the kernels at the sizes of XL/2 at 512×512 pixels and of the autoencoder, beside the arithmetic peak of this
+//! machine, measured just before each in a loop that touches only registers.
+//!
+//! `cargo bench -p pixart-kernels --bench kernels [-- [--tsv] [--runs N] [FILTER]]`. A line with `--tsv` is name, dtype, median
+//! milliseconds, GFLOP/s and per cent of the peak.
+
+use std::time::Instant;
+
+use half::bf16;
+use pixart_kernels::{
+    Activation, Arithmetic, Element, Epilogue, Heads, Isa, Matrix, Packed, Scratch, arithmetic_peak, attention, gemm,
+};
+
+struct Bench {
+    isa: Isa,
+    scratch: Scratch,
+    tsv: bool,
+    runs: usize,
+    filter: Option<String>,
+}
+
+fn main() {
+    let mut arguments = std::env::args().skip(1).filter(|argument| argument != "--bench").peekable();
+    let isa = Isa::chosen().unwrap_or_else(|error| fail(&error));
+    let mut bench = Bench { isa, scratch: Scratch::new(), tsv: false, runs: 9, filter: None };
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--tsv" => bench.tsv = true,
+            "--runs" => match arguments.next().and_then(|runs| runs.parse().ok()) {
+                Some(runs @ 1..) => bench.runs = runs,
+                _ => fail("--runs takes a number above 0"),
+            },
+            _ => bench.filter = Some(argument),
+        }
+    }
+    if !bench.tsv {
+        println!("{isa:?}, {} threads", rayon::current_num_threads());
+    }
+    bench.products();
+    bench.attentions();
+}
+
+fn fail(message: &str) -> ! {
+    eprintln!("{message}");
+    std::process::exit(2);
+}
+
+/// Numbers between -0.5 and 0.5 without a pattern.
+fn numbers<T: Element>(len: usize) -> Vec<T> {
+    (0..len as u32).map(|i| T::from_f32((i.wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 24) as f32 - 0.5)).collect()
+}
+
+impl Bench {
+    /// Times `run`, which does `operations`, unless the filter leaves it out.
+    fn time(&self, name: &str, arithmetic: Arithmetic, operations: usize, mut run: impl FnMut()) {
+        let dtype = format!("{arithmetic:?}").to_lowercase();
+        if self.filter.as_ref().is_some_and(|filter| !format!("{name} {dtype}").contains(filter.as_str())) {
+            return;
+        }
+        run();
+        let (mut seconds, mut peaks) = (Vec::new(), Vec::new());
+        for _ in 0..self.runs {
+            peaks.push(arithmetic_peak(self.isa, arithmetic, 0.01));
+            let start = Instant::now();
+            run();
+            seconds.push(start.elapsed().as_secs_f64());
+        }
+        let (seconds, peak) = (median(seconds), median(peaks));
+        let rate = operations as f64 / seconds;
+        let (milliseconds, rate, percent) = (seconds * 1e3, rate / 1e9, 100.0 * rate / peak);
+        match self.tsv {
+            true => println!("{name}\t{dtype}\t{milliseconds:.3}\t{rate:.1}\t{percent:.1}"),
+            false => println!("{name:28} {dtype:5} {milliseconds:9.3} ms {rate:8.1} GFLOP/s {percent:6.1} % of peak"),
+        }
+    }
+
+    fn products(&self) {
+        let sizes = [(1024, 1152, 4608), (1024, 4608, 1152), (1024, 1152, 1152), (1024, 1152, 3456), (120, 4096, 1152)];
+        for (rows, depth, columns) in sizes {
+            for arithmetic in [Arithmetic::F32, Arithmetic::Bf16, Arithmetic::Int8] {
+                match arithmetic {
+                    Arithmetic::F32 => self.product::<f32>(arithmetic, rows, depth, columns),
+                    _ => self.product::<bf16>(arithmetic, rows, depth, columns),
+                }
+            }
+        }
+    }
+
+    fn product<T: Element>(&self, arithmetic: Arithmetic, rows: usize, depth: usize, columns: usize) {
+        let (left, right, bias) = (numbers::<T>(rows * depth), numbers::<f32>(columns * depth), numbers(columns));
+        let mut out = vec![T::default(); rows * columns];
+        let packed = Packed::new(self.isa, arithmetic, Matrix::new(&right, columns, depth));
+        let left = Matrix::new(&left, rows, depth);
+        for (name, activation) in [("gemm", Activation::None), ("gemm+gelu", Activation::GeluTanh)] {
+            if activation != Activation::None && columns != 4608 {
+                continue;
+            }
+            let epilogue = Epilogue { bias: Some(&bias), activation, residual: None };
+            self.time(&format!("{name} {rows}x{depth}x{columns}"), arithmetic, 2 * rows * depth * columns, || {
+                gemm(self.isa, &self.scratch, left, &packed, &epilogue, &mut out);
+            });
+        }
+    }
+}
+
+impl Bench {
+    fn attentions(&self) {
+        for (heads, queries, keys, size) in [(16, 1024, 1024, 72), (16, 4096, 4096, 72), (16, 1024, 120, 72), (1, 4096, 4096, 512)] {
+            let name = match queries == keys {
+                true => format!("attention {heads}x{queries}x{size}"),
+                false => format!("attention {heads}x{queries}x{size}, {keys} keys"),
+            };
+            self.attention::<f32>(Arithmetic::F32, &name, heads, queries, keys, size);
+            self.attention::<bf16>(Arithmetic::Bf16, &name, heads, queries, keys, size);
+        }
+    }
+
+    fn attention<T: Element>(
+        &self,
+        arithmetic: Arithmetic,
+        name: &str,
+        heads: usize,
+        queries: usize,
+        keys: usize,
+        size: usize,
+    ) {
+        let width = heads * size;
+        let (q, k, v) = (numbers::<T>(queries * width), numbers::<T>(keys * width), numbers::<T>(keys * width));
+        let heads = Heads {
+            q: Matrix::new(&q, queries, width),
+            k: Matrix::new(&k, keys, width),
+            v: Matrix::new(&v, keys, width),
+            batch: 1,
+            heads,
+            scale: (size as f32).powf(-0.5),
+            bias: None,
+        };
+        let mut out = vec![T::default(); queries * width];
+        self.time(name, arithmetic, 4 * queries * keys * width, || {
+            attention(self.isa, &self.scratch, arithmetic, &heads, &mut out);
+        });
+    }
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}

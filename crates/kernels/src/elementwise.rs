@@ -1,0 +1,197 @@
+//! Kernels that see every element alone.
+
+use rayon::prelude::*;
+
+use crate::activation::Activation;
+use crate::isa::{Body, Isa};
+use crate::norm::ELEMENTS_PER_TASK;
+use crate::simd::{Element, Simd};
+use crate::sweep::for_each_vector;
+
+/// `activation(xs)`, any shape; `ys` is like `xs`.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn activate<T: Element>(isa: Isa, activation: Activation, xs: &[T], ys: &mut [T]) {
+    map(isa, Activate(activation), [xs], ys);
+}
+
+/// The gradient of [`activate`]: that of its result, `dys`, times the derivative at its input `xs`; all of one shape.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn activate_backward<T: Element>(isa: Isa, activation: Activation, xs: &[T], dys: &[T], dxs: &mut [T]) {
+    map(isa, ActivateBackward(activation), [xs, dys], dxs);
+}
+
+/// `a + b`, all of one shape.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn add<T: Element>(isa: Isa, a: &[T], b: &[T], ys: &mut [T]) {
+    map(isa, Add, [a, b], ys);
+}
+
+/// `a · b` element by element, all of one shape.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn multiply<T: Element>(isa: Isa, a: &[T], b: &[T], ys: &mut [T]) {
+    map(isa, Multiply, [a, b], ys);
+}
+
+/// `xs` in another type, rounded to nearest even; `ys` is like `xs`.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn convert<A: Element, B: Element>(isa: Isa, xs: &[A], ys: &mut [B]) {
+    map(isa, Activate(Activation::None), [xs], ys);
+}
+
+/// What is computed from one vector of each input. A trait rather than a closure, since a closure is not sure to be
+/// inlined, and would then be compiled without the instructions.
+trait Map<const N: usize>: Copy + Send + Sync {
+    fn apply<S: Simd>(self, s: S, xs: [S::F32; N]) -> S::F32;
+}
+
+#[derive(Clone, Copy)]
+struct Activate(Activation);
+
+impl Map<1> for Activate {
+    #[inline(always)]
+    fn apply<S: Simd>(self, s: S, [x]: [S::F32; 1]) -> S::F32 {
+        self.0.apply(s, x)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct ActivateBackward(Activation);
+
+impl Map<2> for ActivateBackward {
+    #[inline(always)]
+    fn apply<S: Simd>(self, s: S, [x, dy]: [S::F32; 2]) -> S::F32 {
+        s.mul(dy, self.0.gradient(s, x))
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Add;
+
+impl Map<2> for Add {
+    #[inline(always)]
+    fn apply<S: Simd>(self, s: S, [a, b]: [S::F32; 2]) -> S::F32 {
+        s.add(a, b)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Multiply;
+
+impl Map<2> for Multiply {
+    #[inline(always)]
+    fn apply<S: Simd>(self, s: S, [a, b]: [S::F32; 2]) -> S::F32 {
+        s.mul(a, b)
+    }
+}
+
+#[track_caller]
+fn map<A: Element, B: Element, M: Map<N>, const N: usize>(isa: Isa, map: M, inputs: [&[A]; N], output: &mut [B]) {
+    for input in inputs {
+        assert_eq!(input.len(), output.len(), "elementwise operands differ in length");
+    }
+    output.par_chunks_mut(ELEMENTS_PER_TASK).enumerate().for_each(|(i, output)| {
+        let inputs = inputs.map(|input| &input[i * ELEMENTS_PER_TASK..][..output.len()]);
+        isa.run(Sweep { map, inputs, output });
+    });
+}
+
+struct Sweep<'a, A, B, M, const N: usize> {
+    map: M,
+    inputs: [&'a [A]; N],
+    output: &'a mut [B],
+}
+
+impl<A: Element, B: Element, M: Map<N>, const N: usize> Body for Sweep<'_, A, B, M, N> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for_each_vector!(self.output.len(), |start, vector| {
+            let mut xs = [s.splat(0.0); N];
+            for (x, input) in xs.iter_mut().zip(self.inputs) {
+                *x = vector::load(s, input, start);
+            }
+            vector::store(s, self.map.apply(s, xs), self.output, start);
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::*;
+    use crate::activation::tests::{ALL, reference};
+    use crate::testing::{TestElement, WIDTHS, assert_close, assert_same_in_any_threads, random, wide};
+
+    fn check<T: TestElement>() {
+        for len in WIDTHS.into_iter().chain([0, 3 * ELEMENTS_PER_TASK + 5]) {
+            let (a, b) = (random::<T>(len, 1), random::<T>(len, 2));
+            let pairs = || wide(&a).into_iter().zip(wide(&b));
+            for isa in Isa::available() {
+                let what = format!("{isa:?}, {len} elements");
+                let mut ys = vec![T::default(); len];
+                add(isa, &a, &b, &mut ys);
+                assert_close(&ys, &pairs().map(|(a, b)| a + b).collect::<Vec<_>>(), 1e-7, &what);
+                multiply(isa, &a, &b, &mut ys);
+                assert_close(&ys, &pairs().map(|(a, b)| a * b).collect::<Vec<_>>(), 1e-7, &what);
+                for activation in ALL {
+                    let what = format!("{what}, {activation:?}");
+                    activate(isa, activation, &a, &mut ys);
+                    let expected: Vec<_> = wide(&a).into_iter().map(|x| reference(activation, x).0).collect();
+                    assert_close(&ys, &expected, 1e-6, &what);
+                    activate_backward(isa, activation, &a, &b, &mut ys);
+                    let expected: Vec<_> = pairs().map(|(x, dy)| dy * reference(activation, x).1).collect();
+                    assert_close(&ys, &expected, 1e-6, &what);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn agree_with_the_definitions() {
+        check::<f32>();
+        check::<bf16>();
+    }
+
+    #[test]
+    fn conversions_round_to_nearest() {
+        for isa in Isa::available() {
+            for len in WIDTHS {
+                let xs = random::<f32>(len, 1);
+                let (mut narrow, mut back) = (vec![bf16::ZERO; len], vec![0f32; len]);
+                convert(isa, &xs, &mut narrow);
+                assert_eq!(narrow, xs.iter().map(|x| bf16::from_f32(*x)).collect::<Vec<_>>(), "{isa:?}, {len}");
+                convert(isa, &narrow, &mut back);
+                assert_eq!(back, narrow.iter().map(|x| x.to_f32()).collect::<Vec<_>>(), "{isa:?}, {len}");
+            }
+        }
+    }
+
+    #[test]
+    fn threads_do_not_matter() {
+        let xs = random::<bf16>(5 * ELEMENTS_PER_TASK + 3, 1);
+        let work = || {
+            let mut ys = vec![bf16::ZERO; xs.len()];
+            activate(*Isa::available().last().expect("there is always one"), Activation::Silu, &xs, &mut ys);
+            ys
+        };
+        assert_same_in_any_threads(work, "activation");
+    }
+
+    #[test]
+    #[should_panic(expected = "differ in length")]
+    fn operands_of_two_lengths_are_refused() {
+        add(Isa::Portable, &[0f32; 4], &[0f32; 5], &mut [0f32; 4]);
+    }
+}

@@ -1,0 +1,194 @@
+use std::marker::PhantomData;
+
+use rayon::prelude::*;
+
+use super::pack::PackRows;
+use super::words::{LARGEST_BYTE, Words};
+use super::{Bf16, F32, Int8, MAX_VECTORS, padded_stride};
+use crate::memory::{Line, ZERO};
+use crate::simd::{Element, LANES};
+use crate::{Isa, Matrix};
+
+/// In what a product is computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Arithmetic {
+    /// f32 throughout.
+    F32,
+    /// Operands in bf16, sums in f32.
+    Bf16,
+    /// Operands in 8 bits, sums in i32: weights with one scale an output, activations with one scale a row.
+    Int8,
+}
+
+/// The right operand of a product, weights mostly, in the order in which the product reads it. Made once, used often.
+///
+/// It is cut into panels of as many columns as a tile is wide. A panel holds, for each group along the depth, one or two
+/// lines: that group of each column.
+#[derive(Clone)]
+pub struct Packed {
+    pub(crate) arithmetic: Arithmetic,
+    /// Columns of the result.
+    pub(crate) columns: usize,
+    /// Elements of a run along the depth, and runs: the taps of a convolution, or one.
+    pub(crate) depth: usize,
+    pub(crate) taps: usize,
+    /// Groups of a run.
+    pub(crate) steps: usize,
+    /// Vectors across a panel; the last may have fewer.
+    pub(crate) panel_vectors: usize,
+    pub(crate) lines: Vec<Line>,
+    /// For int8, what the sums of each column are multiplied with, and the sum of its bytes.
+    pub(crate) scales: Vec<f32>,
+    pub(crate) byte_sums: Vec<f32>,
+}
+
+impl std::fmt::Debug for Packed {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        write!(f, "Packed({:?}, {} × {} × {})", self.arithmetic, self.columns, self.taps, self.depth)
+    }
+}
+
+impl Packed {
+    /// Packs `weight` `[out, in]` for products `x · weightᵀ`.
+    pub fn new<T: Element>(isa: Isa, arithmetic: Arithmetic, weight: Matrix<T>) -> Self {
+        match arithmetic {
+            Arithmetic::F32 => Self::from_matrix::<F32, T>(isa, arithmetic, weight),
+            Arithmetic::Bf16 => Self::from_matrix::<Bf16, T>(isa, arithmetic, weight),
+            Arithmetic::Int8 => Self::from_matrix::<Int8, T>(isa, arithmetic, weight),
+        }
+    }
+
+    fn from_matrix<P: Words, T: Element>(isa: Isa, arithmetic: Arithmetic, weight: Matrix<T>) -> Self {
+        let mut packed = Self::empty(isa, arithmetic, weight.rows, weight.columns, 1);
+        packed.steps = weight.columns.div_ceil(P::GROUP);
+        packed.lines = vec![ZERO; weight.rows.div_ceil(LANES) * packed.steps];
+        let mut scales = vec![1f32; weight.rows];
+        let columns = packed.panel_vectors * LANES;
+        let panels = packed.lines.par_chunks_mut((packed.panel_vectors * packed.steps).max(1));
+        panels.zip(scales.par_chunks_mut(columns)).enumerate().for_each_init(Vec::new, |words, (panel, (lines, scales))| {
+            words.resize(padded_stride(packed.steps) * columns, 0);
+            isa.run(PackRows::<P, T> { matrix: weight, first: panel * columns, lines, scales, words, product: PhantomData });
+        });
+        if arithmetic == Arithmetic::Int8 {
+            packed.byte_sums = packed.sum_bytes();
+            packed.scales = scales;
+        }
+        packed
+    }
+
+    /// The sum of the bytes of each column.
+    fn sum_bytes(&self) -> Vec<f32> {
+        let panels = (0..self.panels()).flat_map(|panel| {
+            let (lines, vectors) = self.panel(panel);
+            (0..vectors * LANES).map(move |lane| {
+                let lines = lines.iter().skip(lane / LANES).step_by(vectors);
+                let bytes = lines.flat_map(|line| line.0[lane % LANES].to_le_bytes());
+                bytes.map(|byte| byte as i8 as i32).sum::<i32>() as f32
+            })
+        });
+        panels.take(self.columns).collect()
+    }
+
+    fn empty(isa: Isa, arithmetic: Arithmetic, columns: usize, depth: usize, taps: usize) -> Self {
+        Self {
+            arithmetic,
+            columns,
+            depth,
+            taps,
+            steps: 0,
+            panel_vectors: isa.tile_vectors(),
+            lines: Vec::new(),
+            scales: Vec::new(),
+            byte_sums: Vec::new(),
+        }
+    }
+
+    /// Packs the right operand whose element for column `c` of the result, tap and place along the depth is
+    /// `element(c, tap, depth)`.
+    pub(crate) fn with_taps(
+        isa: Isa,
+        arithmetic: Arithmetic,
+        columns: usize,
+        depth: usize,
+        taps: usize,
+        element: impl Fn(usize, usize, usize) -> f32 + Sync,
+    ) -> Self {
+        let mut packed = Self::empty(isa, arithmetic, columns, depth, taps);
+        match arithmetic {
+            Arithmetic::F32 => packed.fill::<F32>(element),
+            Arithmetic::Bf16 => packed.fill::<Bf16>(element),
+            Arithmetic::Int8 => {
+                let row = |c| (0..taps).flat_map(move |tap| (0..depth).map(move |d| (c, tap, d)));
+                let largest = |c| row(c).map(|(c, tap, d)| element(c, tap, d).abs()).fold(0f32, f32::max);
+                let scale = |c| match largest(c) {
+                    0.0 => 1.0,
+                    largest => largest / LARGEST_BYTE,
+                };
+                let scales: Vec<f32> = (0..columns).into_par_iter().map(scale).collect();
+                let byte = |c: usize, tap, d| (element(c, tap, d) / scales[c]).round_ties_even();
+                packed.fill::<Int8>(byte);
+                packed.byte_sums = packed.sum_bytes();
+                packed.scales = scales;
+            }
+        }
+        packed
+    }
+
+    fn fill<P: Words>(&mut self, element: impl Fn(usize, usize, usize) -> f32 + Sync) {
+        self.steps = self.depth.div_ceil(P::GROUP);
+        let run = self.taps * self.steps;
+        self.lines = vec![ZERO; self.columns.div_ceil(LANES) * run];
+        let panel_lines = (run * self.panel_vectors).max(1);
+        let (columns, depth, taps, steps) = (self.columns, self.depth, self.taps, self.steps);
+        self.lines.par_chunks_mut(panel_lines).enumerate().for_each(|(panel, lines)| {
+            let vectors = lines.len() / run;
+            let first = panel * self.panel_vectors * LANES;
+            for tap in 0..taps {
+                // Few steps at a time, so that their lines stay in the cache while one column after another fills them.
+                for start in (0..steps).step_by(32) {
+                    for lane in 0..(columns - first).min(vectors * LANES) {
+                        for step in start..(start + 32).min(steps) {
+                            let mut group = [0f32; 4];
+                            let from = step * P::GROUP;
+                            let len = P::GROUP.min(depth - from);
+                            for (i, x) in group[..len].iter_mut().enumerate() {
+                                *x = element(first + lane, tap, from + i);
+                            }
+                            let line = (tap * steps + step) * vectors + lane / LANES;
+                            lines[line].0[lane % LANES] = P::word(&group[..len]);
+                        }
+                    }
+                }
+            }
+        });
+    }
+
+    /// The lines of panel `panel`, and how many vectors it is wide.
+    #[inline(always)]
+    pub(crate) fn panel(&self, panel: usize) -> (&[Line], usize) {
+        let run = self.taps * self.steps;
+        let start = panel * self.panel_vectors * run;
+        let end = (start + self.panel_vectors * run).min(self.lines.len());
+        (&self.lines[start..end], ((end - start) / run.max(1)).clamp(1, MAX_VECTORS))
+    }
+
+    /// How many panels there are.
+    pub(crate) fn panels(&self) -> usize {
+        self.columns.div_ceil(self.panel_vectors * LANES)
+    }
+
+    /// In what it is multiplied.
+    pub fn arithmetic(&self) -> Arithmetic {
+        self.arithmetic
+    }
+
+    /// Columns of the result, and the depth of the product.
+    pub fn shape(&self) -> (usize, usize) {
+        (self.columns, self.taps * self.depth)
+    }
+
+    /// Memory it takes.
+    pub fn size_in_bytes(&self) -> usize {
+        size_of_val(&self.lines[..]) + size_of_val(&self.scales[..]) + size_of_val(&self.byte_sums[..])
+    }
+}

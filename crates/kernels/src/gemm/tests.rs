@@ -1,0 +1,161 @@
+use half::bf16;
+
+use super::*;
+use crate::Activation;
+
+/// Numbers between -1 and 1 that depend on `seed` and nothing else.
+pub(crate) fn numbers(len: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+fn activate(activation: Activation, x: f64) -> f64 {
+    match activation {
+        Activation::None => x,
+        Activation::Silu => x / (1.0 + (-x).exp()),
+        Activation::GeluTanh => {
+            0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh())
+        }
+    }
+}
+
+/// Error of `found` relative to the largest expected value.
+fn error(found: &[f32], expected: &[f64]) -> f64 {
+    let largest = expected.iter().fold(0f64, |largest, x| largest.max(x.abs())).max(1e-30);
+    found.iter().zip(expected).fold(0f64, |worst, (x, y)| worst.max((*x as f64 - y).abs())) / largest
+}
+
+const SIZES: [usize; 10] = [1, 2, 7, 15, 16, 17, 31, 33, 48, 129];
+
+#[test]
+fn products_are_the_definition() {
+    let scratch = Scratch::new();
+    for isa in Isa::available() {
+        for (i, rows) in SIZES.into_iter().enumerate() {
+            for (j, columns) in SIZES.into_iter().enumerate() {
+                let depth = SIZES[(i + 3 * j) % SIZES.len()];
+                let (left, right) = (numbers(rows * depth, 1), numbers(columns * depth, 2));
+                let bias = numbers(columns, 3);
+                let residual = numbers(rows * columns, 4);
+                let gate_rows = rows.div_ceil(2);
+                let gate = numbers(rows.div_ceil(gate_rows) * columns, 5);
+                for activation in [Activation::None, Activation::Silu, Activation::GeluTanh] {
+                    let expected: Vec<f64> = (0..rows * columns)
+                        .map(|at| {
+                            let (r, c) = (at / columns, at % columns);
+                            let dot: f64 =
+                                (0..depth).map(|d| left[r * depth + d] as f64 * right[c * depth + d] as f64).sum();
+                            residual[at] as f64
+                                + gate[r / gate_rows * columns + c] as f64
+                                    * activate(activation, dot + bias[c] as f64)
+                        })
+                        .collect();
+                    let epilogue = Epilogue {
+                        bias: Some(&bias),
+                        activation,
+                        residual: Some(Residual {
+                            xs: &residual[..],
+                            gate: Some(Gate { values: &gate, rows: gate_rows }),
+                        }),
+                    };
+                    for (arithmetic, tolerance) in
+                        [(Arithmetic::F32, 2e-6), (Arithmetic::Bf16, 1.2e-2), (Arithmetic::Int8, 2e-2)]
+                    {
+                        let packed = Packed::new(isa, arithmetic, Matrix::new(&right, columns, depth));
+                        let mut out = vec![f32::NAN; rows * columns];
+                        gemm(isa, &scratch, Matrix::new(&left, rows, depth), &packed, &epilogue, &mut out);
+                        let error = error(&out, &expected);
+                        assert!(
+                            error < tolerance,
+                            "{isa:?} {arithmetic:?} {activation:?} {rows}×{depth}×{columns}: {error:e}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// bf16 operands that are exact give the exact product, in f32 and in bf16.
+#[test]
+fn bf16_in_and_out() {
+    let scratch = Scratch::new();
+    for isa in Isa::available() {
+        let (rows, columns, depth) = (17, 35, 50);
+        let small = |len, seed| -> Vec<bf16> {
+            numbers(len, seed).into_iter().map(|x| bf16::from_f32((x * 8.0).round())).collect()
+        };
+        let (left, right) = (small(rows * depth, 1), small(columns * depth, 2));
+        let expected: Vec<f32> = (0..rows * columns)
+            .map(|at| {
+                let (r, c) = (at / columns, at % columns);
+                (0..depth).map(|d| left[r * depth + d].to_f32() * right[c * depth + d].to_f32()).sum()
+            })
+            .collect();
+        let packed = Packed::new(isa, Arithmetic::Bf16, Matrix::new(&right, columns, depth));
+        let left = Matrix::new(&left, rows, depth);
+        let mut wide = vec![0f32; rows * columns];
+        gemm(isa, &scratch, left, &packed, &Epilogue::default(), &mut wide);
+        assert_eq!(wide, expected, "{isa:?}");
+        let mut narrow = vec![bf16::ZERO; rows * columns];
+        gemm(isa, &scratch, left, &packed, &Epilogue::default(), &mut narrow);
+        assert_eq!(narrow, expected.iter().map(|x| bf16::from_f32(*x)).collect::<Vec<_>>(), "{isa:?}");
+    }
+}
+
+/// Both gradients of a product are products of transposed matrices; strided rows are those of a wider matrix.
+#[test]
+fn transposed_and_strided_operands() {
+    let scratch = Scratch::new();
+    for isa in Isa::available() {
+        for (rows, columns, depth) in [(5, 33, 17), (31, 7, 64), (16, 16, 16)] {
+            let (left, right) = (numbers(depth * rows, 1), numbers(depth * columns, 2));
+            let expected: Vec<f64> = (0..rows * columns)
+                .map(|at| {
+                    let (r, c) = (at / columns, at % columns);
+                    (0..depth).map(|d| left[d * rows + r] as f64 * right[d * columns + c] as f64).sum()
+                })
+                .collect();
+            for (arithmetic, tolerance) in
+                [(Arithmetic::F32, 2e-6), (Arithmetic::Bf16, 1.2e-2), (Arithmetic::Int8, 2e-2)]
+            {
+                let packed = Packed::new(isa, arithmetic, Matrix::new(&right, depth, columns).transposed());
+                let mut out = vec![0f32; rows * columns];
+                let transposed = Matrix::new(&left, depth, rows).transposed();
+                gemm(isa, &scratch, transposed, &packed, &Epilogue::default(), &mut out);
+                assert!(error(&out, &expected) < tolerance, "{isa:?} {arithmetic:?}");
+            }
+            let wide = numbers(rows * (depth + 5), 3);
+            let narrow: Vec<f32> =
+                (0..rows).flat_map(|r| wide[r * (depth + 5)..][..depth].iter().copied()).collect();
+            let packed = Packed::new(isa, Arithmetic::F32, Matrix::new(&right, columns, depth));
+            let (mut a, mut b) = (vec![0f32; rows * columns], vec![0f32; rows * columns]);
+            let strided = Matrix::strided(&wide, rows, depth, depth + 5);
+            gemm(isa, &scratch, strided, &packed, &Epilogue::default(), &mut a);
+            gemm(isa, &scratch, Matrix::new(&narrow, rows, depth), &packed, &Epilogue::default(), &mut b);
+            assert_eq!(a, b, "{isa:?}");
+        }
+    }
+}
+
+#[test]
+fn threads_do_not_change_the_result() {
+    let (rows, columns, depth) = (150, 200, 70);
+    let (left, right) = (numbers(rows * depth, 1), numbers(columns * depth, 2));
+    let isa = *Isa::available().last().unwrap_or(&Isa::Portable);
+    let packed = Packed::new(isa, Arithmetic::F32, Matrix::new(&right, columns, depth));
+    let with = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
+        let mut out = vec![0f32; rows * columns];
+        let left = Matrix::new(&left, rows, depth);
+        pool.install(|| gemm(isa, &Scratch::new(), left, &packed, &Epilogue::default(), &mut out));
+        out
+    };
+    assert_eq!(with(1), with(3));
+}

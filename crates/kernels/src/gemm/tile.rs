@@ -1,0 +1,175 @@
+//! The innermost loop of every matrix product: a tile of the result, kept in registers while it runs over the whole
+//! depth.
+//!
+//! All products look alike here, since their operands come in groups of 32 bits along the depth: one f32, a pair of bf16,
+//! or four bytes. A step takes, for each row of the tile, one group of the left matrix in all lanes, and multiplies it with
+//! the groups of sixteen columns of the right matrix. The left matrix is read where it stands, row by row; the right one
+//! has been packed so that the loop walks through it line by line.
+
+use crate::memory::Line;
+use crate::simd::Simd;
+
+/// What is multiplied.
+pub(crate) trait Product: 'static {
+    /// Elements in a group of 32 bits.
+    const GROUP: usize;
+    type Sum<S: Simd>: Copy;
+    fn zero<S: Simd>(s: S) -> Self::Sum<S>;
+    fn multiply_add<S: Simd>(s: S, sum: Self::Sum<S>, left: u32, right: S::Bits) -> Self::Sum<S>;
+    fn store<S: Simd>(s: S, sum: Self::Sum<S>, to: &mut Line);
+}
+
+/// f32 times f32, summed in f32.
+pub(crate) struct F32;
+/// bf16 times bf16, summed in f32.
+pub(crate) struct Bf16;
+/// Unsigned times signed bytes, summed in i32.
+pub(crate) struct Int8;
+
+impl Product for F32 {
+    const GROUP: usize = 1;
+    type Sum<S: Simd> = S::F32;
+    #[inline(always)]
+    fn zero<S: Simd>(s: S) -> S::F32 {
+        s.splat(0.0)
+    }
+    #[inline(always)]
+    fn multiply_add<S: Simd>(s: S, sum: S::F32, left: u32, right: S::Bits) -> S::F32 {
+        s.mul_add(s.splat(f32::from_bits(left)), s.as_f32(right), sum)
+    }
+    #[inline(always)]
+    fn store<S: Simd>(s: S, sum: S::F32, to: &mut Line) {
+        store_f32(s, sum, to);
+    }
+}
+
+impl Product for Bf16 {
+    const GROUP: usize = 2;
+    type Sum<S: Simd> = S::F32;
+    #[inline(always)]
+    fn zero<S: Simd>(s: S) -> S::F32 {
+        s.splat(0.0)
+    }
+    #[inline(always)]
+    fn multiply_add<S: Simd>(s: S, sum: S::F32, left: u32, right: S::Bits) -> S::F32 {
+        s.dot_bf16(sum, s.splat_bits(left), right)
+    }
+    #[inline(always)]
+    fn store<S: Simd>(s: S, sum: S::F32, to: &mut Line) {
+        store_f32(s, sum, to);
+    }
+}
+
+impl Product for Int8 {
+    const GROUP: usize = 4;
+    type Sum<S: Simd> = S::Bits;
+    #[inline(always)]
+    fn zero<S: Simd>(s: S) -> S::Bits {
+        s.splat_bits(0)
+    }
+    #[inline(always)]
+    fn multiply_add<S: Simd>(s: S, sum: S::Bits, left: u32, right: S::Bits) -> S::Bits {
+        s.dot_u8_i8(sum, s.splat_bits(left), right)
+    }
+    #[inline(always)]
+    fn store<S: Simd>(s: S, sum: S::Bits, to: &mut Line) {
+        s.store_bits(sum, &mut to.0);
+    }
+}
+
+#[inline(always)]
+fn store_f32<S: Simd>(s: S, sum: S::F32, to: &mut Line) {
+    s.store_bits(s.as_bits(sum), &mut to.0);
+}
+
+/// The left matrix of a tile: rows of groups at equal distances. Its depth is a run of `steps` groups for each of
+/// `segments`: one for a plain product, one for each tap of a convolution.
+#[derive(Clone, Copy)]
+pub(crate) struct Left<'a> {
+    pub words: &'a [u32],
+    /// Where the first row starts.
+    pub start: usize,
+    /// From one row to the next.
+    pub row_stride: usize,
+    /// Where each run starts, from the start of its row.
+    pub segments: &'a [usize],
+    /// Groups in a run.
+    pub steps: usize,
+}
+
+/// The most rows of a tile in any set of instructions, and the most vectors across one.
+pub(crate) const MAX_ROWS: usize = 14;
+pub(crate) const MAX_VECTORS: usize = 2;
+
+/// A finished tile: row after row, [`MAX_VECTORS`] lines each.
+pub(crate) type Tile = [[Line; MAX_VECTORS]; MAX_ROWS];
+
+/// Computes `rows` × (`vectors` · 16) sums into `tile`. `right` holds `vectors` lines a step, segment after segment.
+/// `rows` is 1 to [`Simd::TILE_ROWS`], `vectors` 1 to [`Simd::TILE_VECTORS`].
+#[inline(always)]
+pub(crate) fn multiply<S: Simd, P: Product>(
+    s: S,
+    left: Left,
+    right: &[Line],
+    (rows, vectors): (usize, usize),
+    tile: &mut Tile,
+) {
+    assert!(1 <= rows && rows <= S::TILE_ROWS && 1 <= vectors && vectors <= S::TILE_VECTORS);
+    assert!(right.len() >= left.segments.len() * left.steps * vectors);
+    let last_row = left.start + (rows - 1) * left.row_stride;
+    assert!(left.segments.iter().all(|segment| last_row + segment + left.steps <= left.words.len()));
+    macro_rules! tiles {
+        ($($rows:literal)+) => {
+            match (rows, vectors) {
+                $(
+                    // SAFETY: the assertions above are what `multiply_rows` asks for.
+                    ($rows, 1) if S::TILE_ROWS >= $rows => unsafe { multiply_rows::<S, P, $rows, 1>(s, left, right, tile) },
+                    // SAFETY: as above.
+                    ($rows, 2) if S::TILE_ROWS >= $rows && S::TILE_VECTORS >= 2 => unsafe {
+                        multiply_rows::<S, P, $rows, 2>(s, left, right, tile)
+                    },
+                )+
+                _ => unreachable!("a tile has at most {} rows and {} vectors", S::TILE_ROWS, S::TILE_VECTORS),
+            }
+        };
+    }
+    tiles!(1 2 3 4 5 6 7 8 9 10 11 12 13 14)
+}
+
+/// # Safety
+/// Every row of `left` must lie within its words, and `right` must hold `V` lines for every step of every segment.
+#[inline(always)]
+unsafe fn multiply_rows<S: Simd, P: Product, const R: usize, const V: usize>(
+    s: S,
+    left: Left,
+    right: &[Line],
+    tile: &mut Tile,
+) {
+    let mut sums = [[P::zero(s); V]; R];
+    let mut right = right.as_ptr();
+    for &segment in left.segments {
+        // SAFETY: the caller promises that what is read lies within the words and the lines.
+        unsafe {
+            let mut group = left.words.as_ptr().add(left.start + segment);
+            for _ in 0..left.steps {
+                let mut columns = [s.splat_bits(0); V];
+                for (v, columns) in columns.iter_mut().enumerate() {
+                    *columns = s.load_bits(&(*right.add(v)).0);
+                }
+                for (r, sums) in sums.iter_mut().enumerate() {
+                    let left = *group.add(r * left.row_stride);
+                    for v in 0..V {
+                        sums[v] = P::multiply_add(s, sums[v], left, columns[v]);
+                    }
+                }
+                group = group.add(1);
+                right = right.add(V);
+            }
+        }
+    }
+    for (sums, lines) in sums.into_iter().zip(tile) {
+        for (sum, line) in sums.into_iter().zip(lines) {
+            P::store(s, sum, line);
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! Elements to the words of 32 bits that products are made of.
+
+use super::{Bf16, F32, Int8, Product};
+use crate::simd::{Element, LANES, Simd, load_up_to};
+use half::bf16;
+
+/// How the elements of a product's left or right matrix become words.
+pub(crate) trait Words: Product {
+    /// One group of at most [`Product::GROUP`] elements, already scaled to the product's range; zeros fill it up.
+    fn word(group: &[f32]) -> u32;
+
+    /// A row of the left matrix: `words` has room for all groups of `row`.
+    fn left_row<S: Simd, T: Element>(s: S, row: &[T], scale: f32, words: &mut [u32]);
+
+    /// Writes sixteen elements of a left row as words.
+    fn store_words<S: Simd>(s: S, v: S::F32, words: &mut [u32]);
+
+    /// What turns a word of the left matrix into one of the right.
+    const LEFT_TO_RIGHT: u32 = 0;
+
+    /// The words of sixteen columns at one step of the right matrix, whose elements stand side by side: `rows` are the
+    /// up to [`Product::GROUP`] rows of the step, up to sixteen elements each.
+    #[inline(always)]
+    fn across<T: Element>(rows: &[&[T]]) -> [u32; LANES] {
+        let mut words = [0u32; LANES];
+        for (lane, word) in words.iter_mut().enumerate() {
+            let mut group = [0f32; 4];
+            for (x, row) in group.iter_mut().zip(rows) {
+                *x = row.get(lane).map_or(0.0, |x| x.to_f32());
+            }
+            *word = Self::word(&group[..rows.len()]);
+        }
+        words
+    }
+
+    /// What a row of the left matrix is divided by before it is rounded; 1 where nothing is.
+    #[inline(always)]
+    fn left_scale<S: Simd, T: Element>(_: S, _: &[T]) -> f32 {
+        1.0
+    }
+}
+
+impl Words for F32 {
+    #[inline(always)]
+    fn across<T: Element>(rows: &[&[T]]) -> [u32; LANES] {
+        let mut words = [0u32; LANES];
+        for (word, x) in words.iter_mut().zip(rows[0]) {
+            *word = x.to_f32().to_bits();
+        }
+        words
+    }
+
+    fn word(group: &[f32]) -> u32 {
+        group[0].to_bits()
+    }
+
+    #[inline(always)]
+    fn left_row<S: Simd, T: Element>(s: S, row: &[T], _: f32, words: &mut [u32]) {
+        for (xs, words) in row.chunks(LANES).zip(words.chunks_mut(LANES)) {
+            Self::store_words(s, load_up_to(s, xs), words);
+        }
+    }
+
+    #[inline(always)]
+    fn store_words<S: Simd>(s: S, v: S::F32, words: &mut [u32]) {
+        match words.first_chunk_mut() {
+            Some(whole) => s.store_bits(s.as_bits(v), whole),
+            None => {
+                let mut lanes = [0; LANES];
+                s.store_bits(s.as_bits(v), &mut lanes);
+                words.copy_from_slice(&lanes[..words.len()]);
+            }
+        }
+    }
+}
+
+impl Words for Bf16 {
+    #[inline(always)]
+    fn across<T: Element>(rows: &[&[T]]) -> [u32; LANES] {
+        let mut words = [0u32; LANES];
+        for (word, x) in words.iter_mut().zip(rows[0]) {
+            *word = x.to_bf16_bits();
+        }
+        if let Some(row) = rows.get(1) {
+            for (word, x) in words.iter_mut().zip(*row) {
+                *word |= x.to_bf16_bits() << 16;
+            }
+        }
+        words
+    }
+
+    fn word(group: &[f32]) -> u32 {
+        let bits = |i: usize| group.get(i).map_or(0, |x| bf16::from_f32(*x).to_bits() as u32);
+        bits(0) | (bits(1) << 16)
+    }
+
+    #[inline(always)]
+    fn left_row<S: Simd, T: Element>(s: S, row: &[T], _: f32, words: &mut [u32]) {
+        for (xs, words) in row.chunks(LANES).zip(words.chunks_mut(LANES / 2)) {
+            Self::store_words(s, load_up_to(s, xs), words);
+        }
+    }
+
+    #[inline(always)]
+    fn store_words<S: Simd>(s: S, v: S::F32, words: &mut [u32]) {
+        let mut lanes = [bf16::ZERO; LANES];
+        s.store_bf16(v, &mut lanes);
+        for (word, pair) in words.iter_mut().zip(lanes.as_chunks::<2>().0) {
+            *word = pair[0].to_bits() as u32 | ((pair[1].to_bits() as u32) << 16);
+        }
+    }
+}
+
+/// Added to a signed byte to make an unsigned one, as the left operand of the byte product has to be.
+pub(crate) const ZERO_POINT: f32 = 128.0;
+
+/// The largest byte in absolute value, on both sides of zero.
+pub(crate) const LARGEST_BYTE: f32 = 127.0;
+
+impl Words for Int8 {
+    const LEFT_TO_RIGHT: u32 = 0x8080_8080;
+
+    /// Signed bytes: the right operand's.
+    fn word(group: &[f32]) -> u32 {
+        let byte = |i: usize| group.get(i).map_or(0, |x| x.round_ties_even() as i8 as u8 as u32);
+        (0..4).fold(0, |word, i| word | (byte(i) << (8 * i)))
+    }
+
+    #[inline(always)]
+    fn left_scale<S: Simd, T: Element>(s: S, row: &[T]) -> f32 {
+        let mut largest = s.splat(0.0);
+        for xs in row.chunks(LANES) {
+            let xs = load_up_to(s, xs);
+            largest = s.max(largest, s.max(xs, s.sub(s.splat(0.0), xs)));
+        }
+        match s.largest(largest) {
+            0.0 => 1.0,
+            largest => largest / LARGEST_BYTE,
+        }
+    }
+
+    /// Unsigned bytes around [`ZERO_POINT`].
+    #[inline(always)]
+    fn left_row<S: Simd, T: Element>(s: S, row: &[T], scale: f32, words: &mut [u32]) {
+        let inverse = s.splat(1.0 / scale);
+        for (xs, words) in row.chunks(LANES).zip(words.chunks_mut(LANES / 4)) {
+            Self::store_words(s, s.mul(load_up_to(s, xs), inverse), words);
+        }
+    }
+
+    #[inline(always)]
+    fn store_words<S: Simd>(s: S, v: S::F32, words: &mut [u32]) {
+        let mut bytes = [0u8; LANES];
+        s.store_u8(s.add(v, s.splat(ZERO_POINT)), &mut bytes);
+        for (word, quad) in words.iter_mut().zip(bytes.as_chunks::<4>().0) {
+            *word = u32::from_le_bytes(*quad);
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! Which vector instructions to use, decided once at run time.
+
+use std::sync::OnceLock;
+
+use crate::simd::{Portable, Simd};
+
+/// A set of vector instructions that kernels are compiled for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Isa {
+    /// Plain Rust, written so that the compiler vectorises it: every processor.
+    Portable,
+    /// AVX2 and FMA.
+    Avx2,
+    /// AVX-512 with F, BW, DQ, VL, BF16 and VNNI.
+    Avx512,
+}
+
+impl Isa {
+    /// All that this machine has, the fastest last.
+    pub fn available() -> Vec<Self> {
+        [Self::Portable, Self::Avx2, Self::Avx512].into_iter().filter(|isa| isa.is_available()).collect()
+    }
+
+    /// The one in use: what the environment variable `PIXART_CPU` (`portable`, `avx2` or `avx512`) names, else the
+    /// fastest that this machine has.
+    ///
+    /// # Errors
+    /// `PIXART_CPU` names none of them, or one that this machine lacks.
+    pub fn chosen() -> Result<Self, String> {
+        static CHOSEN: OnceLock<Result<Isa, String>> = OnceLock::new();
+        CHOSEN.get_or_init(|| Self::from_name(std::env::var("PIXART_CPU").ok().as_deref())).clone()
+    }
+
+    fn from_name(name: Option<&str>) -> Result<Self, String> {
+        let isa = match name {
+            None | Some("") => return Ok(*Self::available().last().unwrap_or(&Self::Portable)),
+            Some("portable") => Self::Portable,
+            Some("avx2") => Self::Avx2,
+            Some("avx512") => Self::Avx512,
+            Some(other) => return Err(format!("PIXART_CPU is {other:?}; known are portable, avx2 and avx512")),
+        };
+        match isa.is_available() {
+            true => Ok(isa),
+            false => Err(format!("PIXART_CPU asks for {}, which this processor does not have", name.unwrap_or(""))),
+        }
+    }
+
+    fn is_available(self) -> bool {
+        match self {
+            Self::Portable => true,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => {
+                Self::Avx2.is_available()
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512bf16")
+                    && is_x86_feature_detected!("avx512vnni")
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => false,
+        }
+    }
+
+    /// Whether products of bf16 cost less than products of f32.
+    pub fn has_fast_bf16(self) -> bool {
+        self == Self::Avx512
+    }
+
+    /// Rows of a tile of a matrix product.
+    pub(crate) fn tile_rows(self) -> usize {
+        self.tile().0
+    }
+
+    /// Vectors across a tile of a matrix product.
+    pub(crate) fn tile_vectors(self) -> usize {
+        self.tile().1
+    }
+
+    fn tile(self) -> (usize, usize) {
+        fn of<S: Simd>() -> (usize, usize) {
+            (S::TILE_ROWS, S::TILE_VECTORS)
+        }
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => of::<crate::simd::avx2::Avx2>(),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => of::<crate::simd::avx512::Avx512>(),
+            _ => of::<Portable>(),
+        }
+    }
+
+    /// Runs `body`, compiled for these instructions. Panics if this machine lacks them, which a value from
+    /// [`Isa::available`] or [`Isa::chosen`] rules out.
+    pub(crate) fn run<B: Body>(self, body: B) -> B::Output {
+        debug_assert!(self.is_available());
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => {
+                assert!(self.is_available());
+                // SAFETY: the features that the function is compiled for have just been found on this machine.
+                unsafe { crate::simd::avx2::run(body) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => {
+                assert!(self.is_available());
+                // SAFETY: as above.
+                unsafe { crate::simd::avx512::run(body) }
+            }
+            _ => body.run(Portable),
+        }
+    }
+}
+
+/// A computation that is compiled once for every [`Isa`]. `run` itself and everything that it calls in its loops must be
+/// `#[inline(always)]`, or it is compiled without the instructions.
+pub(crate) trait Body {
+    type Output;
+    fn run<S: Simd>(self, simd: S) -> Self::Output;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Isa;
+
+    #[test]
+    fn names_choose() {
+        assert_eq!(Isa::from_name(Some("portable")), Ok(Isa::Portable));
+        assert_eq!(Isa::from_name(None).ok(), Isa::available().last().copied());
+        assert!(Isa::from_name(Some("sse9")).is_err_and(|error| error.contains("sse9") && error.contains("avx512")));
+    }
+}

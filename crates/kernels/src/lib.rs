@@ -1,0 +1,33 @@
+//! kernels
+mod activation;
+mod attention;
+mod adamw;
+mod elementwise;
+mod gated_residual;
+mod gemm;
+mod isa;
+mod math;
+mod matrix;
+mod memory;
+mod norm;
+mod peak;
+mod simd;
+mod sweep;
+#[cfg(test)]
+mod testing;
+pub use isa::Isa;
+pub use peak::arithmetic_peak;
+pub use simd::{Element, LANES};
+
+pub use activation::Activation;
+pub use attention::{Heads, ScoreBias, attention};
+pub use adamw::{AdamW, adamw};
+pub use elementwise::{activate, activate_backward, add, convert, multiply};
+pub use gated_residual::{gated_residual, gated_residual_backward};
+pub use gemm::{Arithmetic, Epilogue, Gate, Packed, Residual, gemm};
+pub use matrix::Matrix;
+pub use memory::Scratch;
+pub use norm::{
+    Affine, GroupNorm, group_norm, group_norm_backward, group_norm_coefficients, layer_norm, layer_norm_backward, rms_norm,
+    rms_norm_backward, softmax, softmax_backward,
+};

@@ -1,0 +1,171 @@
+//! Exponentials and the activations made of them, sixteen at a time.
+
+use std::f32::consts::LOG2_E;
+
+use crate::gemm::Product;
+use crate::simd::Simd;
+
+/// ln 2 in two parts: `n · HIGH` is exact for the `n` that occur.
+const LN_2_HIGH: f32 = 0.693_359_4;
+const LN_2_LOW: f32 = -2.121_944_4e-4;
+
+/// `eˣ`, to 2 units in the last place; 0 below -104 and infinity above 89.
+#[inline(always)]
+pub(crate) fn exp<S: Simd>(s: S, x: S::F32) -> S::F32 {
+    let x = s.min(s.max(x, s.splat(-105.0)), s.splat(89.5));
+    let n = s.round(s.mul(x, s.splat(LOG2_E)));
+    let r = s.mul_add(n, s.splat(-LN_2_HIGH), x);
+    let r = s.mul_add(n, s.splat(-LN_2_LOW), r);
+    // The minimax polynomial of Cephes' `expf`, for r within ± ln 2 / 2.
+    let mut p = s.splat(1.987_569_2e-4);
+    for coefficient in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5] {
+        p = s.mul_add(p, r, s.splat(coefficient));
+    }
+    let p = s.add(s.mul_add(s.mul(r, r), p, r), s.splat(1.0));
+    s.scale_by_power(p, n)
+}
+
+/// `2ˣ` for `x` up to 120; 0 below -150. As exact as a product of `P` needs its operands: to 4e-5 for bf16, to 2 units in
+/// the last place for f32.
+#[inline(always)]
+pub(crate) fn exp2<S: Simd, P: Product>(s: S, x: S::F32) -> S::F32 {
+    let x = s.max(x, s.splat(-200.0));
+    let n = s.round(x);
+    let r = s.sub(x, n);
+    // The terms of the exponential series, (ln 2)ᵏ / k!, r being within ± 0.5.
+    const TERMS: [f32; 7] = [1.540_353e-4, 1.333_355_8e-3, 9.618_129e-3, 5.550_411e-2, 0.240_226_5, 0.693_147_2, 1.0];
+    let terms = if P::GROUP == 1 { &TERMS[..] } else { &TERMS[2..] };
+    let mut p = s.splat(terms[0]);
+    for term in &terms[1..] {
+        p = s.mul_add(p, r, s.splat(*term));
+    }
+    s.scale_by_power(p, n)
+}
+
+/// `1 / (1 + e⁻ˣ)`.
+#[inline(always)]
+pub(crate) fn sigmoid<S: Simd>(s: S, x: S::F32) -> S::F32 {
+    let one = s.splat(1.0);
+    s.div(one, s.add(one, exp(s, s.sub(s.splat(0.0), x))))
+}
+
+/// `x · sigmoid(x)`.
+#[inline(always)]
+pub(crate) fn silu<S: Simd>(s: S, x: S::F32) -> S::F32 {
+    s.div(x, s.add(s.splat(1.0), exp(s, s.sub(s.splat(0.0), x))))
+}
+
+/// √(2/π) twice, since `0.5 · (1 + tanh(u)) = sigmoid(2u)`.
+const TWO_SQRT_2_OVER_PI: f32 = 1.595_769_1;
+const CUBIC: f32 = 0.044715;
+
+/// `0.5·x·(1 + tanh(√(2/π)·(x + 0.044715·x³)))`.
+#[inline(always)]
+pub(crate) fn gelu_tanh<S: Simd>(s: S, x: S::F32) -> S::F32 {
+    let cube = s.mul_add(s.mul(x, x), s.splat(CUBIC * TWO_SQRT_2_OVER_PI), s.splat(TWO_SQRT_2_OVER_PI));
+    let minus_twice = s.sub(s.splat(0.0), s.mul(cube, x));
+    s.div(x, s.add(s.splat(1.0), exp(s, minus_twice)))
+}
+
+/// The derivative of [`silu`].
+#[inline(always)]
+pub(crate) fn silu_gradient<S: Simd>(s: S, x: S::F32) -> S::F32 {
+    let one = s.splat(1.0);
+    let y = sigmoid(s, x);
+    s.mul(y, s.mul_add(x, s.sub(one, y), one))
+}
+
+/// The derivative of [`gelu_tanh`].
+#[inline(always)]
+pub(crate) fn gelu_tanh_gradient<S: Simd>(s: S, x: S::F32) -> S::F32 {
+    let one = s.splat(1.0);
+    let square = s.mul(x, x);
+    let two_u = s.mul(x, s.mul_add(square, s.splat(CUBIC * TWO_SQRT_2_OVER_PI), s.splat(TWO_SQRT_2_OVER_PI)));
+    let slope = s.mul_add(square, s.splat(3.0 * CUBIC * TWO_SQRT_2_OVER_PI), s.splat(TWO_SQRT_2_OVER_PI));
+    let y = sigmoid(s, two_u);
+    s.mul(y, s.mul_add(s.mul(x, slope), s.sub(one, y), one))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::isa::{Body, Isa};
+    use crate::simd::LANES;
+
+    struct Apply(fn(f64) -> f64, usize);
+
+    impl Body for Apply {
+        type Output = f64;
+
+        /// The largest error, relative to the value (or to 1e-30 where that is smaller).
+        fn run<S: Simd>(self, s: S) -> f64 {
+            let mut worst = 0f64;
+            for start in 0..4000 {
+                let xs: [f32; LANES] = std::array::from_fn(|i| (start * LANES + i) as f32 * 0.0027 - 86.4);
+                let v = s.load(&xs);
+                let ys = match self.1 {
+                    0 => exp(s, v),
+                    1 => silu(s, v),
+                    2 => gelu_tanh(s, v),
+                    3 => silu_gradient(s, v),
+                    _ => gelu_tanh_gradient(s, v),
+                };
+                let mut lanes = [0f32; LANES];
+                s.store(ys, &mut lanes);
+                for (x, y) in xs.into_iter().zip(lanes) {
+                    let expected = (self.0)(x as f64);
+                    // Where a derivative crosses zero only the absolute error means something.
+                    let scale = if self.1 >= 3 { expected.abs().max(0.05) } else { expected.abs().max(1e-30) };
+                    if expected.abs() < f32::MAX as f64 && expected.abs() > 1e-36 {
+                        worst = worst.max((y as f64 - expected).abs() / scale);
+                    }
+                }
+            }
+            worst
+        }
+    }
+
+    #[test]
+    fn functions_are_right_to_the_last_digits() {
+        fn gelu(x: f64) -> f64 {
+            // As a sigmoid, since 1 + tanh loses all digits of a negative x.
+            x / (1.0 + (-2.0 * (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).exp())
+        }
+        fn silu(x: f64) -> f64 {
+            x / (1.0 + (-x).exp())
+        }
+        fn silu_slope(x: f64) -> f64 {
+            (silu(x + 1e-5) - silu(x - 1e-5)) / 2e-5
+        }
+        fn gelu_slope(x: f64) -> f64 {
+            (gelu(x + 1e-5) - gelu(x - 1e-5)) / 2e-5
+        }
+        for isa in Isa::available() {
+            // A relative error of gelu far to the left is that of its exponent, which is rounded to f32.
+            let functions: [(fn(f64) -> f64, f64); 5] =
+                [(f64::exp, 2.5e-7), (silu, 4e-7), (gelu, 2e-5), (silu_slope, 2e-6), (gelu_slope, 2e-6)];
+            for (i, (function, tolerance)) in functions.into_iter().enumerate() {
+                let worst = isa.run(Apply(function, i));
+                assert!(worst < tolerance, "{isa:?}, function {i}: {worst:e}");
+            }
+        }
+    }
+
+    #[test]
+    fn exp_is_tame_outside_its_range() {
+        struct Ends;
+        impl Body for Ends {
+            type Output = [f32; LANES];
+            fn run<S: Simd>(self, s: S) -> [f32; LANES] {
+                let mut xs = [0f32; LANES];
+                xs[1..6].copy_from_slice(&[-1e4, f32::MIN, f32::NEG_INFINITY, 1e4, f32::INFINITY]);
+                let v = exp(s, s.load(&xs));
+                s.store(v, &mut xs);
+                xs
+            }
+        }
+        for isa in Isa::available() {
+            assert_eq!(isa.run(Ends)[..6], [1.0, 0.0, 0.0, 0.0, f32::INFINITY, f32::INFINITY], "{isa:?}");
+        }
+    }
+}

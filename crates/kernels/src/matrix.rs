@@ -1,0 +1,55 @@
+use crate::simd::Element;
+
+/// A matrix in a slice, with any distance between rows and between columns.
+#[derive(Debug, Clone, Copy)]
+pub struct Matrix<'a, T> {
+    pub(crate) data: &'a [T],
+    pub(crate) rows: usize,
+    pub(crate) columns: usize,
+    pub(crate) row_stride: usize,
+    pub(crate) column_stride: usize,
+}
+
+impl<'a, T: Element> Matrix<'a, T> {
+    /// `rows` × `columns` elements, row after row.
+    pub fn new(data: &'a [T], rows: usize, columns: usize) -> Self {
+        Self::strided(data, rows, columns, columns)
+    }
+
+    /// Rows that start `row_stride` elements after each other, as those of a part of a wider matrix do.
+    ///
+    /// # Panics
+    /// The slice is too short.
+    pub fn strided(data: &'a [T], rows: usize, columns: usize, row_stride: usize) -> Self {
+        let needed = if rows == 0 || columns == 0 { 0 } else { (rows - 1) * row_stride + columns };
+        assert!(
+            needed <= data.len(),
+            "a matrix of {rows}×{columns}, {row_stride} from row to row, needs {needed} elements, not {}",
+            data.len()
+        );
+        Self { data, rows, columns, row_stride, column_stride: 1 }
+    }
+
+    /// Rows as columns; nothing moves.
+    pub fn transposed(self) -> Self {
+        Self {
+            rows: self.columns,
+            columns: self.rows,
+            row_stride: self.column_stride,
+            column_stride: self.row_stride,
+            ..self
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn at(&self, row: usize, column: usize) -> T {
+        self.data[row * self.row_stride + column * self.column_stride]
+    }
+
+    /// A row, where its elements stand side by side.
+    #[inline(always)]
+    pub(crate) fn row(&self, row: usize) -> Option<&'a [T]> {
+        let start = row * self.row_stride;
+        (self.column_stride == 1).then(|| &self.data[start..start + self.columns])
+    }
+}

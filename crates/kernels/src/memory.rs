@@ -1,0 +1,121 @@
+//! Aligned memory, memory that is used again, and slices that several threads write to.
+
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
+use std::sync::Mutex;
+
+use crate::simd::LANES;
+
+/// One vector in memory: 64 bytes at an address divisible by 64, a line of cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C, align(64))]
+pub(crate) struct Line(pub [u32; LANES]);
+
+pub(crate) const ZERO: Line = Line([0; LANES]);
+
+/// Working memory for kernels, kept between calls. One can serve any number of kernels and threads; it holds as many
+/// buffers as threads ever used it at once, each as large as the largest that was asked for.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    free: Mutex<Vec<Vec<Line>>>,
+}
+
+impl Scratch {
+    /// Empty: memory is taken when a kernel first needs it.
+    pub const fn new() -> Self {
+        Self { free: Mutex::new(Vec::new()) }
+    }
+
+    /// A buffer for one thread. What stands in it is arbitrary.
+    pub(crate) fn take(&self) -> Buffer<'_> {
+        // A panic elsewhere leaves the list whole: buffers are only pushed and popped.
+        let mut free = self.free.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        Buffer { lines: free.pop().unwrap_or_default(), scratch: self }
+    }
+}
+
+/// A buffer on loan from a [`Scratch`].
+pub(crate) struct Buffer<'a> {
+    lines: Vec<Line>,
+    scratch: &'a Scratch,
+}
+
+impl Buffer<'_> {
+    /// At least `lines` lines of it, with arbitrary content.
+    pub(crate) fn lines(&mut self, lines: usize) -> &mut [Line] {
+        if self.lines.len() < lines {
+            self.lines.resize(lines, ZERO);
+        }
+        &mut self.lines[..lines]
+    }
+}
+
+impl Drop for Buffer<'_> {
+    fn drop(&mut self) {
+        let lines = std::mem::take(&mut self.lines);
+        let mut free = self.scratch.free.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        free.push(lines);
+    }
+}
+
+/// A slice of which several threads write disjoint parts.
+pub(crate) struct Shared<'a, T> {
+    start: *mut T,
+    len: usize,
+    slice: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: it is a `&mut [T]` that may be sent; who asks it for a part promises that no other thread has that part.
+unsafe impl<T: Send> Send for Shared<'_, T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for Shared<'_, T> {}
+
+impl<'a, T> Shared<'a, T> {
+    pub(crate) fn new(slice: &'a mut [T]) -> Self {
+        Self { start: slice.as_mut_ptr(), len: slice.len(), slice: PhantomData }
+    }
+
+    /// Where element `i` stands, for a hint to the processor; it may lie outside.
+    #[inline(always)]
+    pub(crate) fn address(&self, i: usize) -> *const T {
+        self.start.wrapping_add(i)
+    }
+
+    /// The elements `start .. start + len`.
+    ///
+    /// # Safety
+    /// While the result lives, no other part that overlaps it may.
+    #[allow(clippy::mut_from_ref, reason = "that is its purpose; the caller keeps the parts disjoint")]
+    #[inline(always)]
+    pub(crate) unsafe fn part(&self, start: usize, len: usize) -> &mut [T] {
+        assert!(start <= self.len && len <= self.len - start);
+        // SAFETY: within the slice, as just asserted; nobody else has this part, as the caller promises.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }
+    }
+}
+
+/// Lines as the 32-bit words they are made of.
+pub(crate) struct LineWords<'a>(&'a mut [Line]);
+
+impl<'a> LineWords<'a> {
+    pub(crate) fn new(lines: &'a mut [Line]) -> Self {
+        Self(lines)
+    }
+}
+
+impl Deref for LineWords<'_> {
+    type Target = [u32];
+    #[inline(always)]
+    fn deref(&self) -> &[u32] {
+        // SAFETY: a line is sixteen words and nothing else.
+        unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast(), self.0.len() * LANES) }
+    }
+}
+
+impl DerefMut for LineWords<'_> {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut [u32] {
+        // SAFETY: a line is sixteen words and nothing else.
+        unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), self.0.len() * LANES) }
+    }
+}

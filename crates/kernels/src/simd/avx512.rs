@@ -1,0 +1,162 @@
+//! AVX-512: a vector is one register.
+
+use std::arch::x86_64::*;
+
+use half::bf16;
+
+use super::{LANES, Simd};
+use crate::isa::Body;
+
+/// Proof that AVX-512 with F, BW, DQ, VL, BF16 and VNNI is there.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512(());
+
+/// Runs `body` with these instructions.
+///
+/// # Safety
+/// The machine must have them.
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni")]
+pub(crate) unsafe fn run<B: Body>(body: B) -> B::Output {
+    body.run(Avx512(()))
+}
+
+/// An intrinsic on registers.
+macro_rules! registers {
+    ($intrinsic:expr) => {
+        // SAFETY: `self` proves that the instruction is there, and it touches no memory.
+        unsafe { $intrinsic }
+    };
+}
+
+/// An intrinsic that reads or writes the sixteen elements of an array.
+macro_rules! memory {
+    ($intrinsic:expr) => {
+        // SAFETY: `self` proves that the instruction is there; the array has the size of what it reads or writes, and the
+        // instruction asks for no alignment.
+        unsafe { $intrinsic }
+    };
+}
+
+impl Simd for Avx512 {
+    type F32 = __m512;
+    type Bits = __m512i;
+
+    // 14 × 2 accumulators, two vectors of the right matrix and one of the left: 31 of 32 registers.
+    const TILE_ROWS: usize = 14;
+    const TILE_VECTORS: usize = 2;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::F32 {
+        registers!(_mm512_set1_ps(x))
+    }
+    #[inline(always)]
+    fn load(self, xs: &[f32; LANES]) -> Self::F32 {
+        memory!(_mm512_loadu_ps(xs.as_ptr()))
+    }
+    #[inline(always)]
+    fn store(self, v: Self::F32, to: &mut [f32; LANES]) {
+        memory!(_mm512_storeu_ps(to.as_mut_ptr(), v))
+    }
+    #[inline(always)]
+    fn load_bf16(self, xs: &[bf16; LANES]) -> Self::F32 {
+        let halves = memory!(_mm256_loadu_si256(xs.as_ptr().cast()));
+        registers!(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves))))
+    }
+    #[inline(always)]
+    fn store_bf16(self, v: Self::F32, to: &mut [bf16; LANES]) {
+        let halves: __m256i = registers!(std::mem::transmute(_mm512_cvtneps_pbh(v)));
+        memory!(_mm256_storeu_si256(to.as_mut_ptr().cast(), halves))
+    }
+    #[inline(always)]
+    fn add(self, a: Self::F32, b: Self::F32) -> Self::F32 {
+        registers!(_mm512_add_ps(a, b))
+    }
+    #[inline(always)]
+    fn sub(self, a: Self::F32, b: Self::F32) -> Self::F32 {
+        registers!(_mm512_sub_ps(a, b))
+    }
+    #[inline(always)]
+    fn mul(self, a: Self::F32, b: Self::F32) -> Self::F32 {
+        registers!(_mm512_mul_ps(a, b))
+    }
+    #[inline(always)]
+    fn div(self, a: Self::F32, b: Self::F32) -> Self::F32 {
+        registers!(_mm512_div_ps(a, b))
+    }
+    #[inline(always)]
+    fn mul_add(self, a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32 {
+        registers!(_mm512_fmadd_ps(a, b, c))
+    }
+    #[inline(always)]
+    fn max(self, a: Self::F32, b: Self::F32) -> Self::F32 {
+        registers!(_mm512_max_ps(a, b))
+    }
+    #[inline(always)]
+    fn min(self, a: Self::F32, b: Self::F32) -> Self::F32 {
+        registers!(_mm512_min_ps(a, b))
+    }
+    #[inline(always)]
+    fn round(self, v: Self::F32) -> Self::F32 {
+        registers!(_mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(v))
+    }
+    #[inline(always)]
+    fn scale_by_power(self, v: Self::F32, n: Self::F32) -> Self::F32 {
+        registers!(_mm512_scalef_ps(v, n))
+    }
+    #[inline(always)]
+    fn sum(self, v: Self::F32) -> f32 {
+        registers!({
+            let half = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v));
+            let quarter = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps::<1>(half));
+            let pair = _mm_add_ps(quarter, _mm_movehl_ps(quarter, quarter));
+            _mm_cvtss_f32(_mm_add_ss(pair, _mm_movehdup_ps(pair)))
+        })
+    }
+    #[inline(always)]
+    fn largest(self, v: Self::F32) -> f32 {
+        registers!(_mm512_reduce_max_ps(v))
+    }
+    #[inline(always)]
+    fn prefetch_to_write<T>(self, at: *const T) {
+        // A hint about any address whatever is harmless.
+        registers!(_mm_prefetch::<_MM_HINT_ET0>(at.cast()))
+    }
+    #[inline(always)]
+    fn splat_bits(self, bits: u32) -> Self::Bits {
+        registers!(_mm512_set1_epi32(bits as i32))
+    }
+    #[inline(always)]
+    fn load_bits(self, bits: &[u32; LANES]) -> Self::Bits {
+        memory!(_mm512_loadu_si512(bits.as_ptr().cast()))
+    }
+    #[inline(always)]
+    fn store_bits(self, v: Self::Bits, to: &mut [u32; LANES]) {
+        memory!(_mm512_storeu_si512(to.as_mut_ptr().cast(), v))
+    }
+    #[inline(always)]
+    fn to_f32(self, v: Self::Bits) -> Self::F32 {
+        registers!(_mm512_cvtepi32_ps(v))
+    }
+    #[inline(always)]
+    fn as_f32(self, v: Self::Bits) -> Self::F32 {
+        registers!(_mm512_castsi512_ps(v))
+    }
+    #[inline(always)]
+    fn as_bits(self, v: Self::F32) -> Self::Bits {
+        registers!(_mm512_castps_si512(v))
+    }
+    #[inline(always)]
+    fn store_u8(self, v: Self::F32, to: &mut [u8; LANES]) {
+        let bytes = registers!(_mm512_cvtusepi32_epi8(_mm512_cvtps_epi32(v)));
+        memory!(_mm_storeu_si128(to.as_mut_ptr().cast(), bytes))
+    }
+    #[inline(always)]
+    fn dot_bf16(self, acc: Self::F32, a: Self::Bits, b: Self::Bits) -> Self::F32 {
+        // A bit pattern is a bit pattern: both types are 512 bits in one register.
+        registers!(_mm512_dpbf16_ps(acc, std::mem::transmute::<__m512i, __m512bh>(a), std::mem::transmute(b)))
+    }
+    #[inline(always)]
+    fn dot_u8_i8(self, acc: Self::Bits, a: Self::Bits, b: Self::Bits) -> Self::Bits {
+        registers!(_mm512_dpbusd_epi32(acc, a, b))
+    }
+}

@@ -1,0 +1,244 @@
+//! Sixteen 32-bit lanes, and what can be done with them: the same for every instruction set, so that each kernel is
+//! written once.
+//!
+//! A value of a type that implements [`Simd`] is the proof that its instructions are there: [`crate::Isa::run`] alone
+//! makes one, after looking. That is why the methods are safe.
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx512;
+mod portable;
+
+pub(crate) use portable::Portable;
+
+use half::bf16;
+
+/// Lanes of a vector, whatever the instructions: one register of AVX-512, two of AVX2, four of SSE or NEON.
+pub const LANES: usize = 16;
+
+/// Operations on sixteen lanes.
+pub trait Simd: Copy + Send + Sync + 'static {
+    /// Sixteen f32.
+    type F32: Copy;
+    /// Sixteen times 32 bits: an i32, two bf16 (the first in the low half), or four bytes.
+    type Bits: Copy;
+
+    /// Rows of a tile of a matrix product that fill this set's registers, two vectors wide or [`Simd::TILE_VECTORS`].
+    const TILE_ROWS: usize;
+    /// Vectors across a tile of a matrix product.
+    const TILE_VECTORS: usize;
+
+    fn splat(self, x: f32) -> Self::F32;
+    fn load(self, xs: &[f32; LANES]) -> Self::F32;
+    fn store(self, v: Self::F32, to: &mut [f32; LANES]);
+    fn load_bf16(self, xs: &[bf16; LANES]) -> Self::F32;
+    /// Rounds to nearest, ties to even.
+    fn store_bf16(self, v: Self::F32, to: &mut [bf16; LANES]);
+
+    fn add(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    fn sub(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    fn mul(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    fn div(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    /// `a · b + c`, in one rounding where the machine can.
+    fn mul_add(self, a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32;
+    fn max(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    fn min(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    /// To the nearest integer, ties to even; `v` within ±2²².
+    fn round(self, v: Self::F32) -> Self::F32;
+    /// `v · 2ⁿ` for integral `n` within ±250.
+    fn scale_by_power(self, v: Self::F32, n: Self::F32) -> Self::F32;
+    fn sum(self, v: Self::F32) -> f32;
+    fn largest(self, v: Self::F32) -> f32;
+
+    /// A hint that the line of cache around `at` will be written; nothing where there is no such hint.
+    #[inline(always)]
+    fn prefetch_to_write<T>(self, _at: *const T) {}
+
+    fn splat_bits(self, bits: u32) -> Self::Bits;
+    fn load_bits(self, bits: &[u32; LANES]) -> Self::Bits;
+    fn store_bits(self, v: Self::Bits, to: &mut [u32; LANES]);
+    /// The lanes read as i32, as numbers.
+    fn to_f32(self, v: Self::Bits) -> Self::F32;
+    /// The lanes read as f32.
+    fn as_f32(self, v: Self::Bits) -> Self::F32;
+    /// The bits of the lanes.
+    fn as_bits(self, v: Self::F32) -> Self::Bits;
+    /// Nearest integers of `v`, 0 to 255, one byte a lane.
+    fn store_u8(self, v: Self::F32, to: &mut [u8; LANES]);
+    /// Adds to each lane of `acc` the product of two pairs of bf16.
+    fn dot_bf16(self, acc: Self::F32, a: Self::Bits, b: Self::Bits) -> Self::F32;
+    /// Adds to each lane of `acc` the product of four unsigned and four signed bytes.
+    fn dot_u8_i8(self, acc: Self::Bits, a: Self::Bits, b: Self::Bits) -> Self::Bits;
+}
+
+/// A type that activations are kept in: f32 or bf16. Arithmetic is in f32.
+
+pub trait Element: Copy + Default + Send + Sync + PartialEq + std::fmt::Debug + 'static {
+    /// This element in f32.
+    fn to_f32(self) -> f32;
+    /// The nearest element.
+    fn from_f32(x: f32) -> Self;
+    /// The bits of the nearest bf16.
+    #[doc(hidden)]
+    fn to_bf16_bits(self) -> u32;
+    #[doc(hidden)]
+    fn load<S: Simd>(simd: S, xs: &[Self; LANES]) -> S::F32;
+    #[doc(hidden)]
+    fn store<S: Simd>(simd: S, v: S::F32, to: &mut [Self; LANES]);
+}
+
+
+impl Element for f32 {
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        self
+    }
+    #[inline(always)]
+    fn from_f32(x: f32) -> Self {
+        x
+    }
+    #[inline(always)]
+    fn to_bf16_bits(self) -> u32 {
+        portable::to_bf16(self).to_bits() as u32
+    }
+    #[inline(always)]
+    fn load<S: Simd>(simd: S, xs: &[Self; LANES]) -> S::F32 {
+        simd.load(xs)
+    }
+    #[inline(always)]
+    fn store<S: Simd>(simd: S, v: S::F32, to: &mut [Self; LANES]) {
+        simd.store(v, to);
+    }
+}
+
+
+impl Element for bf16 {
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        f32::from_bits((self.to_bits() as u32) << 16)
+    }
+    #[inline(always)]
+    fn from_f32(x: f32) -> Self {
+        bf16::from_f32(x)
+    }
+    #[inline(always)]
+    fn to_bf16_bits(self) -> u32 {
+        self.to_bits() as u32
+    }
+    #[inline(always)]
+    fn load<S: Simd>(simd: S, xs: &[Self; LANES]) -> S::F32 {
+        simd.load_bf16(xs)
+    }
+    #[inline(always)]
+    fn store<S: Simd>(simd: S, v: S::F32, to: &mut [Self; LANES]) {
+        simd.store_bf16(v, to);
+    }
+}
+
+/// The first elements of `xs`, at most sixteen, and zeros after them.
+#[inline(always)]
+pub(crate) fn load_up_to<S: Simd, T: Element>(simd: S, xs: &[T]) -> S::F32 {
+    match xs.first_chunk() {
+        Some(whole) => T::load(simd, whole),
+        None => {
+            let mut lanes = [T::default(); LANES];
+            lanes[..xs.len()].copy_from_slice(xs);
+            T::load(simd, &lanes)
+        }
+    }
+}
+
+/// Stores as many lanes as `to` has room for, at most sixteen.
+#[inline(always)]
+pub(crate) fn store_up_to<S: Simd, T: Element>(simd: S, v: S::F32, to: &mut [T]) {
+    match to.first_chunk_mut() {
+        Some(whole) => T::store(simd, v, whole),
+        None => {
+            let mut lanes = [T::default(); LANES];
+            T::store(simd, v, &mut lanes);
+            to.copy_from_slice(&lanes[..to.len()]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::isa::{Body, Isa};
+
+    /// Every operation of a set, on numbers that show signs, rounding and order of lanes.
+    struct Everything;
+
+    impl Body for Everything {
+        type Output = Vec<f32>;
+
+        fn run<S: Simd>(self, simd: S) -> Vec<f32> {
+            let a: [f32; LANES] = std::array::from_fn(|i| (i as f32 - 7.3) * 1.7);
+            let b: [f32; LANES] = std::array::from_fn(|i| 0.37 * (i as f32) + 0.51);
+            let (va, vb) = (simd.load(&a), simd.load(&b));
+            let mut all = vec![simd.sum(va), simd.largest(va), simd.largest(simd.sub(va, simd.splat(100.0)))];
+            let mut push = |v: S::F32| {
+                let mut lanes = [0f32; LANES];
+                simd.store(v, &mut lanes);
+                all.extend(lanes);
+            };
+            push(simd.add(va, vb));
+            push(simd.mul(va, vb));
+            push(simd.div(va, vb));
+            push(simd.mul_add(va, vb, va));
+            push(simd.max(va, vb));
+            push(simd.min(va, vb));
+            push(simd.round(va));
+            push(simd.scale_by_power(vb, simd.round(va)));
+            let mut halves = [bf16::ZERO; LANES];
+            simd.store_bf16(va, &mut halves);
+            assert_eq!(halves, a.map(bf16::from_f32), "bf16 is rounded to nearest even");
+            push(simd.load_bf16(&halves));
+            let bits: [u32; LANES] = std::array::from_fn(|i| 0x8001_ff7f_u32.wrapping_mul(i as u32 + 3));
+            let (bytes, pairs) = (simd.load_bits(&bits), simd.splat_bits(0x3f80_4000));
+            push(simd.to_f32(bytes));
+            push(simd.to_f32(simd.dot_u8_i8(simd.splat_bits(5), bytes, simd.splat_bits(0xff80_7f01))));
+            push(simd.to_f32(simd.dot_u8_i8(simd.splat_bits(0), simd.splat_bits(0xffff_ffff), bytes)));
+            let ones: [u32; LANES] = std::array::from_fn(|i| (0x3f80 + i as u32) | ((0xc000 + 2 * i as u32) << 16));
+            push(simd.dot_bf16(va, simd.load_bits(&ones), pairs));
+            push(simd.as_f32(simd.load_bits(&ones)));
+            let mut stored = [0u32; LANES];
+            simd.store_bits(bytes, &mut stored);
+            assert_eq!(stored, bits);
+            let mut narrow = [0u8; LANES];
+            simd.store_u8(simd.mul(simd.splat(12.5), vb), &mut narrow);
+            assert_eq!(narrow, b.map(|x| (12.5 * x).round_ties_even() as u8));
+            all
+        }
+    }
+
+    #[test]
+    fn every_set_agrees_with_the_portable_one() {
+        let expected = Isa::Portable.run(Everything);
+        for isa in Isa::available() {
+            for (i, (found, expected)) in isa.run(Everything).into_iter().zip(&expected).enumerate() {
+                assert!((found - expected).abs() <= 1e-6 * expected.abs(), "{isa:?}, {i}: {found}, not {expected}");
+            }
+        }
+    }
+
+    /// The portable set against the definition.
+    #[test]
+    fn portable_products_are_the_definition() {
+        let simd = Portable;
+        let (a, b) = (0x80ff_017f_u32, 0x7f80_ff02_u32);
+        let mut out = [0u32; LANES];
+        simd.store_bits(simd.dot_u8_i8(simd.splat_bits(1), simd.splat_bits(a), simd.splat_bits(b)), &mut out);
+        assert_eq!(out[3] as i32, 1 + 0x7f * 2 - 0x01 - 0xff * 128 + 0x80 * 127);
+        let pair = |low: f32, high: f32| {
+            bf16::from_f32(low).to_bits() as u32 | ((bf16::from_f32(high).to_bits() as u32) << 16)
+        };
+        let mut out = [0f32; LANES];
+        simd.store(
+            simd.dot_bf16(simd.splat(1.0), simd.splat_bits(pair(2.0, -3.0)), simd.splat_bits(pair(0.5, 4.0))),
+            &mut out,
+        );
+        assert_eq!(out[9], 1.0 + 1.0 - 12.0);
+    }
+}
