@@ -8,7 +8,8 @@ use std::time::Instant;
 
 use half::bf16;
 use pixart_kernels::{
-    Activation, Arithmetic, Element, Epilogue, Heads, Isa, Matrix, Packed, Scratch, arithmetic_peak, attention, gemm,
+    Activation, Arithmetic, ConvWeights, Element, Epilogue, Geometry, Heads, Images, Isa, Matrix, Normalise, Packed,
+    Scratch, arithmetic_peak, attention, conv2d, gemm,
 };
 
 struct Bench {
@@ -38,6 +39,7 @@ fn main() {
     }
     bench.products();
     bench.attentions();
+    bench.convolutions();
 }
 
 fn fail(message: &str) -> ! {
@@ -105,7 +107,9 @@ impl Bench {
 
 impl Bench {
     fn attentions(&self) {
-        for (heads, queries, keys, size) in [(16, 1024, 1024, 72), (16, 4096, 4096, 72), (16, 1024, 120, 72), (1, 4096, 4096, 512)] {
+        for (heads, queries, keys, size) in
+            [(16, 1024, 1024, 72), (16, 4096, 4096, 72), (16, 1024, 120, 72), (1, 4096, 4096, 512)]
+        {
             let name = match queries == keys {
                 true => format!("attention {heads}x{queries}x{size}"),
                 false => format!("attention {heads}x{queries}x{size}, {keys} keys"),
@@ -139,6 +143,46 @@ impl Bench {
         self.time(name, arithmetic, 4 * queries * keys * width, || {
             attention(self.isa, &self.scratch, arithmetic, &heads, &mut out);
         });
+    }
+}
+
+impl Bench {
+    fn convolutions(&self) {
+        for (channels, side) in [(512, 64), (256, 256), (128, 512)] {
+            for doubles in [false, true] {
+                self.convolution::<f32>(Arithmetic::F32, channels, side, doubles);
+                self.convolution::<bf16>(Arithmetic::Bf16, channels, side, doubles);
+            }
+        }
+    }
+
+    /// A 3×3 convolution whose result has `side` rows and columns; its work is counted as that on the enlarged image even
+    /// where it is not done there.
+    fn convolution<T: Element>(&self, arithmetic: Arithmetic, channels: usize, side: usize, doubles: bool) {
+        let (name, input) = match doubles {
+            true => (format!("upsample+conv2d {channels}@{side}"), side / 2),
+            false => (format!("conv2d {channels}@{side}"), side),
+        };
+        let (data, weight, bias) =
+            (numbers::<T>(input * input * channels), numbers::<f32>(channels * channels * 9), numbers(channels));
+        let weights = match doubles {
+            true => ConvWeights::doubling(self.isa, arithmetic, &weight, (channels, channels)),
+            false => ConvWeights::new(self.isa, arithmetic, &weight, (channels, channels, 3)),
+        };
+        let images = Images { data: &data, batch: 1, height: input, width: input, channels };
+        let geometry = Geometry { stride: 1, padding: 1, height: side, width: side };
+        let epilogue = Epilogue { bias: Some(&bias), ..Epilogue::default() };
+        let mut out = vec![T::default(); side * side * channels];
+        self.time(&name, arithmetic, 2 * 9 * channels * channels * side * side, || {
+            conv2d(self.isa, &self.scratch, &images, None, &weights, &geometry, &epilogue, &mut out);
+        });
+        if !doubles {
+            let coefficients = numbers(2 * channels);
+            let normalise = Normalise { coefficients: &coefficients, activation: Activation::Silu };
+            self.time(&format!("norm+silu+{name}"), arithmetic, 2 * 9 * channels * channels * side * side, || {
+                conv2d(self.isa, &self.scratch, &images, Some(&normalise), &weights, &geometry, &epilogue, &mut out);
+            });
+        }
     }
 }
 

@@ -22,9 +22,9 @@ pub struct AdamW {
     pub step: u32,
 }
 
-/// One step of AdamW (Loshchilov & Hutter 2019, algorithm 2) as `torch.optim.AdamW` takes it, in one sweep: the decay of
-/// the parameters is apart from the gradient and scaled by the learning rate, and the moments are corrected for their
-/// start at zero. All slices are of one length; the parameters and both moments are updated.
+/// One step of AdamW (Loshchilov & Hutter 2019, algorithm 2) as `torch.optim.AdamW` takes it, in one sweep: the decay
+/// of the parameters is apart from the gradient and scaled by the learning rate, and the moments are corrected for
+/// their start at zero. All slices are of one length; the parameters and both moments are updated.
 ///
 /// # Panics
 /// If the lengths differ, or the step is 0.

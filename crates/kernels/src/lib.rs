@@ -1,7 +1,8 @@
 //! kernels
 mod activation;
-mod attention;
 mod adamw;
+mod attention;
+mod convolution;
 mod elementwise;
 mod gated_residual;
 mod gemm;
@@ -20,14 +21,15 @@ pub use peak::arithmetic_peak;
 pub use simd::{Element, LANES};
 
 pub use activation::Activation;
-pub use attention::{Heads, ScoreBias, attention};
 pub use adamw::{AdamW, adamw};
+pub use attention::{Heads, ScoreBias, attention};
+pub use convolution::{ConvWeights, Geometry, Images, Normalise, conv2d};
 pub use elementwise::{activate, activate_backward, add, convert, multiply};
 pub use gated_residual::{gated_residual, gated_residual_backward};
 pub use gemm::{Arithmetic, Epilogue, Gate, Packed, Residual, gemm};
 pub use matrix::Matrix;
 pub use memory::Scratch;
 pub use norm::{
-    Affine, GroupNorm, group_norm, group_norm_backward, group_norm_coefficients, layer_norm, layer_norm_backward, rms_norm,
-    rms_norm_backward, softmax, softmax_backward,
+    Affine, GroupNorm, group_norm, group_norm_backward, group_norm_coefficients, layer_norm, layer_norm_backward,
+    rms_norm, rms_norm_backward, softmax, softmax_backward,
 };

@@ -3,7 +3,7 @@
 use std::f32::consts::LOG2_E;
 
 use crate::gemm::Product;
-use crate::simd::Simd;
+use crate::simd::{MAGIC, Simd};
 
 /// ln 2 in two parts: `n · HIGH` is exact for the `n` that occur.
 const LN_2_HIGH: f32 = 0.693_359_4;
@@ -12,7 +12,8 @@ const LN_2_LOW: f32 = -2.121_944_4e-4;
 /// `eˣ`, to 2 units in the last place; 0 below -104 and infinity above 89.
 #[inline(always)]
 pub(crate) fn exp<S: Simd>(s: S, x: S::F32) -> S::F32 {
-    let x = s.min(s.max(x, s.splat(-105.0)), s.splat(89.5));
+    // In this order, since a minimum or a maximum is its second operand where that is not a number.
+    let x = s.min(s.splat(89.5), s.max(s.splat(-105.0), x));
     let n = s.round(s.mul(x, s.splat(LOG2_E)));
     let r = s.mul_add(n, s.splat(-LN_2_HIGH), x);
     let r = s.mul_add(n, s.splat(-LN_2_LOW), r);
@@ -25,21 +26,22 @@ pub(crate) fn exp<S: Simd>(s: S, x: S::F32) -> S::F32 {
     s.scale_by_power(p, n)
 }
 
-/// `2ˣ` for `x` up to 120; 0 below -150. As exact as a product of `P` needs its operands: to 4e-5 for bf16, to 2 units in
-/// the last place for f32.
+/// `2ˣ` for `x` up to 120, and 2⁻¹²⁶ for all below -126. As exact as a product of `P` needs its operands: to 1e-4 for
+/// bf16, to 2 units in the last place for f32.
 #[inline(always)]
 pub(crate) fn exp2<S: Simd, P: Product>(s: S, x: S::F32) -> S::F32 {
-    let x = s.max(x, s.splat(-200.0));
-    let n = s.round(x);
-    let r = s.sub(x, n);
-    // The terms of the exponential series, (ln 2)ᵏ / k!, r being within ± 0.5.
-    const TERMS: [f32; 7] = [1.540_353e-4, 1.333_355_8e-3, 9.618_129e-3, 5.550_411e-2, 0.240_226_5, 0.693_147_2, 1.0];
-    let terms = if P::GROUP == 1 { &TERMS[..] } else { &TERMS[2..] };
+    let x = s.max(x, s.splat(-126.0));
+    let shifted = s.add(x, s.splat(MAGIC));
+    let r = s.sub(x, s.sub(shifted, s.splat(MAGIC)));
+    // For r within ± 0.5: the terms of the exponential series, (ln 2)ᵏ / k!, or the minimax polynomial of degree 3.
+    const SERIES: [f32; 7] = [1.540_353e-4, 1.333_355_8e-3, 9.618_129e-3, 5.550_411e-2, 0.240_226_5, 0.693_147_2, 1.0];
+    const MINIMAX: [f32; 4] = [5.517_166e-2, 0.242_611_1, 0.693_261, 0.999_928_1];
+    let terms = if P::GROUP == 1 { &SERIES[..] } else { &MINIMAX[..] };
     let mut p = s.splat(terms[0]);
     for term in &terms[1..] {
         p = s.mul_add(p, r, s.splat(*term));
     }
-    s.scale_by_power(p, n)
+    s.scale_by_shifted(p, shifted)
 }
 
 /// `1 / (1 + e⁻ˣ)`.

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::Heads;
 use crate::gemm::{
-    Bf16, F32, Left, MAX_ROWS, MAX_VECTORS, Tile, Words, load_f32, multiply, pack_rows, padded_stride,
+    Bf16, F32, Left, MAX_ROWS, MAX_VECTORS, TILE_LINES, Words, load_f32, multiply, pack_rows, padded_stride,
 };
 use crate::isa::Body;
 use crate::math::exp2;
@@ -216,9 +216,10 @@ impl<P: Words, T: Element> Body for Block<'_, P, T> {
                 self.scores(s, first, rows, &block);
                 for r in 0..rows {
                     let query = first + r;
-                    let bias = self.heads.bias.as_ref().map(|bias| {
-                        &bias.row(self.image, self.head, self.queries.start + query, keys)[block.clone()]
-                    });
+                    let bias =
+                        self.heads.bias.as_ref().map(|bias| {
+                            &bias.row(self.image, self.head, self.queries.start + query, keys)[block.clone()]
+                        });
                     let scores = &mut self.work.scores[r * SCORE_VECTORS..][..block.len().div_ceil(LANES)];
                     let words = &mut self.work.weights[r * weight_words::<P>()..][..weight_words::<P>()];
                     let scale = self.heads.scale * std::f32::consts::LOG2_E;
@@ -261,15 +262,10 @@ impl<P: Words, T: Element> Block<'_, P, T> {
             segments: &[0],
             steps: size_steps,
         };
-        let mut tile: Tile = [[ZERO; MAX_VECTORS]; MAX_ROWS];
         for vector in (0..keys.len().div_ceil(LANES)).step_by(vectors) {
             let lines = &self.packed[(keys.start / LANES + vector) * size_steps..];
             let across = vectors.min(keys.len().div_ceil(LANES) - vector);
-            multiply::<S, P>(s, left, lines, (rows, across), &mut tile);
-            for (r, lines) in tile.iter().enumerate().take(rows) {
-                let at = r * SCORE_VECTORS + vector;
-                self.work.scores[at..at + across].copy_from_slice(&lines[..across]);
-            }
+            multiply::<S, P>(s, left, lines, (rows, across), &mut self.work.scores[vector..], SCORE_VECTORS);
         }
     }
 
@@ -279,20 +275,14 @@ impl<P: Words, T: Element> Block<'_, P, T> {
         let Sizes { size, key_steps, vectors, .. } = self.sizes;
         let out_vectors = size.div_ceil(LANES);
         let steps = keys.len().div_ceil(P::GROUP);
-        let left = Left {
-            words: &self.work.weights,
-            start: 0,
-            row_stride: weight_words::<P>(),
-            segments: &[0],
-            steps,
-        };
+        let left = Left { words: &self.work.weights, start: 0, row_stride: weight_words::<P>(), segments: &[0], steps };
         let values = &self.packed[self.sizes.key_lines()..];
-        let mut tile: Tile = [[ZERO; MAX_VECTORS]; MAX_ROWS];
+        let mut tile = [ZERO; TILE_LINES];
         for vector in (0..out_vectors).step_by(vectors) {
             let across = vectors.min(out_vectors - vector);
             let lines = &values[vector * key_steps + keys.start / P::GROUP * across..];
-            multiply::<S, P>(s, left, lines, (rows, across), &mut tile);
-            for (r, lines) in tile.iter().enumerate().take(rows) {
+            multiply::<S, P>(s, left, lines, (rows, across), &mut tile, MAX_VECTORS);
+            for (r, lines) in tile.chunks_exact(MAX_VECTORS).enumerate().take(rows) {
                 let sums = &mut self.work.sums[(first + r) * out_vectors + vector..][..across];
                 for (sum, line) in sums.iter_mut().zip(lines) {
                     store_line(s, s.add(load_f32(s, sum), load_f32(s, line)), sum);

@@ -51,8 +51,7 @@ fn attention_is_the_definition() {
             // Queries, keys and values as parts of wider rows.
             let (q, kv) = (numbers(batch * queries * (width + 3), 1), numbers(batch * keys * 2 * width, 2));
             let bias = numbers(batch * heads * queries * keys, 3);
-            let mask: Vec<f32> =
-                (0..batch * keys).map(|i| if i % keys > keys / 2 { -10000.0 } else { 0.0 }).collect();
+            let mask: Vec<f32> = (0..batch * keys).map(|i| if i % keys > keys / 2 { -10000.0 } else { 0.0 }).collect();
             let per_query = ScoreBias {
                 values: &bias,
                 batch_stride: heads * queries * keys,

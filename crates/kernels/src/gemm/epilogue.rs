@@ -1,4 +1,4 @@
-use super::{Packed, Tile, words::ZERO_POINT};
+use super::{MAX_VECTORS, Packed, words::ZERO_POINT};
 use crate::activation::Activation;
 use crate::memory::{Line, Shared};
 use crate::simd::{Element, LANES, Simd, load_up_to, store_up_to};
@@ -70,7 +70,7 @@ pub(crate) fn prefetch_tile<S: Simd, T: Element>(s: S, place: Place, right: &Pac
     }
 }
 
-/// Writes a tile to `out`, rows of `right.columns` elements. `row_scales` are those of the tile's rows where the product
+/// Writes a tile, rows of [`MAX_VECTORS`] lines, to `out`, rows of `right.columns` elements. `row_scales` are those of the tile's rows where the product
 /// was in int8.
 ///
 /// # Safety
@@ -78,7 +78,7 @@ pub(crate) fn prefetch_tile<S: Simd, T: Element>(s: S, place: Place, right: &Pac
 #[inline(always)]
 pub(crate) unsafe fn write_tile<S: Simd, T: Element>(
     s: S,
-    tile: &Tile,
+    tile: &[Line],
     place: Place,
     right: &Packed,
     row_scales: Option<&[f32]>,
@@ -97,7 +97,7 @@ pub(crate) unsafe fn write_tile<S: Simd, T: Element>(
         };
         // The gate of the rows before `gate_end`.
         let (mut gate, mut gate_end) = (s.splat(1.0), if has_gate(epilogue) { 0 } else { usize::MAX });
-        for (r, lines) in tile.iter().enumerate().take(place.rows) {
+        for (r, lines) in tile.chunks_exact(MAX_VECTORS).enumerate().take(place.rows) {
             let row = place.row + r * place.row_step;
             let line = &lines[v];
             let product = match row_scales {

@@ -144,7 +144,7 @@ impl<P: Words, A: Element, T: Element> Body for Piece<'_, P, A, T> {
     fn run<S: Simd>(mut self, s: S) {
         let mut scales = [1f32; MAX_PIECE_ROWS];
         copy_rows::<S, P, A>(s, &self.left, self.rows.clone(), &mut self.words, self.row_words, &mut scales);
-        let mut tile: Tile = [[ZERO; MAX_VECTORS]; MAX_ROWS];
+        let mut tile = [ZERO; TILE_LINES];
         for panel in self.panels {
             let (lines, vectors) = self.right.panel(panel);
             for first in (0..self.rows.len()).step_by(S::TILE_ROWS) {
@@ -163,9 +163,8 @@ impl<P: Words, A: Element, T: Element> Body for Piece<'_, P, A, T> {
                     column: panel * self.right.panel_vectors * LANES,
                 };
                 prefetch_tile(s, place, self.right, self.out);
-                multiply::<S, P>(s, left, lines, (rows, vectors), &mut tile);
-                let row_scales =
-                    (self.right.arithmetic == Arithmetic::Int8).then(|| &scales[first..first + rows]);
+                multiply::<S, P>(s, left, lines, (rows, vectors), &mut tile, MAX_VECTORS);
+                let row_scales = (self.right.arithmetic == Arithmetic::Int8).then(|| &scales[first..first + rows]);
                 // SAFETY: every tile of the result belongs to exactly one piece.
                 unsafe { write_tile(s, &tile, place, self.right, row_scales, self.epilogue, self.out) };
             }

@@ -9,7 +9,7 @@ use crate::memory::Line;
 use crate::simd::{Element, LANES, Simd};
 
 /// Packs rows `first ..` of `matrix`, the columns of a product, into the lines of one panel, and tells their scales.
-/// `words` has room for the words of all these rows, padded.
+/// `words` has room for the words of a whole panel's rows, padded.
 pub(crate) struct PackRows<'a, P, T> {
     pub matrix: Matrix<'a, T>,
     pub first: usize,
@@ -50,9 +50,21 @@ pub(crate) fn pack_rows<S: Simd, P: Words, T: Element>(
     }
     let stride = padded_stride(steps);
     super::copy_rows::<S, P, T>(s, matrix, first..first + rows, words, stride, scales);
-    for (lane, words) in words.chunks_exact(stride).enumerate().take(rows) {
-        for (word, lines) in words[..steps].iter().zip(lines.chunks_exact_mut(vectors)) {
-            lines[lane / LANES].0[lane % LANES] = word ^ P::LEFT_TO_RIGHT;
+    // Whole blocks of sixteen rows by sixteen words; rows beyond the last hold what stood in memory, and go unused.
+    let flip = P::LEFT_TO_RIGHT;
+    for vector in 0..vectors {
+        let words = &words[vector * LANES * stride..][..LANES * stride];
+        for step in (0..steps).step_by(LANES) {
+            let row =
+                |i: usize| words[i * stride + step..].first_chunk().map_or(s.splat_bits(0), |row| s.load_bits(row));
+            let columns = s.transpose(std::array::from_fn(row));
+            let lines = lines.chunks_exact_mut(vectors).skip(step);
+            for (column, lines) in columns.into_iter().zip(lines) {
+                s.store_bits(column, &mut lines[vector].0);
+                if flip != 0 {
+                    lines[vector].0.iter_mut().for_each(|word| *word ^= flip);
+                }
+            }
         }
     }
 }

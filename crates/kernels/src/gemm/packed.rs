@@ -65,10 +65,20 @@ impl Packed {
         let mut scales = vec![1f32; weight.rows];
         let columns = packed.panel_vectors * LANES;
         let panels = packed.lines.par_chunks_mut((packed.panel_vectors * packed.steps).max(1));
-        panels.zip(scales.par_chunks_mut(columns)).enumerate().for_each_init(Vec::new, |words, (panel, (lines, scales))| {
-            words.resize(padded_stride(packed.steps) * columns, 0);
-            isa.run(PackRows::<P, T> { matrix: weight, first: panel * columns, lines, scales, words, product: PhantomData });
-        });
+        panels.zip(scales.par_chunks_mut(columns)).enumerate().for_each_init(
+            Vec::new,
+            |words, (panel, (lines, scales))| {
+                words.resize(padded_stride(packed.steps) * columns, 0);
+                isa.run(PackRows::<P, T> {
+                    matrix: weight,
+                    first: panel * columns,
+                    lines,
+                    scales,
+                    words,
+                    product: PhantomData,
+                });
+            },
+        );
         if arithmetic == Arithmetic::Int8 {
             packed.byte_sums = packed.sum_bytes();
             packed.scales = scales;

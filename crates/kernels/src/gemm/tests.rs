@@ -52,8 +52,7 @@ fn products_are_the_definition() {
                             let dot: f64 =
                                 (0..depth).map(|d| left[r * depth + d] as f64 * right[c * depth + d] as f64).sum();
                             residual[at] as f64
-                                + gate[r / gate_rows * columns + c] as f64
-                                    * activate(activation, dot + bias[c] as f64)
+                                + gate[r / gate_rows * columns + c] as f64 * activate(activation, dot + bias[c] as f64)
                         })
                         .collect();
                     let epilogue = Epilogue {
@@ -132,8 +131,7 @@ fn transposed_and_strided_operands() {
                 assert!(error(&out, &expected) < tolerance, "{isa:?} {arithmetic:?}");
             }
             let wide = numbers(rows * (depth + 5), 3);
-            let narrow: Vec<f32> =
-                (0..rows).flat_map(|r| wide[r * (depth + 5)..][..depth].iter().copied()).collect();
+            let narrow: Vec<f32> = (0..rows).flat_map(|r| wide[r * (depth + 5)..][..depth].iter().copied()).collect();
             let packed = Packed::new(isa, Arithmetic::F32, Matrix::new(&right, columns, depth));
             let (mut a, mut b) = (vec![0f32; rows * columns], vec![0f32; rows * columns]);
             let strided = Matrix::strided(&wide, rows, depth, depth + 5);

@@ -101,10 +101,10 @@ pub(crate) struct Left<'a> {
 pub(crate) const MAX_ROWS: usize = 14;
 pub(crate) const MAX_VECTORS: usize = 2;
 
-/// A finished tile: row after row, [`MAX_VECTORS`] lines each.
-pub(crate) type Tile = [[Line; MAX_VECTORS]; MAX_ROWS];
+/// Room for any tile.
+pub(crate) const TILE_LINES: usize = MAX_ROWS * MAX_VECTORS;
 
-/// Computes `rows` × (`vectors` · 16) sums into `tile`. `right` holds `vectors` lines a step, segment after segment.
+/// Computes `rows` × (`vectors` · 16) sums into `tile`, whose rows start `tile_stride` lines after each other. `right` holds `vectors` lines a step, segment after segment.
 /// `rows` is 1 to [`Simd::TILE_ROWS`], `vectors` 1 to [`Simd::TILE_VECTORS`].
 #[inline(always)]
 pub(crate) fn multiply<S: Simd, P: Product>(
@@ -112,9 +112,11 @@ pub(crate) fn multiply<S: Simd, P: Product>(
     left: Left,
     right: &[Line],
     (rows, vectors): (usize, usize),
-    tile: &mut Tile,
+    tile: &mut [Line],
+    tile_stride: usize,
 ) {
     assert!(1 <= rows && rows <= S::TILE_ROWS && 1 <= vectors && vectors <= S::TILE_VECTORS);
+    assert!(vectors <= tile_stride && (rows - 1) * tile_stride + vectors <= tile.len());
     assert!(right.len() >= left.segments.len() * left.steps * vectors);
     let last_row = left.start + (rows - 1) * left.row_stride;
     assert!(left.segments.iter().all(|segment| last_row + segment + left.steps <= left.words.len()));
@@ -123,10 +125,10 @@ pub(crate) fn multiply<S: Simd, P: Product>(
             match (rows, vectors) {
                 $(
                     // SAFETY: the assertions above are what `multiply_rows` asks for.
-                    ($rows, 1) if S::TILE_ROWS >= $rows => unsafe { multiply_rows::<S, P, $rows, 1>(s, left, right, tile) },
+                    ($rows, 1) if S::TILE_ROWS >= $rows => unsafe { multiply_rows::<S, P, $rows, 1>(s, left, right, tile, tile_stride) },
                     // SAFETY: as above.
                     ($rows, 2) if S::TILE_ROWS >= $rows && S::TILE_VECTORS >= 2 => unsafe {
-                        multiply_rows::<S, P, $rows, 2>(s, left, right, tile)
+                        multiply_rows::<S, P, $rows, 2>(s, left, right, tile, tile_stride)
                     },
                 )+
                 _ => unreachable!("a tile has at most {} rows and {} vectors", S::TILE_ROWS, S::TILE_VECTORS),
@@ -137,13 +139,15 @@ pub(crate) fn multiply<S: Simd, P: Product>(
 }
 
 /// # Safety
-/// Every row of `left` must lie within its words, and `right` must hold `V` lines for every step of every segment.
+/// Every row of `left` must lie within its words, `right` must hold `V` lines for every step of every segment, and `tile`
+/// `V` lines in each of `R` rows.
 #[inline(always)]
 unsafe fn multiply_rows<S: Simd, P: Product, const R: usize, const V: usize>(
     s: S,
     left: Left,
     right: &[Line],
-    tile: &mut Tile,
+    tile: &mut [Line],
+    tile_stride: usize,
 ) {
     let mut sums = [[P::zero(s); V]; R];
     let mut right = right.as_ptr();
@@ -167,9 +171,12 @@ unsafe fn multiply_rows<S: Simd, P: Product, const R: usize, const V: usize>(
             }
         }
     }
-    for (sums, lines) in sums.into_iter().zip(tile) {
-        for (sum, line) in sums.into_iter().zip(lines) {
-            P::store(s, sum, line);
+    let mut row = tile.as_mut_ptr();
+    for sums in &sums {
+        for (v, sum) in sums.iter().enumerate() {
+            // SAFETY: the caller promises that the tile has these lines.
+            P::store(s, *sum, unsafe { &mut *row.add(v) });
         }
+        row = row.wrapping_add(tile_stride);
     }
 }

@@ -96,6 +96,16 @@ impl Words for Bf16 {
 
     #[inline(always)]
     fn left_row<S: Simd, T: Element>(s: S, row: &[T], _: f32, words: &mut [u32]) {
+        if let Some(row) = T::as_bf16(row) {
+            let (pairs, rest) = row.as_chunks::<2>();
+            for (word, pair) in words.iter_mut().zip(pairs) {
+                *word = pair[0].to_bits() as u32 | ((pair[1].to_bits() as u32) << 16);
+            }
+            if let [last] = rest {
+                words[pairs.len()] = last.to_bits() as u32;
+            }
+            return;
+        }
         for (xs, words) in row.chunks(LANES).zip(words.chunks_mut(LANES / 2)) {
             Self::store_words(s, load_up_to(s, xs), words);
         }

@@ -35,8 +35,8 @@ impl Affine<'_> {
 }
 
 /// Layer normalisation (Ba et al. 2016) of each row of `xs`, `[rows, width]`, to mean 0 and variance 1, then
-/// `· scale + shift` if `affine` is given: with a scale per image, the adaptive norm of a DiT block (Peebles & Xie 2023,
-/// section 3.2). `ys` is like `xs`.
+/// `· scale + shift` if `affine` is given: with a scale per image, the adaptive norm of a DiT block (Peebles & Xie
+/// 2023, section 3.2). `ys` is like `xs`.
 ///
 /// # Panics
 /// If the lengths do not fit.

@@ -6,8 +6,8 @@ use crate::math;
 use crate::simd::{Element, Simd};
 use crate::sweep::for_each_vector;
 
-/// `e^(x - max) / Σ e^(x - max)` over each row of `xs`, `[rows, width]`; `ys` is like `xs`. A row of nothing but -∞ gives
-/// NaN.
+/// `e^(x - max) / Σ e^(x - max)` over each row of `xs`, `[rows, width]`; `ys` is like `xs`. A row of nothing but -∞
+/// gives NaN.
 ///
 /// # Panics
 /// If the lengths do not fit.

@@ -75,10 +75,7 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn load_bf16(self, xs: &[bf16; LANES]) -> Self::F32 {
-        let halves = memory!([
-            _mm_loadu_si128(xs.as_ptr().cast()),
-            _mm_loadu_si128(xs.as_ptr().add(HALF).cast())
-        ]);
+        let halves = memory!([_mm_loadu_si128(xs.as_ptr().cast()), _mm_loadu_si128(xs.as_ptr().add(HALF).cast())]);
         halves!(|halves| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves))))
     }
     #[inline(always)]
@@ -132,6 +129,13 @@ impl Simd for Avx2 {
         })
     }
     #[inline(always)]
+    fn scale_by_shifted(self, v: Self::F32, shifted: Self::F32) -> Self::F32 {
+        halves!(|v, shifted| {
+            let exponents = _mm256_slli_epi32::<23>(_mm256_castps_si256(shifted));
+            _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(v), exponents))
+        })
+    }
+    #[inline(always)]
     fn sum(self, v: Self::F32) -> f32 {
         registers!({
             let half = _mm256_add_ps(v[0], v[1]);
@@ -155,10 +159,7 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn load_bits(self, bits: &[u32; LANES]) -> Self::Bits {
-        memory!([
-            _mm256_loadu_si256(bits.as_ptr().cast()),
-            _mm256_loadu_si256(bits.as_ptr().add(HALF).cast())
-        ])
+        memory!([_mm256_loadu_si256(bits.as_ptr().cast()), _mm256_loadu_si256(bits.as_ptr().add(HALF).cast())])
     }
     #[inline(always)]
     fn store_bits(self, v: Self::Bits, to: &mut [u32; LANES]) {
@@ -200,10 +201,7 @@ impl Simd for Avx2 {
     fn dot_u8_i8(self, acc: Self::Bits, a: Self::Bits, b: Self::Bits) -> Self::Bits {
         halves!(|acc, a, b| {
             let even = _mm256_set1_epi16(0x00ff);
-            let evens = _mm256_madd_epi16(
-                _mm256_and_si256(a, even),
-                _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(b)),
-            );
+            let evens = _mm256_madd_epi16(_mm256_and_si256(a, even), _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(b)));
             let odds = _mm256_madd_epi16(_mm256_srli_epi16::<8>(a), _mm256_srai_epi16::<8>(b));
             _mm256_add_epi32(acc, _mm256_add_epi32(evens, odds))
         })

@@ -104,6 +104,13 @@ impl Simd for Avx512 {
         registers!(_mm512_scalef_ps(v, n))
     }
     #[inline(always)]
+    fn scale_by_shifted(self, v: Self::F32, shifted: Self::F32) -> Self::F32 {
+        registers!({
+            let exponents = _mm512_slli_epi32::<23>(_mm512_castps_si512(shifted));
+            _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(v), exponents))
+        })
+    }
+    #[inline(always)]
     fn sum(self, v: Self::F32) -> f32 {
         registers!({
             let half = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v));
@@ -132,6 +139,37 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn store_bits(self, v: Self::Bits, to: &mut [u32; LANES]) {
         memory!(_mm512_storeu_si512(to.as_mut_ptr().cast(), v))
+    }
+    #[inline(always)]
+    fn transpose(self, rows: [Self::Bits; LANES]) -> [Self::Bits; LANES] {
+        let mut pairs = rows;
+        let mut quads = rows;
+        registers!({
+            // Within each quarter of a register: rows of four become columns of four.
+            for i in (0..LANES).step_by(2) {
+                pairs[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
+                pairs[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
+            }
+            for i in (0..LANES).step_by(4) {
+                quads[i] = _mm512_unpacklo_epi64(pairs[i], pairs[i + 2]);
+                quads[i + 1] = _mm512_unpackhi_epi64(pairs[i], pairs[i + 2]);
+                quads[i + 2] = _mm512_unpacklo_epi64(pairs[i + 1], pairs[i + 3]);
+                quads[i + 3] = _mm512_unpackhi_epi64(pairs[i + 1], pairs[i + 3]);
+            }
+            // Then the quarters themselves, which stand in four groups of four rows.
+            let mut columns = rows;
+            for i in 0..4 {
+                let low = _mm512_shuffle_i32x4::<0b10_00_10_00>(quads[i], quads[i + 4]);
+                let high = _mm512_shuffle_i32x4::<0b10_00_10_00>(quads[i + 8], quads[i + 12]);
+                columns[i] = _mm512_shuffle_i32x4::<0b10_00_10_00>(low, high);
+                columns[i + 8] = _mm512_shuffle_i32x4::<0b11_01_11_01>(low, high);
+                let low = _mm512_shuffle_i32x4::<0b11_01_11_01>(quads[i], quads[i + 4]);
+                let high = _mm512_shuffle_i32x4::<0b11_01_11_01>(quads[i + 8], quads[i + 12]);
+                columns[i + 4] = _mm512_shuffle_i32x4::<0b10_00_10_00>(low, high);
+                columns[i + 12] = _mm512_shuffle_i32x4::<0b11_01_11_01>(low, high);
+            }
+            columns
+        })
     }
     #[inline(always)]
     fn to_f32(self, v: Self::Bits) -> Self::F32 {

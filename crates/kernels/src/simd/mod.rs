@@ -17,6 +17,9 @@ use half::bf16;
 /// Lanes of a vector, whatever the instructions: one register of AVX-512, two of AVX2, four of SSE or NEON.
 pub const LANES: usize = 16;
 
+/// 1.5 · 2²³: added to a number within ±2²², it leaves the nearest integer in the low bits of the sum.
+pub(crate) const MAGIC: f32 = 12_582_912.0;
+
 /// Operations on sixteen lanes.
 pub trait Simd: Copy + Send + Sync + 'static {
     /// Sixteen f32.
@@ -48,6 +51,9 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn round(self, v: Self::F32) -> Self::F32;
     /// `v · 2ⁿ` for integral `n` within ±250.
     fn scale_by_power(self, v: Self::F32, n: Self::F32) -> Self::F32;
+    /// `v · 2ⁿ` where `shifted` is [`MAGIC`]` + n`; both `v` and the result must be normal numbers. Less work than
+    /// [`Simd::scale_by_power`].
+    fn scale_by_shifted(self, v: Self::F32, shifted: Self::F32) -> Self::F32;
     fn sum(self, v: Self::F32) -> f32;
     fn largest(self, v: Self::F32) -> f32;
 
@@ -58,6 +64,15 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn splat_bits(self, bits: u32) -> Self::Bits;
     fn load_bits(self, bits: &[u32; LANES]) -> Self::Bits;
     fn store_bits(self, v: Self::Bits, to: &mut [u32; LANES]);
+    /// Rows become columns, of sixteen words by sixteen.
+    #[inline(always)]
+    fn transpose(self, rows: [Self::Bits; LANES]) -> [Self::Bits; LANES] {
+        let mut words = [[0u32; LANES]; LANES];
+        for (row, words) in rows.into_iter().zip(&mut words) {
+            self.store_bits(row, words);
+        }
+        std::array::from_fn(|column| self.load_bits(&std::array::from_fn(|row| words[row][column])))
+    }
     /// The lanes read as i32, as numbers.
     fn to_f32(self, v: Self::Bits) -> Self::F32;
     /// The lanes read as f32.
@@ -79,6 +94,9 @@ pub trait Element: Copy + Default + Send + Sync + PartialEq + std::fmt::Debug + 
     fn to_f32(self) -> f32;
     /// The nearest element.
     fn from_f32(x: f32) -> Self;
+    /// These elements, if they are bf16.
+    #[doc(hidden)]
+    fn as_bf16(xs: &[Self]) -> Option<&[bf16]>;
     /// The bits of the nearest bf16.
     #[doc(hidden)]
     fn to_bf16_bits(self) -> u32;
@@ -88,7 +106,6 @@ pub trait Element: Copy + Default + Send + Sync + PartialEq + std::fmt::Debug + 
     fn store<S: Simd>(simd: S, v: S::F32, to: &mut [Self; LANES]);
 }
 
-
 impl Element for f32 {
     #[inline(always)]
     fn to_f32(self) -> f32 {
@@ -97,6 +114,10 @@ impl Element for f32 {
     #[inline(always)]
     fn from_f32(x: f32) -> Self {
         x
+    }
+    #[inline(always)]
+    fn as_bf16(_: &[Self]) -> Option<&[bf16]> {
+        None
     }
     #[inline(always)]
     fn to_bf16_bits(self) -> u32 {
@@ -112,7 +133,6 @@ impl Element for f32 {
     }
 }
 
-
 impl Element for bf16 {
     #[inline(always)]
     fn to_f32(self) -> f32 {
@@ -121,6 +141,10 @@ impl Element for bf16 {
     #[inline(always)]
     fn from_f32(x: f32) -> Self {
         bf16::from_f32(x)
+    }
+    #[inline(always)]
+    fn as_bf16(xs: &[Self]) -> Option<&[bf16]> {
+        Some(xs)
     }
     #[inline(always)]
     fn to_bf16_bits(self) -> u32 {
@@ -173,6 +197,7 @@ mod tests {
     impl Body for Everything {
         type Output = Vec<f32>;
 
+        #[inline(always)]
         fn run<S: Simd>(self, simd: S) -> Vec<f32> {
             let a: [f32; LANES] = std::array::from_fn(|i| (i as f32 - 7.3) * 1.7);
             let b: [f32; LANES] = std::array::from_fn(|i| 0.37 * (i as f32) + 0.51);
@@ -191,6 +216,13 @@ mod tests {
             push(simd.min(va, vb));
             push(simd.round(va));
             push(simd.scale_by_power(vb, simd.round(va)));
+            push(simd.scale_by_shifted(vb, simd.add(va, simd.splat(MAGIC))));
+            let rows = std::array::from_fn(|i| simd.load_bits(&std::array::from_fn(|j| (16 * i + j) as u32)));
+            for (i, row) in simd.transpose(rows).into_iter().enumerate() {
+                let mut words = [0; LANES];
+                simd.store_bits(row, &mut words);
+                assert_eq!(words, std::array::from_fn(|j| (16 * j + i) as u32));
+            }
             let mut halves = [bf16::ZERO; LANES];
             simd.store_bf16(va, &mut halves);
             assert_eq!(halves, a.map(bf16::from_f32), "bf16 is rounded to nearest even");

@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::{LANES, Simd};
+use super::{LANES, MAGIC, Simd};
 
 #[derive(Clone, Copy)]
 pub(crate) struct Portable;
@@ -79,7 +79,6 @@ impl Simd for Portable {
     // Adding 1.5·2²³ pushes the fraction out of the mantissa.
     #[inline(always)]
     fn round(self, v: Self::F32) -> Self::F32 {
-        const MAGIC: f32 = 12_582_912.0;
         v.map(|x| (x + MAGIC) - MAGIC)
     }
     // In two steps, since 2ⁿ alone may be out of range.
@@ -91,6 +90,10 @@ impl Simd for Portable {
             let half = n >> 1;
             x * power(half) * power(n - half)
         })
+    }
+    #[inline(always)]
+    fn scale_by_shifted(self, v: Self::F32, shifted: Self::F32) -> Self::F32 {
+        map(v, shifted, |x, shifted| f32::from_bits(x.to_bits().wrapping_add(shifted.to_bits() << 23)))
     }
     #[inline(always)]
     fn sum(self, v: Self::F32) -> f32 {

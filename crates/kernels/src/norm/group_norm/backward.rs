@@ -7,9 +7,9 @@ use crate::norm::{rows_per_sum, rows_per_task};
 use crate::simd::{Element, Simd};
 use crate::sweep::for_each_vector;
 
-/// The gradients of [`group_norm`](super::group_norm()): `dys` is that of its result, `dxs` becomes that of its input, both `[batch, pixels,
-/// channels]`, and `d_weight` and `d_bias`, `[channels]`, those of its weights. Nothing is added to: everything is
-/// overwritten.
+/// The gradients of [`group_norm`](super::group_norm()): `dys` is that of its result, `dxs` becomes that of its input,
+/// both `[batch, pixels, channels]`, and `d_weight` and `d_bias`, `[channels]`, those of its weights. Nothing is added
+/// to: everything is overwritten.
 ///
 /// # Panics
 /// If the lengths do not fit.
@@ -40,22 +40,7 @@ pub fn group_norm_backward<T: Element>(
         }
     }
 
-    let piece = rows_per_sum(channels);
-    let pieces = pixels.div_ceil(piece);
-    let mut sums = vec![0f32; batch * pieces * 2 * channels];
-    sums.par_chunks_mut(2 * channels).enumerate().for_each(|(i, sums)| {
-        let (image, first) = (i / pieces, i % pieces * piece);
-        let start = (image * pixels + first) * channels;
-        let part = start..start + piece.min(pixels - first) * channels;
-        let table = Table::new(&tables[image * Table::ROWS * channels..], channels);
-        isa.run(WeightGradients { xs: &xs[part.clone()], dys: &dys[part], table, activation, sums });
-    });
-    let mut totals = vec![0f64; batch * 2 * channels];
-    for (totals, sums) in totals.chunks_exact_mut(2 * channels).zip(sums.chunks_exact(pieces * 2 * channels)) {
-        for sums in sums.chunks_exact(2 * channels) {
-            totals.iter_mut().zip(sums).for_each(|(total, sum)| *total += f64::from(*sum));
-        }
-    }
+    let totals = weight_gradients(isa, xs, norm, dys, &tables);
     for (n, gradient) in [d_weight, d_bias].into_iter().enumerate() {
         for (c, gradient) in gradient.iter_mut().enumerate() {
             *gradient = totals.chunks_exact(channels).skip(n).step_by(2).map(|totals| totals[c]).sum::<f64>() as f32;
@@ -86,6 +71,29 @@ pub fn group_norm_backward<T: Element>(
                 .into_par_iter()
                 .for_each(|(xs, dys, dxs)| isa.run(InputGradient { xs, dys, table, activation, dxs }));
         });
+}
+
+/// The gradients of weight and bias from each image alone, `[batch, 2, channels]`.
+fn weight_gradients<T: Element>(isa: Isa, xs: &[T], norm: &GroupNorm, dys: &[T], tables: &[f32]) -> Vec<f64> {
+    let GroupNorm { batch, channels, activation, .. } = *norm;
+    let pixels = norm.pixels(xs.len());
+    let piece = rows_per_sum(channels);
+    let pieces = pixels.div_ceil(piece);
+    let mut sums = vec![0f32; batch * pieces * 2 * channels];
+    sums.par_chunks_mut(2 * channels).enumerate().for_each(|(i, sums)| {
+        let (image, first) = (i / pieces, i % pieces * piece);
+        let start = (image * pixels + first) * channels;
+        let part = start..start + piece.min(pixels - first) * channels;
+        let table = Table::new(&tables[image * Table::ROWS * channels..], channels);
+        isa.run(WeightGradients { xs: &xs[part.clone()], dys: &dys[part], table, activation, sums });
+    });
+    let mut totals = vec![0f64; batch * 2 * channels];
+    for (totals, sums) in totals.chunks_exact_mut(2 * channels).zip(sums.chunks_exact(pieces * 2 * channels)) {
+        for sums in sums.chunks_exact(2 * channels) {
+            totals.iter_mut().zip(sums).for_each(|(total, sum)| *total += f64::from(*sum));
+        }
+    }
+    totals
 }
 
 /// What the backward pass needs to know of each channel of an image, `[channels]` each.

@@ -1,0 +1,245 @@
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::{ConvWeights, Geometry, Images, Normalise};
+use crate::gemm::{
+    Bf16, F32, Left, MAX_VECTORS, Place, TILE_LINES, Words, multiply, padded_stride, prefetch_tile, write_tile,
+};
+use crate::isa::Body;
+use crate::memory::{LineWords, Scratch, Shared, ZERO};
+use crate::simd::{Element, LANES, Simd, load_up_to};
+use crate::{Arithmetic, Epilogue, Isa};
+
+/// Bytes of the image that a thread copies at a time: less than half of a common second-level cache.
+const BLOCK_BYTES: usize = 400 << 10;
+
+/// Tiles along a row of a block, at most.
+const BLOCK_TILES: usize = 8;
+
+/// The largest kernel, in taps.
+const MAX_TAPS: usize = 64;
+
+/// `out = epilogue(conv2d(normalise(images)))`, `[batch, height, width, channels]` as `geometry` says, or, with weights that
+/// double, of twice the image's height and width.
+///
+/// # Panics
+/// The shapes do not belong together; the kernel is larger than 8×8; the weights are in int8.
+#[allow(clippy::too_many_arguments, reason = "one operation, whose operands these are")]
+pub fn conv2d<A: Element, T: Element>(
+    isa: Isa,
+    scratch: &Scratch,
+    images: &Images<A>,
+    normalise: Option<&Normalise>,
+    weights: &ConvWeights,
+    geometry: &Geometry,
+    epilogue: &Epilogue<T>,
+    out: &mut [T],
+) {
+    images.check();
+    assert_eq!(images.channels, weights.channels_in, "images and weights differ in channels");
+    assert!(weights.kernel * weights.kernel <= MAX_TAPS, "a kernel of {0}×{0}", weights.kernel);
+    if let Some(normalise) = normalise {
+        assert_eq!(normalise.coefficients.len(), images.batch * 2 * images.channels, "coefficients of a norm");
+    }
+    if weights.doubles() {
+        let doubled = Geometry { stride: 1, padding: 1, height: 2 * images.height, width: 2 * images.width };
+        assert_eq!(*geometry, doubled, "doubling weights make an image twice as large");
+    }
+    let pixels = images.batch * geometry.height * geometry.width;
+    assert_eq!(out.len(), pixels * weights.channels_out, "the result's size");
+    epilogue.check(pixels, weights.channels_out);
+    if out.is_empty() {
+        return;
+    }
+    match weights.phases[0].arithmetic() {
+        Arithmetic::F32 => conv2d_as::<F32, A, T>(isa, scratch, images, normalise, weights, geometry, epilogue, out),
+        Arithmetic::Bf16 => conv2d_as::<Bf16, A, T>(isa, scratch, images, normalise, weights, geometry, epilogue, out),
+        Arithmetic::Int8 => panic!("convolution in int8 is not there"),
+    }
+}
+
+/// How the result is cut into blocks, each for one thread. Sizes are those of the result before doubling.
+struct Cut {
+    height: usize,
+    width: usize,
+    rows: usize,
+    columns: usize,
+    /// Pixels of the copied part of the image: height and width.
+    copied: (usize, usize),
+}
+
+impl Cut {
+    fn new(isa: Isa, geometry: &Geometry, weights: &ConvWeights, pixel_words: usize) -> Self {
+        let factor = if weights.doubles() { 2 } else { 1 };
+        let (height, width) = (geometry.height / factor, geometry.width / factor);
+        let tile = isa.tile_rows();
+        let columns = width.div_ceil(width.div_ceil(tile * BLOCK_TILES)).next_multiple_of(tile).min(width);
+        let copied = |outputs: usize| (outputs - 1) * geometry.stride + weights.kernel;
+        let row_bytes = copied(columns) * pixel_words * 4;
+        let copied_rows =
+            (BLOCK_BYTES / row_bytes).saturating_sub(weights.kernel - geometry.stride.min(weights.kernel));
+        // At least eight blocks from top to bottom, so that threads finish together.
+        let rows = (copied_rows / geometry.stride).clamp(1, height.div_ceil(8));
+        Self { height, width, rows, columns, copied: (copied(rows), copied(columns)) }
+    }
+
+    fn blocks_down(&self) -> usize {
+        self.height.div_ceil(self.rows)
+    }
+
+    fn blocks_across(&self) -> usize {
+        self.width.div_ceil(self.columns)
+    }
+}
+
+#[allow(clippy::too_many_arguments, reason = "one operation, whose operands these are")]
+fn conv2d_as<P: Words, A: Element, T: Element>(
+    isa: Isa,
+    scratch: &Scratch,
+    images: &Images<A>,
+    normalise: Option<&Normalise>,
+    weights: &ConvWeights,
+    geometry: &Geometry,
+    epilogue: &Epilogue<T>,
+    out: &mut [T],
+) {
+    let pixel_words = padded_stride(images.channels.div_ceil(P::GROUP));
+    let cut = &Cut::new(isa, geometry, weights, pixel_words);
+    let out = &Shared::new(out);
+    let (down, across) = (cut.blocks_down(), cut.blocks_across());
+    (0..images.batch * down * across).into_par_iter().with_max_len(1).for_each_init(
+        || scratch.take(),
+        |buffer, block| {
+            let (top, left) = (block / across % down * cut.rows, block % across * cut.columns);
+            isa.run(Block::<P, A, T> {
+                images,
+                normalise,
+                weights,
+                geometry,
+                epilogue,
+                out,
+                image: block / across / down,
+                rows: top..cut.height.min(top + cut.rows),
+                columns: left..cut.width.min(left + cut.columns),
+                copied: cut.copied,
+                words: LineWords::new(buffer.lines(cut.copied.0 * cut.copied.1 * pixel_words / LANES)),
+                pixel_words,
+                product: PhantomData,
+            });
+        },
+    );
+}
+
+/// A block of one result.
+struct Block<'a, P, A, T> {
+    images: &'a Images<'a, A>,
+    normalise: Option<&'a Normalise<'a>>,
+    weights: &'a ConvWeights,
+    geometry: &'a Geometry,
+    epilogue: &'a Epilogue<'a, T>,
+    out: &'a Shared<'a, T>,
+    image: usize,
+    rows: Range<usize>,
+    columns: Range<usize>,
+    copied: (usize, usize),
+    words: LineWords<'a>,
+    pixel_words: usize,
+    product: PhantomData<P>,
+}
+
+impl<P: Words, A: Element, T: Element> Body for Block<'_, P, A, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        self.copy(s);
+        let (weights, stride) = (self.weights, self.geometry.stride);
+        let row_words = self.copied.1 * self.pixel_words;
+        let factor = if weights.doubles() { 2 } else { 1 };
+        let kernel = if weights.doubles() { 2 } else { weights.kernel };
+        let mut segments = [0; MAX_TAPS];
+        let mut tile = [ZERO; TILE_LINES];
+        for panel in 0..weights.phases[0].panels() {
+            for (phase, packed) in weights.phases.iter().enumerate() {
+                let (phase_row, phase_column) = (phase / 2, phase % 2);
+                for (tap, segment) in segments[..kernel * kernel].iter_mut().enumerate() {
+                    let (row, column) = (tap / kernel + phase_row, tap % kernel + phase_column);
+                    *segment = row * row_words + column * self.pixel_words;
+                }
+                let (lines, vectors) = packed.panel(panel);
+                for row in self.rows.clone() {
+                    for first in (0..self.columns.len()).step_by(S::TILE_ROWS) {
+                        let rows = S::TILE_ROWS.min(self.columns.len() - first);
+                        let (y, x) = (row * factor + phase_row, (self.columns.start + first) * factor + phase_column);
+                        let place = Place {
+                            row: (self.image * self.geometry.height + y) * self.geometry.width + x,
+                            row_step: factor,
+                            rows,
+                            column: panel * packed.panel_vectors * LANES,
+                        };
+                        let left = Left {
+                            words: &self.words,
+                            start: (row - self.rows.start) * stride * row_words + first * stride * self.pixel_words,
+                            row_stride: stride * self.pixel_words,
+                            segments: &segments[..kernel * kernel],
+                            steps: packed.steps,
+                        };
+                        prefetch_tile(s, place, packed, self.out);
+                        multiply::<S, P>(s, left, lines, (rows, vectors), &mut tile, MAX_VECTORS);
+                        // SAFETY: every pixel of the result belongs to exactly one block, and to one tile of it.
+                        unsafe { write_tile(s, &tile, place, packed, None, self.epilogue, self.out) };
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl<P: Words, A: Element, T: Element> Block<'_, P, A, T> {
+    /// Copies the part of the image that the block's outputs depend on, with zeros around the image.
+    #[inline(always)]
+    fn copy<S: Simd>(&mut self, s: S) {
+        let Images { data, height, width, channels, .. } = *self.images;
+        let Geometry { stride, padding, .. } = *self.geometry;
+        let reach = |outputs: usize| (outputs - 1) * stride + self.weights.kernel;
+        let row_words = self.copied.1 * self.pixel_words;
+        for row in 0..reach(self.rows.len()) {
+            let y = (self.rows.start * stride + row).wrapping_sub(padding);
+            let words = &mut self.words[row * row_words..][..row_words];
+            for (column, words) in words.chunks_exact_mut(self.pixel_words).enumerate().take(reach(self.columns.len()))
+            {
+                let x = (self.columns.start * stride + column).wrapping_sub(padding);
+                if y >= height || x >= width {
+                    words.fill(0);
+                    continue;
+                }
+                let pixel = &data[((self.image * height + y) * width + x) * channels..][..channels];
+                match self.normalise {
+                    None => P::left_row(s, pixel, 1.0, words),
+                    Some(normalise) => {
+                        let (a, b) = normalise.coefficients[self.image * 2 * channels..].split_at(channels);
+                        normalise_row::<S, P, A>(s, pixel, a, &b[..channels], normalise.activation, words);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn normalise_row<S: Simd, P: Words, A: Element>(
+    s: S,
+    pixel: &[A],
+    a: &[f32],
+    b: &[f32],
+    activation: crate::Activation,
+    words: &mut [u32],
+) {
+    let coefficients = a.chunks(LANES).zip(b.chunks(LANES));
+    for ((xs, (a, b)), words) in pixel.chunks(LANES).zip(coefficients).zip(words.chunks_mut(LANES / P::GROUP)) {
+        let x = s.mul_add(load_up_to(s, xs), load_up_to(s, a), load_up_to(s, b));
+        P::store_words(s, activation.apply(s, x), words);
+    }
+}
