@@ -22,7 +22,7 @@ pub use simd::{Element, LANES};
 
 pub use activation::Activation;
 pub use adamw::{AdamW, adamw};
-pub use attention::{Heads, ScoreBias, attention};
+pub use attention::{Heads, ScoreBias, attention, attention_backward};
 pub use convolution::{ConvWeights, Geometry, Images, Normalise, conv2d};
 pub use elementwise::{activate, activate_backward, add, convert, multiply};
 pub use gated_residual::{gated_residual, gated_residual_backward};

@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::VarBuilder;
 
-use crate::ops::{Linear, silu};
+use crate::ops::{Activation, Linear};
 
 /// Number of sinusoids that a timestep or a size condition becomes before it is projected.
 const SINUSOIDS: usize = 256;
@@ -40,8 +40,8 @@ impl ScalarEmbedding {
 
     /// `[n]` scalars to `[n, width]`.
     pub fn forward(&self, values: &Tensor) -> Result<Tensor> {
-        let embedded = self.linear_1.forward(&sinusoids(values)?.to_dtype(self.dtype)?)?;
-        self.linear_2.forward(&silu(&embedded)?)
+        let sinusoids = sinusoids(values)?.to_dtype(self.dtype)?;
+        self.linear_2.forward(&self.linear_1.forward_activated(&sinusoids, Activation::Silu)?)
     }
 }
 

@@ -4,7 +4,7 @@ use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::VarBuilder;
 use serde::Deserialize;
 
-use crate::ops::{Linear, RmsNorm, attention, gelu_tanh};
+use crate::ops::{Activation, Linear, RmsNorm, attention};
 
 /// Added to the score of a padded key, as transformers does it: the lowest f32.
 const MASKED: f64 = f32::MIN as f64;
@@ -152,9 +152,8 @@ fn relative_position_bucket(distance: i64, buckets: usize, max_distance: usize) 
 #[derive(Debug, Clone)]
 struct Block {
     attention_norm: RmsNorm,
-    q: Linear,
-    k: Linear,
-    v: Linear,
+    /// Queries, keys and values side by side.
+    qkv: Linear,
     o: Linear,
     feed_forward_norm: RmsNorm,
     wi_0: Linear,
@@ -174,9 +173,7 @@ impl Block {
             if vb.dtype() == DType::F16 { feed_forward.clone().set_dtype(DType::F32) } else { feed_forward.clone() };
         Ok(Self {
             attention_norm: norm(0)?,
-            q: Linear::with_bias(width, inner, false, attention.pp("q"))?,
-            k: Linear::with_bias(width, inner, false, attention.pp("k"))?,
-            v: Linear::with_bias(width, inner, false, attention.pp("v"))?,
+            qkv: Linear::joined(width, inner, false, &["q", "k", "v"].map(|name| attention.pp(name)))?,
             o: Linear::with_bias(inner, width, false, attention.pp("o"))?,
             feed_forward_norm: norm(1)?,
             wi_0: Linear::with_bias(width, hidden, false, feed_forward.pp("wi_0"))?,
@@ -190,13 +187,16 @@ impl Block {
     fn forward(&self, xs: &Tensor, bias: &Tensor) -> Result<Tensor> {
         let stream = xs.dtype();
         let normed = self.attention_norm.forward(xs)?.to_dtype(self.dtype)?;
-        let (q, k, v) = (self.q.forward(&normed)?, self.k.forward(&normed)?, self.v.forward(&normed)?);
+        let qkv = self.qkv.forward(&normed)?;
+        let inner = qkv.dim(2)? / 3;
+        let part = |i: usize| qkv.narrow(2, i * inner, inner);
         // T5 does not scale its scores; the initialisation took care of it.
-        let attended = self.o.forward(&attention(&q, &k, &v, self.heads, 1.0, Some(bias))?)?;
-        let xs = (xs + attended.to_dtype(stream)?)?;
+        let attended = attention(&part(0)?, &part(1)?, &part(2)?, self.heads, 1.0, Some(bias))?;
+        let xs = self.o.forward_residual(&attended.to_dtype(stream)?, xs, None)?;
         let normed = self.feed_forward_norm.forward(&xs)?.to_dtype(self.dtype)?;
-        let hidden = (gelu_tanh(&self.wi_0.forward(&normed)?)? * self.wi_1.forward(&normed)?)?;
-        xs + self.wo.forward(&hidden.to_dtype(stream)?)?
+        let gate = self.wi_0.forward_activated(&normed, Activation::GeluTanh)?;
+        let hidden = (gate * self.wi_1.forward(&normed)?)?;
+        self.wo.forward_residual(&hidden.to_dtype(stream)?, &xs, None)
     }
 }
 

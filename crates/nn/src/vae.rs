@@ -4,7 +4,7 @@ use candle_core::{DType, Result, Tensor};
 use candle_nn::VarBuilder;
 use serde::Deserialize;
 
-use crate::ops::{Conv2d, GroupNorm, Linear, Padding, attention, upsample_nearest_2x};
+use crate::ops::{Conv2d, GroupNorm, Linear, Padding, attention, image_to_tokens, tokens_to_image};
 
 const EPS: f64 = 1e-6;
 
@@ -224,7 +224,7 @@ impl Encoder {
             }
         }
         let xs = self.mid_block.forward(xs)?;
-        self.conv_out.forward(&self.conv_norm_out.forward_silu(&xs)?)
+        self.conv_out.forward_normed(&xs, &self.conv_norm_out, None)
     }
 }
 
@@ -247,7 +247,7 @@ impl Decoder {
             let vb = vb.pp("up_blocks").pp(i);
             let resnets = ResnetBlock::stack(config, channels, width, config.layers_per_block + 1, vb.pp("resnets"))?;
             let upsampler = vb.pp("upsamplers").pp(0).pp("conv");
-            let upsampler = (i + 1 < widths.len()).then(|| Conv2d::three(width, width, upsampler)).transpose()?;
+            let upsampler = (i + 1 < widths.len()).then(|| Conv2d::upsampling(width, upsampler)).transpose()?;
             up_blocks.push((resnets, upsampler));
             channels = width;
         }
@@ -267,12 +267,10 @@ impl Decoder {
                 xs = resnet.forward(xs)?;
             }
             if let Some(conv) = upsampler {
-                xs = upsample_nearest_2x(&xs)?;
                 xs = conv.forward(&xs)?;
             }
         }
-        xs = self.conv_norm_out.forward_silu(&xs)?;
-        self.conv_out.forward(&xs)
+        self.conv_out.forward_normed(&xs, &self.conv_norm_out, None)
     }
 }
 
@@ -315,14 +313,12 @@ impl ResnetBlock {
 
     /// Takes its input by value: at 1024 pixels it is a gigabyte, freed as soon as nothing needs it.
     fn forward(&self, xs: Tensor) -> Result<Tensor> {
-        let hidden = self.conv1.forward(&self.norm1.forward_silu(&xs)?)?;
+        let hidden = self.conv1.forward_normed(&xs, &self.norm1, None)?;
         let residual = match &self.conv_shortcut {
             Some(conv) => conv.forward(&xs)?,
             None => xs,
         };
-        let hidden = self.norm2.forward_silu(&hidden)?;
-        let hidden = self.conv2.forward(&hidden)?;
-        residual + hidden
+        self.conv2.forward_normed(&hidden, &self.norm2, Some(&residual))
     }
 }
 
@@ -355,9 +351,8 @@ impl MidBlock {
 #[derive(Debug, Clone)]
 struct AttentionBlock {
     group_norm: GroupNorm,
-    to_q: Linear,
-    to_k: Linear,
-    to_v: Linear,
+    /// Queries, keys and values side by side.
+    to_qkv: Linear,
     to_out: Linear,
 }
 
@@ -365,19 +360,17 @@ impl AttentionBlock {
     fn new(config: &VaeConfig, channels: usize, vb: VarBuilder) -> Result<Self> {
         Ok(Self {
             group_norm: GroupNorm::new(config.norm_num_groups, channels, EPS, vb.pp("group_norm"))?,
-            to_q: Linear::new(channels, channels, vb.pp("to_q"))?,
-            to_k: Linear::new(channels, channels, vb.pp("to_k"))?,
-            to_v: Linear::new(channels, channels, vb.pp("to_v"))?,
+            to_qkv: Linear::joined(channels, channels, true, &["to_q", "to_k", "to_v"].map(|name| vb.pp(name)))?,
             to_out: Linear::new(channels, channels, vb.pp("to_out").pp(0))?,
         })
     }
 
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         let (_, channels, height, width) = xs.dims4()?;
-        let tokens = self.group_norm.forward(xs)?.flatten_from(2)?.transpose(1, 2)?.contiguous()?;
-        let (q, k, v) = (self.to_q.forward(&tokens)?, self.to_k.forward(&tokens)?, self.to_v.forward(&tokens)?);
-        let attended = attention(&q, &k, &v, 1, (channels as f64).powf(-0.5), None)?;
-        let image = self.to_out.forward(&attended)?.transpose(1, 2)?.reshape((xs.dim(0)?, channels, height, width))?;
-        xs + image
+        let qkv = self.to_qkv.forward(&image_to_tokens(&self.group_norm.forward(xs)?)?)?;
+        let part = |i: usize| qkv.narrow(2, i * channels, channels);
+        let attended = attention(&part(0)?, &part(1)?, &part(2)?, 1, (channels as f64).powf(-0.5), None)?;
+        let tokens = self.to_out.forward_residual(&attended, &image_to_tokens(xs)?, None)?;
+        tokens_to_image(&tokens, (height, width))
     }
 }

@@ -11,7 +11,7 @@ use crate::isa::Body;
 use crate::math::exp2;
 use crate::memory::{Line, LineWords, Scratch, Shared, ZERO};
 use crate::simd::{Element, LANES, Simd, load_up_to, store_up_to};
-use crate::{Arithmetic, Isa, Matrix};
+use crate::{Arithmetic, Isa};
 
 /// Keys that a thread works on at a time; an even number of the widest tiles.
 const KEYS: usize = 256;
@@ -123,17 +123,14 @@ struct PackHead<'a, P, T> {
     product: PhantomData<P>,
 }
 
-impl<'a, P: Words, T: Element> Body for PackHead<'a, P, T> {
+impl<P: Words, T: Element> Body for PackHead<'_, P, T> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
         let sizes = self.sizes;
-        let of_head = |matrix: Matrix<'a, T>| {
-            let start = self.image * sizes.keys * matrix.row_stride + self.head * sizes.size;
-            Matrix::strided(&matrix.data[start..], sizes.keys, sizes.size, matrix.row_stride)
-        };
-        let (k, v) = (of_head(self.heads.k), of_head(self.heads.v).transposed());
+        let part = |matrix| self.heads.part(matrix, self.image, self.head);
+        let (k, v) = (part(&self.heads.k), part(&self.heads.v).transposed());
         let mut scales = [1f32; MAX_VECTORS * LANES];
         let (key_lines, value_lines) = self.lines.split_at_mut(sizes.key_lines());
         for (matrix, lines, steps) in [(k, key_lines, sizes.size_steps), (v, value_lines, sizes.key_steps)] {

@@ -1,8 +1,10 @@
 //! Scaled dot-product attention, tiled, with an online softmax (Milakov & Gimelshein 2018; Dao et al. 2022): the matrix
 //! of scores is never written out.
 
+mod backward;
 mod forward;
 
+pub use backward::attention_backward;
 pub use forward::attention;
 
 use crate::Matrix;
@@ -55,6 +57,14 @@ impl<T: Element> Heads<'_, T> {
     /// Keys of an image.
     pub(crate) fn keys(&self) -> usize {
         self.k.rows / self.batch
+    }
+
+    /// The rows of one image in `matrix`, one of queries, keys or values, of one head.
+    #[inline(always)]
+    pub(crate) fn part<'b>(&self, matrix: &Matrix<'b, T>, image: usize, head: usize) -> Matrix<'b, T> {
+        let (rows, size) = (matrix.rows / self.batch, self.size());
+        let start = image * rows * matrix.row_stride + head * size;
+        Matrix::strided(&matrix.data[start..], rows, size, matrix.row_stride)
     }
 
     /// # Panics

@@ -1,33 +1,108 @@
+use std::ops::Range;
+
+use half::bf16;
+
 use super::*;
 use crate::gemm::tests::numbers;
+use crate::testing::{TestElement, assert_close, assert_same_in_any_threads, slopes};
 use crate::{Arithmetic, Isa, Scratch};
 
-/// Attention written out in f64.
-pub(super) fn definition(heads: &Heads<f32>) -> Vec<f64> {
-    let (size, queries, keys) = (heads.size(), heads.queries(), heads.keys());
-    let mut out = vec![0f64; heads.q.rows * heads.q.columns];
-    for image in 0..heads.batch {
-        for head in 0..heads.heads {
-            for query in 0..queries {
-                let q = |c| heads.q.at(image * queries + query, head * size + c) as f64;
-                let score = |key: usize| {
-                    let k = |c| heads.k.at(image * keys + key, head * size + c) as f64;
-                    let bias = heads.bias.map_or(0.0, |bias| bias.row(image, head, query, keys)[key] as f64);
-                    (0..size).map(|c| q(c) * k(c)).sum::<f64>() * heads.scale as f64 + bias
-                };
-                let scores: Vec<f64> = (0..keys).map(score).collect();
-                let largest = scores.iter().copied().fold(f64::MIN, f64::max);
-                let weights: Vec<f64> = scores.iter().map(|score| (score - largest).exp()).collect();
-                let total: f64 = weights.iter().sum();
-                for c in 0..size {
-                    let v = |key: usize| heads.v.at(image * keys + key, head * size + c) as f64;
-                    out[(image * queries + query) * heads.q.columns + head * size + c] =
-                        (0..keys).map(|key| weights[key] / total * v(key)).sum();
-                }
-            }
+/// Attention in f64.
+#[derive(Clone)]
+struct Definition {
+    batch: usize,
+    heads: usize,
+    size: usize,
+    queries: usize,
+    keys: usize,
+    scale: f64,
+    /// q, k and v, without gaps.
+    qkv: [Vec<f64>; 3],
+    /// `[batch, heads, queries, keys]`.
+    bias: Vec<f64>,
+}
+
+impl Definition {
+    fn new<T: Element>(heads: &Heads<T>) -> Self {
+        let (queries, keys) = (heads.queries(), heads.keys());
+        let elements = |matrix: &Matrix<T>| -> Vec<f64> {
+            let places = (0..matrix.rows).flat_map(|row| (0..matrix.columns).map(move |column| (row, column)));
+            places.map(|(row, column)| matrix.at(row, column).to_f32().into()).collect()
+        };
+        let row = |i: usize| (i / queries / heads.heads, i / queries % heads.heads, i % queries);
+        let bias = |i: usize| {
+            let (image, head, query) = row(i);
+            heads.bias.map_or(vec![0.0; keys], |bias| {
+                bias.row(image, head, query, keys).iter().map(|x| f64::from(*x)).collect()
+            })
+        };
+        Self {
+            batch: heads.batch,
+            heads: heads.heads,
+            size: heads.size(),
+            queries,
+            keys,
+            scale: heads.scale.into(),
+            qkv: [&heads.q, &heads.k, &heads.v].map(elements),
+            bias: (0..heads.batch * heads.heads * queries).flat_map(bias).collect(),
         }
     }
-    out
+
+    /// Calls `visit` for every image, head and query with the range of its elements in a result, with that of each key
+    /// in `k` and `v`, and with its weights.
+    fn for_each_query(&self, mut visit: impl FnMut(Range<usize>, &[Range<usize>], &[f64])) {
+        let [q, k, _] = &self.qkv;
+        let part =
+            |row: usize, head: usize| (row * self.heads + head) * self.size..(row * self.heads + head + 1) * self.size;
+        for (i, bias) in self.bias.chunks(self.keys).enumerate() {
+            let (image, head, query) = (i / self.queries / self.heads, i / self.queries % self.heads, i % self.queries);
+            let query = part(image * self.queries + query, head);
+            let keys: Vec<_> = (0..self.keys).map(|key| part(image * self.keys + key, head)).collect();
+            let score =
+                |(key, bias): (&Range<usize>, &f64)| dot(&q[query.clone()], &k[key.clone()]) * self.scale + bias;
+            let scores: Vec<f64> = keys.iter().zip(bias).map(score).collect();
+            let largest = scores.iter().copied().fold(f64::MIN, f64::max);
+            let weights: Vec<f64> = scores.iter().map(|score| (score - largest).exp()).collect();
+            let total: f64 = weights.iter().sum();
+            visit(query, &keys, &weights.iter().map(|weight| weight / total).collect::<Vec<_>>());
+        }
+    }
+
+    fn forward(&self) -> Vec<f64> {
+        let mut out = vec![0f64; self.qkv[0].len()];
+        self.for_each_query(|query, keys, weights| {
+            for (key, weight) in keys.iter().zip(weights) {
+                add(&mut out[query.clone()], *weight, &self.qkv[2][key.clone()]);
+            }
+        });
+        out
+    }
+
+    /// The gradients of q, k and v.
+    fn backward(&self, d_out: &[f64]) -> [Vec<f64>; 3] {
+        let [q, k, v] = &self.qkv;
+        let [mut d_q, mut d_k, mut d_v] = [q, k, v].map(|xs| vec![0f64; xs.len()]);
+        self.for_each_query(|query, keys, weights| {
+            let (q, d_out) = (&q[query.clone()], &d_out[query.clone()]);
+            let d_weights: Vec<f64> = keys.iter().map(|key| dot(d_out, &v[key.clone()])).collect();
+            let mean = dot(weights, &d_weights);
+            for ((key, weight), d_weight) in keys.iter().zip(weights).zip(d_weights) {
+                let d_score = weight * (d_weight - mean) * self.scale;
+                add(&mut d_q[query.clone()], d_score, &k[key.clone()]);
+                add(&mut d_k[key.clone()], d_score, q);
+                add(&mut d_v[key.clone()], *weight, d_out);
+            }
+        });
+        [d_q, d_k, d_v]
+    }
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+fn add(to: &mut [f64], factor: f64, xs: &[f64]) {
+    to.iter_mut().zip(xs).for_each(|(to, x)| *to += factor * x);
 }
 
 fn worst(found: &[f32], expected: &[f64]) -> f64 {
@@ -69,7 +144,7 @@ fn attention_is_the_definition() {
                     scale: 2.0 / (size as f32).sqrt(),
                     bias,
                 };
-                let expected = definition(&heads);
+                let expected = Definition::new(&heads).forward();
                 for (arithmetic, tolerance) in [(Arithmetic::F32, 3e-6), (Arithmetic::Bf16, 2e-2)] {
                     let mut out = vec![f32::NAN; batch * queries * width];
                     attention(isa, &scratch, arithmetic, &heads, &mut out);
@@ -103,9 +178,116 @@ fn masked_keys_have_no_influence() {
             };
             let mut out = vec![0f32; 9 * size];
             attention(isa, &scratch, Arithmetic::F32, &heads, &mut out);
-            assert!(worst(&out, &definition(&heads)) < 1e-4);
+            assert!(worst(&out, &Definition::new(&heads).forward()) < 1e-4);
             out
         };
         assert_eq!(of(1.0), of(3.0));
+    }
+}
+
+#[test]
+fn gradients_are_those_of_the_definition() {
+    gradients_agree::<f32>(1e-5);
+    gradients_agree::<bf16>(1e-5);
+}
+
+fn gradients_agree<T: TestElement>(tolerance: f64) {
+    let scratch = Scratch::new();
+    let of = |len, seed| -> Vec<T> { numbers(len, seed).into_iter().map(T::from_f32).collect() };
+    for isa in Isa::available() {
+        for (batch, heads, size, queries, keys) in [
+            (1, 1, 1, 1, 1),
+            (2, 3, 8, 7, 15),
+            (1, 2, 72, 33, 31),
+            (1, 1, 17, 130, 15),
+            (2, 1, 33, 60, 300),
+            (1, 2, 64, 64, 64),
+        ] {
+            let width = heads * size;
+            // Queries, keys and values as parts of wider rows.
+            let (q, kv) = (of(batch * queries * (width + 3), 1), of(batch * keys * 2 * width, 2));
+            let bias = numbers(batch * heads * queries * keys, 3);
+            let mask: Vec<f32> = (0..batch * keys).map(|i| if i % keys > keys / 2 { -10000.0 } else { 0.0 }).collect();
+            let per_query = ScoreBias {
+                values: &bias,
+                batch_stride: heads * queries * keys,
+                head_stride: queries * keys,
+                query_stride: keys,
+            };
+            let per_key = ScoreBias { values: &mask, batch_stride: keys, head_stride: 0, query_stride: 0 };
+            for bias in [None, Some(per_query), Some(per_key)] {
+                let heads = Heads {
+                    q: Matrix::strided(&q, batch * queries, width, width + 3),
+                    k: Matrix::strided(&kv, batch * keys, width, 2 * width),
+                    v: Matrix::strided(&kv[width..], batch * keys, width, 2 * width),
+                    batch,
+                    heads,
+                    scale: 2.0 / (size as f32).sqrt(),
+                    bias,
+                };
+                let d_out = of(batch * queries * width, 4);
+                let expected = Definition::new(&heads).backward(&crate::testing::wide(&d_out));
+                let nan = |len| vec![T::from_f32(f32::NAN); len];
+                let mut found = [nan(batch * queries * width), nan(batch * keys * width), nan(batch * keys * width)];
+                let [d_q, d_k, d_v] = &mut found;
+                attention_backward(isa, &scratch, &heads, &d_out, d_q, d_k, d_v);
+                for ((found, expected), name) in found.iter().zip(&expected).zip(["d_q", "d_k", "d_v"]) {
+                    assert_close(found, expected, tolerance, &format!("{isa:?} {size} {queries}×{keys} {name}"));
+                }
+            }
+        }
+    }
+}
+
+/// The gradients that the kernel is held to are the slopes of the forward definition.
+#[test]
+fn gradient_is_the_slope() {
+    let (batch, heads, size, queries, keys) = (2, 2, 3, 4, 5);
+    let of = |rows: usize, seed| numbers(rows * heads * size, seed);
+    let (q, k, v) = (of(batch * queries, 1), of(batch * keys, 2), of(batch * keys, 3));
+    let bias = numbers(keys, 4);
+    let definition = Definition::new(&Heads {
+        q: Matrix::new(&q, batch * queries, heads * size),
+        k: Matrix::new(&k, batch * keys, heads * size),
+        v: Matrix::new(&v, batch * keys, heads * size),
+        batch,
+        heads,
+        scale: 0.7,
+        bias: Some(ScoreBias { values: &bias, batch_stride: 0, head_stride: 0, query_stride: 0 }),
+    });
+    let d_out: Vec<f64> = of(batch * queries, 5).into_iter().map(f64::from).collect();
+    for (i, found) in definition.backward(&d_out).iter().enumerate() {
+        let loss = |xs: &[f64]| {
+            let mut moved = definition.clone();
+            moved.qkv[i] = xs.to_vec();
+            dot(&moved.forward(), &d_out)
+        };
+        for (found, slope) in found.iter().zip(slopes(&definition.qkv[i], loss)) {
+            assert!((found - slope).abs() < 1e-8, "operand {i}: {found}, not {slope}");
+        }
+    }
+}
+
+#[test]
+fn threads_do_not_change_gradients() {
+    let (batch, heads, size, queries, keys) = (3, 2, 20, 70, 40);
+    let of = |rows: usize, seed| numbers(rows * heads * size, seed);
+    let (q, k, v, d_out) = (of(batch * queries, 1), of(batch * keys, 2), of(batch * keys, 3), of(batch * queries, 4));
+    let heads = Heads {
+        q: Matrix::new(&q, batch * queries, heads * size),
+        k: Matrix::new(&k, batch * keys, heads * size),
+        v: Matrix::new(&v, batch * keys, heads * size),
+        batch,
+        heads,
+        scale: 0.3,
+        bias: None,
+    };
+    for isa in Isa::available() {
+        let work = || {
+            let [mut d_q, mut d_k, mut d_v] = [q.len(), k.len(), v.len()].map(|len| vec![0f32; len]);
+            attention_backward(isa, &Scratch::new(), &heads, &d_out, &mut d_q, &mut d_k, &mut d_v);
+            [d_q, d_k, d_v]
+        };
+        assert_same_in_any_threads(work, "attention_backward");
     }
 }

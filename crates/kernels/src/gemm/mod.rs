@@ -1,6 +1,7 @@
 //! Matrix products.
 
 mod epilogue;
+mod outer;
 mod pack;
 mod packed;
 mod tile;
@@ -11,6 +12,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 pub(crate) use epilogue::*;
+pub(crate) use outer::*;
 pub(crate) use pack::*;
 pub(crate) use tile::*;
 pub(crate) use words::Words;

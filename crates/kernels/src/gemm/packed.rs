@@ -187,6 +187,44 @@ impl Packed {
         self.columns.div_ceil(self.panel_vectors * LANES)
     }
 
+    /// The matrix that was packed, `[columns, taps · depth]` row after row, rounded as packing rounds it: for products
+    /// with its transpose, and so for gradients through weights that are kept packed only.
+    pub fn unpack(&self) -> Vec<f32> {
+        match self.arithmetic {
+            Arithmetic::F32 => self.unpack_as::<F32>(|_, word, _| f32::from_bits(word)),
+            Arithmetic::Bf16 => self.unpack_as::<Bf16>(|_, word, i| f32::from_bits(word >> (16 * i) << 16)),
+            Arithmetic::Int8 => {
+                self.unpack_as::<Int8>(|column, word, i| word.to_le_bytes()[i] as i8 as f32 * self.scales[column])
+            }
+        }
+    }
+
+    /// `element(column, word, i)` is element `i` of a group, in a word of that column.
+    fn unpack_as<P: Words>(&self, element: impl Fn(usize, u32, usize) -> f32 + Sync) -> Vec<f32> {
+        let (columns, row) = self.shape();
+        let mut out = vec![0f32; columns * row];
+        let width = self.panel_vectors * LANES;
+        out.par_chunks_mut((width * row).max(1)).enumerate().for_each(|(panel, out)| {
+            let (lines, vectors) = self.panel(panel);
+            for tap in 0..self.taps {
+                // As in `fill`: few steps at a time, so that their lines stay in the cache.
+                for start in (0..self.steps).step_by(32) {
+                    for (lane, out) in out.chunks_exact_mut(row).enumerate() {
+                        let run = &mut out[tap * self.depth..][..self.depth];
+                        let groups = run.chunks_mut(P::GROUP).enumerate().skip(start).take(32);
+                        for (step, group) in groups {
+                            let line = &lines[(tap * self.steps + step) * vectors + lane / LANES];
+                            for (i, x) in group.iter_mut().enumerate() {
+                                *x = element(panel * width + lane, line.0[lane % LANES], i);
+                            }
+                        }
+                    }
+                }
+            }
+        });
+        out
+    }
+
     /// In what it is multiplied.
     pub fn arithmetic(&self) -> Arithmetic {
         self.arithmetic

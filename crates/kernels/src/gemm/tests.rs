@@ -142,6 +142,35 @@ fn transposed_and_strided_operands() {
     }
 }
 
+/// What was packed comes back: as it was in f32, rounded to bf16, or to half a step of its column's scale.
+#[test]
+fn unpacking_gives_back_what_was_packed() {
+    for isa in Isa::available() {
+        for (columns, depth, taps) in [(1, 1, 1), (15, 7, 4), (17, 33, 1), (31, 15, 9), (33, 64, 1), (129, 71, 1)] {
+            let weight = numbers(columns * taps * depth, 1);
+            for arithmetic in [Arithmetic::F32, Arithmetic::Bf16, Arithmetic::Int8] {
+                let at = |column: usize, tap: usize, d: usize| weight[(column * taps + tap) * depth + d];
+                let mut packed = vec![Packed::with_taps(isa, arithmetic, columns, depth, taps, at)];
+                if taps == 1 {
+                    packed.push(Packed::new(isa, arithmetic, Matrix::new(&weight, columns, depth)));
+                }
+                for packed in packed {
+                    let found = packed.unpack();
+                    assert_eq!(found.len(), weight.len());
+                    for (i, (x, y)) in found.into_iter().zip(&weight).enumerate() {
+                        let right = match arithmetic {
+                            Arithmetic::F32 => x == *y,
+                            Arithmetic::Bf16 => x == bf16::from_f32(*y).to_f32(),
+                            Arithmetic::Int8 => (x - y).abs() <= 0.5001 * packed.scales[i / (taps * depth)],
+                        };
+                        assert!(right, "{isa:?} {arithmetic:?} {columns}×{taps}×{depth}, element {i}: {x}, not {y}");
+                    }
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn threads_do_not_change_the_result() {
     let (rows, columns, depth) = (150, 200, 70);

@@ -1,6 +1,8 @@
-use candle_core::{DType, Result, Tensor};
+use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor};
 use candle_nn::ops::softmax_last_dim;
+use pixart_kernels::{Heads, ScoreBias};
 
+use super::cpu::{self, CpuElement, SCRATCH, View, for_dtype};
 use super::product_dtype;
 
 /// The most scores that stand in memory at once, in elements (64 MiB of f32). Queries are taken in chunks to keep to
@@ -12,6 +14,23 @@ const SCORES: usize = 1 << 24;
 /// `q` is `[batch, n, heads · d]`, `k` and `v` are `[batch, m, heads · d]`; the result is like `q`. `bias` is added to
 /// the scores before the softmax: it broadcasts to `[batch, heads, n, m]`, in f32. Softmax is taken in f32.
 pub fn attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    heads: usize,
+    scale: f64,
+    bias: Option<&Tensor>,
+) -> Result<Tensor> {
+    if !cpu::is_fast(&[q, k, v]) {
+        return attention_composed(q, k, v, heads, scale, bias);
+    }
+    let bias = bias.map(|bias| Bias::new(bias, k.dim(1)?)).transpose()?;
+    let op = Attention { heads, scale: scale as f32, bias };
+    cpu::with_rows(q)?.apply_op3(&cpu::with_rows(k)?, &cpu::with_rows(v)?, op)
+}
+
+/// What [`attention`] means.
+pub(super) fn attention_composed(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
@@ -57,6 +76,86 @@ fn attention_in_chunks(
     ys.transpose(1, 2)?.reshape((batch, n, width))?.to_dtype(q.dtype())
 }
 
+/// A bias of the scores, as the kernel takes it.
+struct Bias {
+    values: Vec<f32>,
+    batch_stride: usize,
+    head_stride: usize,
+    query_stride: usize,
+}
+
+impl Bias {
+    /// `[batch or 1, heads or 1, n or 1, m or 1]`.
+    fn new(bias: &Tensor, keys: usize) -> Result<Self> {
+        let (batch, heads, queries, _) = bias.dims4()?;
+        let bias = bias.broadcast_as((batch, heads, queries, keys))?;
+        let stride = |dim: usize, stride: usize| if dim == 1 { 0 } else { stride };
+        Ok(Self {
+            values: cpu::f32_values(&bias.to_dtype(DType::F32)?)?,
+            batch_stride: stride(batch, heads * queries * keys),
+            head_stride: stride(heads, queries * keys),
+            query_stride: stride(queries, keys),
+        })
+    }
+}
+
+struct Attention {
+    heads: usize,
+    scale: f32,
+    bias: Option<Bias>,
+}
+
+impl Attention {
+    fn heads<'a, T: CpuElement>(&'a self, q: View<'a>, k: View<'a>, v: View<'a>) -> Result<Heads<'a, T>> {
+        let ((batch, n, width), (_, m, _)) = (q.layout.shape().dims3()?, k.layout.shape().dims3()?);
+        let (k_shape, v_shape) = (k.layout.shape(), v.layout.shape());
+        if !width.is_multiple_of(self.heads) || k_shape.dims() != [batch, m, width] || v_shape != k_shape {
+            candle_core::bail!(
+                "attention of {} heads: q is {:?}, k {k_shape:?}, v {v_shape:?}",
+                self.heads,
+                q.layout.shape()
+            );
+        }
+        let bias = self.bias.as_ref().map(|bias| ScoreBias {
+            values: &bias.values,
+            batch_stride: bias.batch_stride,
+            head_stride: bias.head_stride,
+            query_stride: bias.query_stride,
+        });
+        let fits = |bias: &ScoreBias| {
+            let last = (batch - 1) * bias.batch_stride + (self.heads - 1) * bias.head_stride;
+            last + n.saturating_sub(1) * bias.query_stride + m <= bias.values.len()
+        };
+        if bias.as_ref().is_some_and(|bias| !fits(bias)) {
+            candle_core::bail!("attention: the bias does not broadcast to [{batch}, {}, {n}, {m}]", self.heads);
+        }
+        Ok(Heads { q: q.rows()?, k: k.rows()?, v: v.rows()?, batch, heads: self.heads, scale: self.scale, bias })
+    }
+}
+
+impl CustomOp3 for Attention {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
+    fn cpu_fwd(
+        &self,
+        q: &CpuStorage,
+        q_layout: &Layout,
+        k: &CpuStorage,
+        k_layout: &Layout,
+        v: &CpuStorage,
+        v_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let isa = cpu::isa()?;
+        let (q, k, v) = (View::new(q, q_layout), View::new(k, k_layout), View::new(v, v_layout));
+        for_dtype!(q.dtype(), T => cpu::filled_storage::<T>(q_layout.shape(), |out| {
+            pixart_kernels::attention(isa, &SCRATCH, T::ARITHMETIC, &self.heads::<T>(q, k, v)?, out);
+            Ok(())
+        }))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -89,7 +188,7 @@ mod tests {
         let device = Device::Cpu;
         let random = |n: usize| Tensor::randn(0f32, 1.0, (1, n, d), &device);
         let (q, k, v) = (random(n)?, random(m)?, random(m)?);
-        let ys = attention(&q, &k, &v, 1, 0.3, None)?.squeeze(0)?.to_vec2::<f32>()?;
+        let ys = attention_composed(&q, &k, &v, 1, 0.3, None)?.squeeze(0)?.to_vec2::<f32>()?;
         let (q, k, v) =
             (q.squeeze(0)?.to_vec2::<f32>()?, k.squeeze(0)?.to_vec2::<f32>()?, v.squeeze(0)?.to_vec2::<f32>()?);
         for i in 0..n {

@@ -1,7 +1,11 @@
-use candle_core::{Result, Tensor};
-use candle_nn::VarBuilder;
+use std::sync::Arc;
 
-use super::product_dtype;
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use candle_nn::VarBuilder;
+use pixart_kernels::{Activation, ConvWeights, Epilogue, Geometry, Images, Normalise, Residual};
+
+use super::cpu::{self, CpuElement, SCRATCH, View, for_dtype};
+use super::{GroupNorm, channels_first, channels_last, product_dtype, upsample_nearest_2x};
 
 /// Where zeros are put around an image before a convolution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -12,6 +16,21 @@ pub enum Padding {
     RightBottom,
 }
 
+impl Padding {
+    /// How a kernel of `kernel` pixels moves over images of `height` × `width`.
+    fn geometry(self, (height, width): (usize, usize), kernel: usize, stride: usize) -> Result<Geometry> {
+        let (padding, more) = match self {
+            Self::Same(padding) => (padding, 2 * padding),
+            Self::RightBottom => (0, 1),
+        };
+        let size = |pixels: usize| (pixels + more).checked_sub(kernel).map(|room| room / stride + 1);
+        match (size(height), size(width)) {
+            (Some(height), Some(width)) => Ok(Geometry { stride, padding, height, width }),
+            _ => candle_core::bail!("an image of {height}×{width} is smaller than a kernel of {kernel}×{kernel}"),
+        }
+    }
+}
+
 /// 2-D convolution: `xs` `[batch, in, height, width]`, `weight` `[out, in, k, k]`, `bias` `[out]`.
 pub fn conv2d(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, stride: usize, padding: Padding) -> Result<Tensor> {
     let dtype = product_dtype(xs.device(), xs.dtype());
@@ -20,7 +39,7 @@ pub fn conv2d(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, stride: usize
         Padding::Same(padding) => (input, padding),
         Padding::RightBottom => (input.pad_with_zeros(2, 0, 1)?.pad_with_zeros(3, 0, 1)?, 0),
     };
-    let ys = input.conv2d(&weight.to_dtype(dtype)?, padding, stride, 1, 1)?;
+    let ys = input.contiguous()?.conv2d(&weight.to_dtype(dtype)?, padding, stride, 1, 1)?;
     let ys = match bias {
         Some(bias) => ys.broadcast_add(&bias.to_dtype(dtype)?.reshape((1, (), 1, 1))?)?,
         None => ys,
@@ -31,10 +50,25 @@ pub fn conv2d(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, stride: usize
 /// A learned [`conv2d`].
 #[derive(Debug, Clone)]
 pub struct Conv2d {
-    weight: Tensor,
-    bias: Tensor,
+    weights: Weights,
+    kernel: usize,
     stride: usize,
     padding: Padding,
+    /// Whether the image is doubled first.
+    doubles: bool,
+}
+
+#[derive(Debug, Clone)]
+enum Weights {
+    Tensors {
+        weight: Tensor,
+        bias: Tensor,
+    },
+    /// On the CPU, weights that do not change: in the order in which the convolution reads them.
+    Packed {
+        weight: Arc<ConvWeights>,
+        bias: Arc<Vec<f32>>,
+    },
 }
 
 impl Conv2d {
@@ -48,7 +82,14 @@ impl Conv2d {
         vb: VarBuilder,
     ) -> Result<Self> {
         let weight = vb.get((channels_out, channels_in, kernel, kernel), "weight")?;
-        Ok(Self { weight, bias: vb.get(channels_out, "bias")?, stride, padding })
+        Self {
+            weights: Weights::Tensors { weight, bias: vb.get(channels_out, "bias")? },
+            kernel,
+            stride,
+            padding,
+            doubles: false,
+        }
+        .packed()
     }
 
     /// A 3×3 convolution that keeps the size.
@@ -61,8 +102,147 @@ impl Conv2d {
         Self::new(channels_in, channels_out, 1, 1, Padding::Same(0), vb)
     }
 
+    /// [`upsample_nearest_2x`], then a 3×3 convolution that keeps the size.
+    pub fn upsampling(channels: usize, vb: VarBuilder) -> Result<Self> {
+        let weight = vb.get((channels, channels, 3, 3), "weight")?;
+        let weights = Weights::Tensors { weight, bias: vb.get(channels, "bias")? };
+        Self { weights, kernel: 3, stride: 1, padding: Padding::Same(1), doubles: true }.packed()
+    }
+
+    /// Packs the weights if they can be and will stay as they are.
+    fn packed(self) -> Result<Self> {
+        let Weights::Tensors { weight, bias } = &self.weights else { return Ok(self) };
+        if weight.is_variable() || !cpu::is_fast(&[weight]) {
+            return Ok(self);
+        }
+        let (isa, (channels_out, channels_in, kernel, _)) = (cpu::isa()?, weight.dims4()?);
+        let packed = cpu::with_views([weight], |[weight]| {
+            for_dtype!(weight.dtype(), T => {
+                let weight = weight.slice::<T>()?;
+                Ok(match self.doubles {
+                    true => ConvWeights::doubling(isa, T::ARITHMETIC, weight, (channels_out, channels_in)),
+                    false => ConvWeights::new(isa, T::ARITHMETIC, weight, (channels_out, channels_in, kernel)),
+                })
+            })
+        })?;
+        let weights = Weights::Packed { weight: Arc::new(packed), bias: Arc::new(cpu::f32_values(bias)?) };
+        Ok(Self { weights, ..self })
+    }
+
     /// Shapes as in [`conv2d`].
     pub fn forward(&self, xs: &Tensor) -> Result<Tensor> {
-        conv2d(xs, &self.weight, Some(&self.bias), self.stride, self.padding)
+        match &self.weights {
+            Weights::Packed { weight, bias } => {
+                let op = PackedConv2d {
+                    weight: weight.clone(),
+                    bias: bias.clone(),
+                    stride: self.stride,
+                    padding: self.padding,
+                };
+                channels_first(&channels_last(xs)?.apply_op1(op)?)
+            }
+            Weights::Tensors { weight, bias } if self.doubles => {
+                conv2d(&upsample_nearest_2x(xs)?, weight, Some(bias), self.stride, self.padding)
+            }
+            Weights::Tensors { weight, bias } => conv2d(xs, weight, Some(bias), self.stride, self.padding),
+        }
+    }
+
+    /// `forward(silu(norm(xs)))`, plus `residual` where there is one: half of a VAE's residual block.
+    pub fn forward_normed(&self, xs: &Tensor, norm: &GroupNorm, residual: Option<&Tensor>) -> Result<Tensor> {
+        let tracked = xs.track_op() || norm.is_tracked() || residual.is_some_and(Tensor::track_op);
+        match &self.weights {
+            Weights::Packed { weight, bias } if !tracked && cpu::is_fast(&[xs]) => {
+                let op = PackedConv2d {
+                    weight: weight.clone(),
+                    bias: bias.clone(),
+                    stride: self.stride,
+                    padding: self.padding,
+                };
+                op.forward_normed(xs, norm, residual)
+            }
+            _ => {
+                let ys = self.forward(&norm.forward_silu(xs)?)?;
+                match residual {
+                    Some(residual) => residual + ys,
+                    None => Ok(ys),
+                }
+            }
+        }
+    }
+}
+
+/// A convolution of channels-last images with frozen weights.
+struct PackedConv2d {
+    weight: Arc<ConvWeights>,
+    bias: Arc<Vec<f32>>,
+    stride: usize,
+    padding: Padding,
+}
+
+impl PackedConv2d {
+    /// How the kernel moves over images `[batch, height, width, channels]`, and the result's shape.
+    fn geometry(&self, xs: &Shape) -> Result<(Geometry, Shape)> {
+        let (batch, height, width, channels) = xs.dims4()?;
+        let (channels_in, channels_out) = self.weight.channels();
+        if channels != channels_in {
+            candle_core::bail!("a convolution of {channels_in} channels was given {channels}");
+        }
+        let factor = if self.weight.doubles() { 2 } else { 1 };
+        let geometry = self.padding.geometry((height * factor, width * factor), self.weight.kernel(), self.stride)?;
+        Ok((geometry, (batch, geometry.height, geometry.width, channels_out).into()))
+    }
+
+    fn forward_normed(&self, xs: &Tensor, norm: &GroupNorm, residual: Option<&Tensor>) -> Result<Tensor> {
+        let xs = channels_last(xs)?;
+        let (geometry, shape) = self.geometry(xs.shape())?;
+        let coefficients = norm.coefficients(&xs)?;
+        let normalise = Normalise { coefficients: &coefficients, activation: Activation::Silu };
+        let ys = match residual.map(channels_last).transpose()? {
+            None => cpu::with_views([&xs], |[xs]| {
+                for_dtype!(xs.dtype(), T => cpu::filled::<T>(shape, |ys| {
+                    self.convolve(xs, Some(&normalise), &geometry, None, ys)
+                }))
+            }),
+            Some(residual) if residual.shape() != &shape => {
+                candle_core::bail!("a residual of {:?} for a convolution of {shape:?}", residual.shape())
+            }
+            Some(residual) => cpu::with_views([&xs, &residual], |[xs, residual]| {
+                for_dtype!(xs.dtype(), T => cpu::filled::<T>(shape, |ys| {
+                    let residual = Residual { xs: residual.slice::<T>()?, gate: None };
+                    self.convolve(xs, Some(&normalise), &geometry, Some(residual), ys)
+                }))
+            }),
+        }?;
+        channels_first(&ys)
+    }
+
+    fn convolve<T: CpuElement>(
+        &self,
+        xs: View,
+        normalise: Option<&Normalise>,
+        geometry: &Geometry,
+        residual: Option<Residual<T>>,
+        ys: &mut [T],
+    ) -> Result<()> {
+        let (batch, height, width, channels) = xs.layout.shape().dims4()?;
+        let images = Images { data: xs.slice::<T>()?, batch, height, width, channels };
+        let epilogue = Epilogue { bias: Some(&self.bias), residual, ..Epilogue::default() };
+        pixart_kernels::conv2d(cpu::isa()?, &SCRATCH, &images, normalise, &self.weight, geometry, &epilogue, ys);
+        Ok(())
+    }
+}
+
+impl CustomOp1 for PackedConv2d {
+    fn name(&self) -> &'static str {
+        "conv2d"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let xs = View::new(storage, layout);
+        let (geometry, shape) = self.geometry(layout.shape())?;
+        for_dtype!(xs.dtype(), T => {
+            cpu::filled_storage::<T>(shape, |ys| self.convolve(xs, None, &geometry, None, ys))
+        })
     }
 }

@@ -1,32 +1,42 @@
-use candle_core::{DType, Result, Tensor};
+use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor};
 use candle_nn::VarBuilder;
+use pixart_kernels::Activation;
 
-use super::silu;
+use super::activation::activation_composed;
+use super::cpu::{self, View, for_dtype};
+use super::{channels_first, channels_last};
 
 /// The largest piece, in elements, that is normalised at once. A decoder's last layers hold a gigabyte at 1024 pixels;
 /// in pieces the temporaries of the composition stay small beside it.
 const PIECE: usize = 1 << 24;
 
-/// Group normalisation (Wu & He 2018): every group of `channels / groups` channels of an image is brought to mean 0
-/// and variance 1 together, in f32, then scaled by `weight` and moved by `bias`, both `[channels]`.
+/// Group normalisation (Wu & He 2018), then `activation`: every group of `channels / groups` channels of an image is
+/// brought to mean 0 and variance 1 together, in f32, then scaled by `weight` and moved by `bias`, both `[channels]`.
 ///
 /// `xs` is `[batch, channels, height, width]`; so is the result.
-pub fn group_norm(xs: &Tensor, groups: usize, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
-    in_pieces(xs, groups, weight, bias, eps, Ok)
-}
-
-/// `silu(group_norm(xs))`, which is how a VAE's residual block uses it.
-pub fn group_norm_silu(xs: &Tensor, groups: usize, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
-    in_pieces(xs, groups, weight, bias, eps, |ys| silu(&ys))
-}
-
-fn in_pieces(
+pub fn group_norm(
     xs: &Tensor,
     groups: usize,
     weight: &Tensor,
     bias: &Tensor,
     eps: f64,
-    activation: impl Fn(Tensor) -> Result<Tensor>,
+    activation: Activation,
+) -> Result<Tensor> {
+    if !cpu::is_fast(&[xs, weight, bias]) {
+        return group_norm_composed(xs, groups, weight, bias, eps, activation);
+    }
+    let norm = Norm { groups, eps: eps as f32, activation };
+    channels_first(&channels_last(xs)?.apply_op3(weight, bias, norm)?)
+}
+
+/// What [`group_norm`] means.
+pub(super) fn group_norm_composed(
+    xs: &Tensor,
+    groups: usize,
+    weight: &Tensor,
+    bias: &Tensor,
+    eps: f64,
+    activation: Activation,
 ) -> Result<Tensor> {
     let (batch, channels, height, width) = xs.dims4()?;
     if groups == 0 || !channels.is_multiple_of(groups) {
@@ -45,7 +55,8 @@ fn in_pieces(
         let normed = centred.broadcast_div(&(variance + eps)?.sqrt()?)?.reshape((batch, len, height, width))?;
         let weight = weight.narrow(0, start, len)?.to_dtype(DType::F32)?.reshape((1, len, 1, 1))?;
         let bias = bias.narrow(0, start, len)?.to_dtype(DType::F32)?.reshape((1, len, 1, 1))?;
-        activation(normed.broadcast_mul(&weight)?.broadcast_add(&bias)?)?.to_dtype(xs.dtype())
+        let affine = normed.broadcast_mul(&weight)?.broadcast_add(&bias)?;
+        activation_composed(&affine, activation)?.to_dtype(xs.dtype())
     };
     if groups_at_once == groups {
         return piece(0, groups);
@@ -74,12 +85,98 @@ impl GroupNorm {
 
     /// The norm alone; shapes as in [`group_norm`].
     pub fn forward(&self, xs: &Tensor) -> Result<Tensor> {
-        group_norm(xs, self.groups, &self.weight, &self.bias, self.eps)
+        group_norm(xs, self.groups, &self.weight, &self.bias, self.eps, Activation::None)
     }
 
-    /// The norm followed by SiLU; shapes as in [`group_norm_silu`].
+    /// The norm followed by SiLU, which is how a VAE's residual block uses it; shapes as in [`group_norm`].
     pub fn forward_silu(&self, xs: &Tensor) -> Result<Tensor> {
-        group_norm_silu(xs, self.groups, &self.weight, &self.bias, self.eps)
+        group_norm(xs, self.groups, &self.weight, &self.bias, self.eps, Activation::Silu)
+    }
+
+    /// Whether it is learned with [`group_norm`]'s gradient.
+    pub(super) fn is_tracked(&self) -> bool {
+        self.weight.track_op() || self.bias.track_op()
+    }
+
+    /// The norm of `xs`, `[batch, height, width, channels]` on the CPU, as factors and summands: `[batch, 2, channels]`.
+    pub(super) fn coefficients(&self, xs: &Tensor) -> Result<Vec<f32>> {
+        let norm = Norm { groups: self.groups, eps: self.eps as f32, activation: Activation::None };
+        let (isa, weight, bias) = (cpu::isa()?, cpu::f32_values(&self.weight)?, cpu::f32_values(&self.bias)?);
+        let norm = norm.kernel(xs.shape(), &weight, &bias)?;
+        cpu::with_views(
+            [xs],
+            |[xs]| for_dtype!(xs.dtype(), T => Ok(pixart_kernels::group_norm_coefficients::<T>(isa, xs.slice()?, &norm))),
+        )
+    }
+}
+
+/// The norm of images `[batch, height, width, channels]`.
+struct Norm {
+    groups: usize,
+    eps: f32,
+    activation: Activation,
+}
+
+impl Norm {
+    fn kernel<'a>(&self, xs: &Shape, weight: &'a [f32], bias: &'a [f32]) -> Result<pixart_kernels::GroupNorm<'a>> {
+        let (batch, height, width, channels) = xs.dims4()?;
+        let Self { groups, eps, activation } = *self;
+        if groups == 0 || !channels.is_multiple_of(groups) {
+            candle_core::bail!("group norm: {channels} channels do not divide into {groups} groups");
+        }
+        if weight.len() != channels || bias.len() != channels || batch * height * width == 0 {
+            candle_core::bail!("group norm: {} weights for images of {xs:?}, channels last", weight.len());
+        }
+        Ok(pixart_kernels::GroupNorm { batch, channels, groups, eps, weight, bias, activation })
+    }
+}
+
+impl CustomOp3 for Norm {
+    fn name(&self) -> &'static str {
+        "group norm"
+    }
+
+    fn cpu_fwd(
+        &self,
+        xs: &CpuStorage,
+        layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+        bias: &CpuStorage,
+        bias_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (isa, xs) = (cpu::isa()?, View::new(xs, layout));
+        let (weight, bias) = (View::new(weight, weight_layout).to_f32()?, View::new(bias, bias_layout).to_f32()?);
+        let norm = self.kernel(layout.shape(), &weight, &bias)?;
+        for_dtype!(xs.dtype(), T => cpu::filled_storage::<T>(layout.shape(), |ys| {
+            pixart_kernels::group_norm(isa, xs.slice()?, &norm, ys);
+            Ok(())
+        }))
+    }
+
+    fn bwd(
+        &self,
+        xs: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        _: &Tensor,
+        d_ys: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let isa = cpu::isa()?;
+        let (weights, biases) = (cpu::f32_values(weight)?, cpu::f32_values(bias)?);
+        let norm = self.kernel(xs.shape(), &weights, &biases)?;
+        let (mut d_weight, mut d_bias) = (vec![0f32; weights.len()], vec![0f32; biases.len()]);
+        let d_xs = cpu::with_views([xs, &d_ys.contiguous()?], |[xs, d_ys]| {
+            for_dtype!(xs.dtype(), T => cpu::filled::<T>(xs.layout.shape(), |d_xs| {
+                pixart_kernels::group_norm_backward::<T>(
+                    isa, xs.slice()?, &norm, d_ys.slice()?, d_xs, &mut d_weight, &mut d_bias,
+                );
+                Ok(())
+            }))
+        })?;
+        let like =
+            |values: Vec<f32>, xs: &Tensor| Tensor::from_vec(values, xs.shape(), xs.device())?.to_dtype(xs.dtype());
+        Ok((Some(d_xs), Some(like(d_weight, weight)?), Some(like(d_bias, bias)?)))
     }
 }
 
@@ -95,7 +192,8 @@ mod tests {
         for size in [8, 1024] {
             let xs = Tensor::randn(3f32, 2.0, (1, 36, size, size), &device)?;
             let ones = Tensor::ones(36, DType::F32, &device)?;
-            let ys = group_norm(&xs, 9, &ones, &ones.zeros_like()?, 1e-6)?.reshape((9, ()))?;
+            let ys =
+                group_norm_composed(&xs, 9, &ones, &ones.zeros_like()?, 1e-6, Activation::None)?.reshape((9, ()))?;
             let mean = ys.mean(1)?.abs()?.max(0)?.to_scalar::<f32>()?;
             let variance = (ys.sqr()?.mean(1)? - 1.0)?.abs()?.max(0)?.to_scalar::<f32>()?;
             assert!(mean < 1e-3 && variance < 1e-3, "{size}: mean {mean}, variance off by {variance}");

@@ -1,15 +1,22 @@
-use candle_core::{D, DType, Result, Tensor};
+use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Result, Shape, Tensor};
 use candle_nn::VarBuilder;
+use pixart_kernels::Affine;
 
-/// Layer normalisation over the last dimension, without weights, computed in f32 (Ba et al. 2016).
-pub fn layer_norm(xs: &Tensor, eps: f64) -> Result<Tensor> {
-    normalised(xs, eps)?.to_dtype(xs.dtype())
-}
+use super::cpu::{self, View, for_dtype};
 
-/// `layer_norm(xs) · (1 + scale) + shift`: the adaptive norm of a DiT block (Peebles & Xie 2023, section 3.2).
+/// `layer_norm(xs) · (1 + scale) + shift`: the adaptive norm of a DiT block (Peebles & Xie 2023, section 3.2). The layer
+/// norm is over the last dimension, without weights, in f32 (Ba et al. 2016).
 ///
 /// `xs` is `[batch, n, width]`, `shift` and `scale` are `[batch, 1, width]`.
 pub fn layer_norm_modulate(xs: &Tensor, shift: &Tensor, scale: &Tensor, eps: f64) -> Result<Tensor> {
+    match cpu::is_fast(&[xs, shift, scale]) {
+        true => xs.contiguous()?.apply_op3(shift, scale, Modulate { eps, one_more: true }),
+        false => layer_norm_modulate_composed(xs, shift, scale, eps),
+    }
+}
+
+/// What [`layer_norm_modulate`] means.
+pub(super) fn layer_norm_modulate_composed(xs: &Tensor, shift: &Tensor, scale: &Tensor, eps: f64) -> Result<Tensor> {
     let scale = (scale.to_dtype(DType::F32)? + 1.0)?;
     let shift = shift.to_dtype(DType::F32)?;
     normalised(xs, eps)?.broadcast_mul(&scale)?.broadcast_add(&shift)?.to_dtype(xs.dtype())
@@ -22,7 +29,7 @@ fn normalised(xs: &Tensor, eps: f64) -> Result<Tensor> {
     centred.broadcast_div(&(variance + eps)?.sqrt()?)
 }
 
-/// A [`layer_norm`] with a learned weight and bias, as the query-key norm of some PixArt-Σ checkpoints has.
+/// A layer norm with a learned weight and bias, as the query-key norm of some PixArt-Σ checkpoints has.
 #[derive(Debug, Clone)]
 pub struct LayerNorm {
     weight: Tensor,
@@ -38,7 +45,95 @@ impl LayerNorm {
 
     /// `[..., width]` to the same shape.
     pub fn forward(&self, xs: &Tensor) -> Result<Tensor> {
-        let ys = normalised(xs, self.eps)?.broadcast_mul(&self.weight.to_dtype(DType::F32)?)?;
-        ys.broadcast_add(&self.bias.to_dtype(DType::F32)?)?.to_dtype(xs.dtype())
+        match cpu::is_fast(&[xs, &self.weight, &self.bias]) {
+            true => {
+                let modulate = Modulate { eps: self.eps, one_more: false };
+                xs.contiguous()?.apply_op3(&self.bias, &self.weight, modulate)
+            }
+            false => layer_norm_composed(xs, &self.weight, &self.bias, self.eps),
+        }
+    }
+}
+
+/// What [`LayerNorm::forward`] means.
+pub(super) fn layer_norm_composed(xs: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+    let ys = normalised(xs, eps)?.broadcast_mul(&weight.to_dtype(DType::F32)?)?;
+    ys.broadcast_add(&bias.to_dtype(DType::F32)?)?.to_dtype(xs.dtype())
+}
+
+/// Layer norm, times `scale` (plus one, if `one_more`), plus `shift`; both have as many rows as groups of rows of `xs`.
+struct Modulate {
+    eps: f64,
+    one_more: bool,
+}
+
+impl Modulate {
+    fn scale(&self, mut scale: Vec<f32>) -> Vec<f32> {
+        if self.one_more {
+            scale.iter_mut().for_each(|scale| *scale += 1.0);
+        }
+        scale
+    }
+}
+
+/// The width of rows, and how many share each of the groups of `width` values.
+fn rows_and_width(xs: &Shape, values: usize) -> Result<(usize, usize)> {
+    match xs.dims().last() {
+        Some(&width) if width > 0 && values >= width => Ok(((xs.elem_count() / width) / (values / width), width)),
+        _ => candle_core::bail!("{values} values do not modulate rows of {xs:?}"),
+    }
+}
+
+impl CustomOp3 for Modulate {
+    fn name(&self) -> &'static str {
+        "layer norm"
+    }
+
+    fn cpu_fwd(
+        &self,
+        xs: &CpuStorage,
+        layout: &Layout,
+        shift: &CpuStorage,
+        shift_layout: &Layout,
+        scale: &CpuStorage,
+        scale_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (isa, xs) = (cpu::isa()?, View::new(xs, layout));
+        let shift = View::new(shift, shift_layout).to_f32()?;
+        let scale = self.scale(View::new(scale, scale_layout).to_f32()?);
+        let (rows, width) = rows_and_width(layout.shape(), scale.len())?;
+        let affine = Affine { scale: &scale, shift: &shift, rows };
+        for_dtype!(xs.dtype(), T => cpu::filled_storage::<T>(layout.shape(), |ys| {
+            pixart_kernels::layer_norm(isa, xs.slice()?, width, self.eps as f32, Some(&affine), ys);
+            Ok(())
+        }))
+    }
+
+    fn bwd(
+        &self,
+        xs: &Tensor,
+        shift: &Tensor,
+        scale: &Tensor,
+        _: &Tensor,
+        d_ys: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let isa = cpu::isa()?;
+        let shifts = cpu::f32_values(shift)?;
+        let scales = self.scale(cpu::f32_values(scale)?);
+        let (rows, width) = rows_and_width(xs.shape(), scales.len())?;
+        let (mut d_scale, mut d_shift) = (vec![0f32; scales.len()], vec![0f32; shifts.len()]);
+        let affine = Affine { scale: &scales, shift: &shifts, rows };
+        let d_xs = cpu::with_views([xs, &d_ys.contiguous()?], |[xs, d_ys]| {
+            for_dtype!(xs.dtype(), T => cpu::filled::<T>(xs.layout.shape(), |d_xs| {
+                let d_affine = Some((&mut d_scale[..], &mut d_shift[..]));
+                pixart_kernels::layer_norm_backward::<T>(
+                    isa, xs.slice()?, width, self.eps as f32, Some(&affine), d_ys.slice()?, d_xs, d_affine,
+                );
+                Ok(())
+            }))
+        })?;
+        let like =
+            |values: Vec<f32>, xs: &Tensor| Tensor::from_vec(values, xs.shape(), xs.device())?.to_dtype(xs.dtype());
+        Ok((Some(d_xs), Some(like(d_shift, shift)?), Some(like(d_scale, scale)?)))
     }
 }

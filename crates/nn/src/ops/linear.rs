@@ -1,19 +1,32 @@
-use candle_core::{Result, Tensor};
-use candle_nn::VarBuilder;
+use std::sync::Arc;
 
-use super::product_dtype;
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor};
+use candle_nn::VarBuilder;
+use pixart_kernels::{Activation, Arithmetic, Epilogue, Gate, Matrix, Packed, Residual, gemm};
+
+use super::cpu::{self, CpuElement, SCRATCH, View, for_dtype};
+use super::{activation, gated_residual, product_dtype};
 
 /// `xs · weightᵀ + bias`.
 ///
 /// `xs` is `[..., in]`, `weight` `[out, in]`, `bias` `[out]`; the result is `[..., out]` in the dtype of `xs`.
 pub fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    if !cpu::is_fast(&[xs, weight]) {
+        return linear_composed(xs, weight, bias);
+    }
+    match bias {
+        Some(bias) => cpu::with_rows(xs)?.apply_op3(&weight.contiguous()?, bias, Product),
+        None => cpu::with_rows(xs)?.apply_op2(&weight.contiguous()?, Product),
+    }
+}
+
+/// What [`linear`] means.
+pub(super) fn linear_composed(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let dtype = product_dtype(xs.device(), xs.dtype());
-    let mut shape = xs.dims().to_vec();
-    let width_in = shape.pop().unwrap_or(0);
-    let rows = xs.elem_count() / width_in.max(1);
-    shape.push(weight.dim(0)?);
+    let shape = result_shape(xs.shape(), weight.dim(0)?);
+    let rows = xs.elem_count() / weight.dim(1)?.max(1);
     // One tall matrix, whatever the batch, so that the product is a single large one.
-    let ys = xs.reshape((rows, width_in))?.to_dtype(dtype)?.matmul(&weight.to_dtype(dtype)?.t()?)?;
+    let ys = xs.reshape((rows, ()))?.to_dtype(dtype)?.matmul(&weight.to_dtype(dtype)?.t()?)?;
     let ys = match bias {
         Some(bias) => ys.broadcast_add(&bias.to_dtype(dtype)?)?,
         None => ys,
@@ -21,11 +34,25 @@ pub fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Ten
     ys.to_dtype(xs.dtype())?.reshape(shape)
 }
 
+fn result_shape(xs: &Shape, width: usize) -> Shape {
+    let mut dims = xs.dims().to_vec();
+    dims.pop();
+    dims.push(width);
+    dims.into()
+}
+
 /// A learned [`linear`] map.
 #[derive(Debug, Clone)]
 pub struct Linear {
-    weight: Tensor,
-    bias: Option<Tensor>,
+    weights: Weights,
+}
+
+#[derive(Debug, Clone)]
+enum Weights {
+    /// Weights and biases of maps that are computed as one, their outputs side by side: `[out, in]` and `[out]` each.
+    Tensors(Vec<(Tensor, Option<Tensor>)>),
+    /// On the CPU, weights that do not change: in the order in which the product reads them.
+    Packed(PackedLinear),
 }
 
 impl Linear {
@@ -36,13 +63,259 @@ impl Linear {
 
     /// As [`Linear::new`], with the bias only if `bias` says so.
     pub fn with_bias(width_in: usize, width_out: usize, bias: bool, vb: VarBuilder) -> Result<Self> {
-        let weight = vb.get((width_out, width_in), "weight")?;
-        let bias = if bias { Some(vb.get(width_out, "bias")?) } else { None };
-        Ok(Self { weight, bias })
+        Self::joined(width_in, width_out, bias, &[vb])
+    }
+
+    /// Several maps of the same input as one, whose result has theirs side by side: one product instead of several.
+    pub fn joined(width_in: usize, width_out: usize, bias: bool, parts: &[VarBuilder]) -> Result<Self> {
+        let read = |vb: &VarBuilder| -> Result<_> {
+            let weight = vb.get((width_out, width_in), "weight")?;
+            Ok((weight, if bias { Some(vb.get(width_out, "bias")?) } else { None }))
+        };
+        let parts = parts.iter().map(read).collect::<Result<Vec<_>>>()?;
+        // Variables change from step to step.
+        if parts.iter().any(|(weight, _)| weight.is_variable()) {
+            return Ok(Self { weights: Weights::Tensors(parts) });
+        }
+        let (weight, bias) = join(&parts)?;
+        let weights = match cpu::is_fast(&[&weight]) {
+            true => Weights::Packed(PackedLinear::new(&weight, bias.as_ref())?),
+            false => Weights::Tensors(vec![(weight, bias)]),
+        };
+        Ok(Self { weights })
     }
 
     /// `[..., width_in]` to `[..., width_out]`.
     pub fn forward(&self, xs: &Tensor) -> Result<Tensor> {
-        linear(xs, &self.weight, self.bias.as_ref())
+        match &self.weights {
+            Weights::Packed(packed) => cpu::with_rows(xs)?.apply_op1(packed.clone()),
+            Weights::Tensors(parts) => {
+                let (weight, bias) = join(parts)?;
+                linear(xs, &weight, bias.as_ref())
+            }
+        }
+    }
+
+    /// `activation(forward(xs))`.
+    pub fn forward_activated(&self, xs: &Tensor, function: Activation) -> Result<Tensor> {
+        match &self.weights {
+            Weights::Packed(packed) if !xs.track_op() => packed.fused(xs, function, None),
+            _ => activation(&self.forward(xs)?, function),
+        }
+    }
+
+    /// `residual + gate · forward(xs)`: `residual` is of the result's shape, `[batch, n, width_out]`, `gate`, where there is
+    /// one, `[batch, 1, width_out]`.
+    pub fn forward_residual(&self, xs: &Tensor, residual: &Tensor, gate: Option<&Tensor>) -> Result<Tensor> {
+        let tracked = xs.track_op() || residual.track_op() || gate.is_some_and(Tensor::track_op);
+        match (&self.weights, gate) {
+            (Weights::Packed(packed), _) if !tracked && residual.dtype() == xs.dtype() => {
+                packed.fused(xs, Activation::None, Some((residual, gate)))
+            }
+            (_, Some(gate)) => gated_residual(residual, gate, &self.forward(xs)?),
+            (_, None) => residual + self.forward(xs)?,
+        }
+    }
+}
+
+/// The weights and biases of several maps as those of one.
+fn join(parts: &[(Tensor, Option<Tensor>)]) -> Result<(Tensor, Option<Tensor>)> {
+    if let [part] = parts {
+        return Ok(part.clone());
+    }
+    let weights: Vec<_> = parts.iter().map(|(weight, _)| weight).collect();
+    let biases: Vec<_> = parts.iter().filter_map(|(_, bias)| bias.as_ref()).collect();
+    let bias = if biases.is_empty() { None } else { Some(Tensor::cat(&biases, 0)?) };
+    Ok((Tensor::cat(&weights, 0)?, bias))
+}
+
+/// Frozen weights, packed, and a bias in f32.
+#[derive(Debug, Clone)]
+struct PackedLinear {
+    weight: Arc<Packed>,
+    bias: Option<Arc<Vec<f32>>>,
+}
+
+impl PackedLinear {
+    fn new(weight: &Tensor, bias: Option<&Tensor>) -> Result<Self> {
+        let isa = cpu::isa()?;
+        let packed = cpu::with_views(
+            [weight],
+            |[weight]| for_dtype!(weight.dtype(), T => Ok(Packed::new(isa, T::ARITHMETIC, weight.rows::<T>()?))),
+        )?;
+        let bias = bias.map(cpu::f32_values).transpose()?.map(Arc::new);
+        Ok(Self { weight: Arc::new(packed), bias })
+    }
+
+    fn epilogue<T>(&self, activation: Activation) -> Epilogue<'_, T> {
+        Epilogue { bias: self.bias.as_ref().map(|bias| &bias[..]), activation, residual: None }
+    }
+
+    /// The product with all that follows it in one go, without a gradient.
+    fn fused(
+        &self,
+        xs: &Tensor,
+        activation: Activation,
+        residual: Option<(&Tensor, Option<&Tensor>)>,
+    ) -> Result<Tensor> {
+        let (isa, xs) = (cpu::isa()?, cpu::with_rows(xs)?);
+        let shape = result_shape(xs.shape(), self.weight.shape().0);
+        let (residual, gate) = match residual {
+            Some((residual, gate)) => (Some(residual.contiguous()?), gate),
+            None => (None, None),
+        };
+        let gate = gate.map(cpu::f32_values).transpose()?;
+        let rows = shape.dims().iter().rev().nth(1).copied().unwrap_or(1);
+        for_dtype!(xs.dtype(), T => cpu::filled::<T>(&shape, |out| {
+            let compute = |xs: View, residual: Option<&[T]>, out: &mut [T]| -> Result<()> {
+                let gate = gate.as_ref().map(|values| Gate { values, rows });
+                let residual = residual.map(|xs| Residual { xs, gate });
+                let epilogue = Epilogue { residual, ..self.epilogue(activation) };
+                gemm(isa, &SCRATCH, xs.rows::<T>()?, &self.weight, &epilogue, out);
+                Ok(())
+            };
+            match &residual {
+                Some(residual) => cpu::with_views([&xs, residual], |[xs, residual]| {
+                    compute(xs, Some(residual.slice::<T>()?), out)
+                }),
+                None => cpu::with_views([&xs], |[xs]| compute(xs, None, out)),
+            }
+        }))
+    }
+}
+
+impl CustomOp1 for PackedLinear {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (isa, xs) = (cpu::isa()?, View::new(storage, layout));
+        let shape = result_shape(layout.shape(), self.weight.shape().0);
+        for_dtype!(xs.dtype(), T => cpu::filled_storage::<T>(shape, |out| {
+            check_depth(layout.shape(), self.weight.shape().1)?;
+            gemm(isa, &SCRATCH, xs.rows::<T>()?, &self.weight, &self.epilogue(Activation::None), out);
+            Ok(())
+        }))
+    }
+
+    fn bwd(&self, xs: &Tensor, _: &Tensor, d_ys: &Tensor) -> Result<Option<Tensor>> {
+        let (columns, depth) = self.weight.shape();
+        let weight = self.weight.unpack();
+        let weight = Matrix::new(&weight, columns, depth);
+        for_dtype!(xs.dtype(), T => gradient_of_input::<T, f32>(xs.shape(), weight, d_ys)).map(Some)
+    }
+}
+
+fn check_depth(xs: &Shape, depth: usize) -> Result<()> {
+    match xs.dims().last() {
+        Some(&width) if width == depth => Ok(()),
+        _ => candle_core::bail!("a linear map of {depth} inputs was given {xs:?}"),
+    }
+}
+
+/// `d_ys · weight`, in f32.
+fn gradient_of_input<T: CpuElement, W: CpuElement>(shape: &Shape, weight: Matrix<W>, d_ys: &Tensor) -> Result<Tensor> {
+    let isa = cpu::isa()?;
+    let packed = Packed::new(isa, Arithmetic::F32, weight.transposed());
+    let d_ys = cpu::with_rows(d_ys)?;
+    cpu::with_views([&d_ys], |[d_ys]| {
+        cpu::filled::<T>(shape, |d_xs| {
+            gemm(isa, &SCRATCH, d_ys.rows::<T>()?, &packed, &Epilogue::default(), d_xs);
+            Ok(())
+        })
+    })
+}
+
+/// A product with weights that are tensors: for training.
+struct Product;
+
+impl Product {
+    fn forward(&self, xs: View, weight: View, bias: Option<View>) -> Result<(CpuStorage, Shape)> {
+        let isa = cpu::isa()?;
+        let (width_out, width_in) = weight.layout.shape().dims2()?;
+        check_depth(xs.layout.shape(), width_in)?;
+        let bias = bias.map(View::to_f32).transpose()?;
+        for_dtype!(xs.dtype(), T => {
+            let packed = Packed::new(isa, T::ARITHMETIC, weight.rows::<T>()?);
+            cpu::filled_storage::<T>(result_shape(xs.layout.shape(), width_out), |out| {
+                let epilogue = Epilogue { bias: bias.as_deref(), ..Epilogue::default() };
+                gemm(isa, &SCRATCH, xs.rows::<T>()?, &packed, &epilogue, out);
+                Ok(())
+            })
+        })
+    }
+
+    fn backward(&self, xs: &Tensor, weight: &Tensor, d_ys: &Tensor) -> Result<(Tensor, Tensor)> {
+        let isa = cpu::isa()?;
+        let (xs, d_ys) = (cpu::with_rows(xs)?, cpu::with_rows(d_ys)?);
+        for_dtype!(xs.dtype(), T => {
+            let d_xs = cpu::with_views([weight], |[weight]| {
+                gradient_of_input::<T, T>(xs.shape(), weight.rows::<T>()?, &d_ys)
+            })?;
+            let d_weight = cpu::with_views([&xs, &d_ys], |[xs, d_ys]| {
+                let packed = Packed::new(isa, Arithmetic::F32, xs.rows::<T>()?.transposed());
+                cpu::filled::<T>(weight.shape(), |d_weight| {
+                    let d_ys = d_ys.rows::<T>()?.transposed();
+                    gemm(isa, &SCRATCH, d_ys, &packed, &Epilogue::default(), d_weight);
+                    Ok(())
+                })
+            })?;
+            Ok((d_xs, d_weight))
+        })
+    }
+}
+
+impl CustomOp2 for Product {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn cpu_fwd(
+        &self,
+        xs: &CpuStorage,
+        xs_layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        self.forward(View::new(xs, xs_layout), View::new(weight, weight_layout), None)
+    }
+
+    fn bwd(&self, xs: &Tensor, weight: &Tensor, _: &Tensor, d_ys: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let (d_xs, d_weight) = self.backward(xs, weight, d_ys)?;
+        Ok((Some(d_xs), Some(d_weight)))
+    }
+}
+
+impl CustomOp3 for Product {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn cpu_fwd(
+        &self,
+        xs: &CpuStorage,
+        xs_layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+        bias: &CpuStorage,
+        bias_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let bias = View::new(bias, bias_layout);
+        self.forward(View::new(xs, xs_layout), View::new(weight, weight_layout), Some(bias))
+    }
+
+    fn bwd(
+        &self,
+        xs: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        _: &Tensor,
+        d_ys: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let (d_xs, d_weight) = self.backward(xs, weight, d_ys)?;
+        let width = bias.elem_count();
+        let d_bias = d_ys.reshape(((), width))?.to_dtype(DType::F32)?.sum(0)?.to_dtype(bias.dtype())?;
+        Ok((Some(d_xs), Some(d_weight), Some(d_bias)))
     }
 }

@@ -1,38 +1,68 @@
 //! The operations the networks are written in.
 //!
 //! Each file is one operation: its meaning as a plain composition of candle operations, which runs on every device and
-//! defines what is right. Layouts: tokens are `[batch, n, width]`, images `[batch, channels, height, width]`.
+//! defines what is right, and a fast form for the CPU from [`pixart_kernels`], with its gradient. [`tests`] holds every
+//! fast form to the composition.
 //!
-//! Precision: norms and softmax are computed in f32 whatever the tensors' dtype is; candle multiplies no matrices in
-//! bf16 on a CPU, so there products are computed in f32 and rounded back (see [`product_dtype`]).
+//! Layouts: tokens are `[batch, n, width]`, images `[batch, channels, height, width]`; on the CPU the channels of a pixel
+//! stand together in memory all the way through a network, whatever the order of the dimensions says.
+//!
+//! Precision: norms and softmax are computed in f32 whatever the tensors' dtype is, and products are summed in f32.
 
 mod activation;
 mod attention;
 mod conv2d;
+mod cpu;
 mod gated_residual;
 mod group_norm;
 mod layer_norm;
 mod linear;
 mod rms_norm;
+#[cfg(test)]
+mod tests;
 mod upsample;
 
-pub use activation::{gelu_tanh, silu};
+pub use activation::{activation, gelu_tanh, silu};
 pub use attention::attention;
 pub use conv2d::{Conv2d, Padding, conv2d};
 pub use gated_residual::gated_residual;
-pub use group_norm::{GroupNorm, group_norm, group_norm_silu};
-pub use layer_norm::{LayerNorm, layer_norm, layer_norm_modulate};
+pub use group_norm::{GroupNorm, group_norm};
+pub use layer_norm::{LayerNorm, layer_norm_modulate};
 pub use linear::{Linear, linear};
+pub use pixart_kernels::Activation;
 pub use rms_norm::{RmsNorm, rms_norm};
 pub use upsample::upsample_nearest_2x;
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Result, Tensor};
 
-/// The dtype in which `device` multiplies matrices of `dtype`: candle's CPU backend has no bf16 product and a slow f16
-/// one, so both become f32 there.
+/// The dtype in which compositions multiply matrices of `dtype` on `device`: candle's CPU backend has no bf16 product and
+/// a slow f16 one, so both become f32 there.
 pub fn product_dtype(device: &Device, dtype: DType) -> DType {
     match (device, dtype) {
         (Device::Cpu, DType::BF16 | DType::F16) => DType::F32,
         _ => dtype,
     }
+}
+
+/// Images `[batch, channels, height, width]` as `[batch, height, width, channels]`, contiguous; nothing moves where they
+/// stand so in memory already.
+fn channels_last(xs: &Tensor) -> Result<Tensor> {
+    xs.permute((0, 2, 3, 1))?.contiguous()
+}
+
+/// The way back from [`channels_last`]; nothing moves.
+fn channels_first(xs: &Tensor) -> Result<Tensor> {
+    xs.permute((0, 3, 1, 2))
+}
+
+/// Images `[batch, channels, height, width]` as tokens `[batch, height · width, channels]`.
+pub fn image_to_tokens(xs: &Tensor) -> Result<Tensor> {
+    let (batch, channels, height, width) = xs.dims4()?;
+    channels_last(xs)?.reshape((batch, height * width, channels))
+}
+
+/// Tokens `[batch, height · width, channels]` as images `[batch, channels, height, width]`.
+pub fn tokens_to_image(xs: &Tensor, (height, width): (usize, usize)) -> Result<Tensor> {
+    let (batch, _, channels) = xs.dims3()?;
+    channels_first(&xs.reshape((batch, height, width, channels))?)
 }

@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
 use super::TransformerConfig;
-use crate::ops::{LayerNorm, Linear, attention, gated_residual, gelu_tanh, layer_norm_modulate};
+use crate::ops::{Activation, LayerNorm, Linear, attention, layer_norm_modulate};
 
 #[derive(Debug, Clone)]
 pub(super) struct Block {
@@ -36,26 +36,27 @@ impl Block {
         &self,
         xs: &Tensor,
         modulation: &Tensor,
-        keys_values: &(Tensor, Tensor),
+        keys_values: &Tensor,
         text_bias: Option<&Tensor>,
     ) -> Result<Tensor> {
         let table = self.scale_shift_table.unsqueeze(0)?.broadcast_add(modulation)?;
         let row = |i| table.narrow(1, i, 1);
 
         let normed = layer_norm_modulate(xs, &row(0)?, &row(1)?, self.norm_eps)?;
-        let xs = gated_residual(xs, &row(2)?, &self.self_attention.forward(&normed)?)?;
+        let xs = self.self_attention.forward(&normed, xs, &row(2)?)?;
         // Cross-attention has neither norm nor gate (PixArt-α, figure 4).
-        let xs = (&xs + self.cross_attention.forward(&xs, keys_values, text_bias)?)?;
+        let xs = self.cross_attention.forward(&xs, keys_values, text_bias)?;
         let normed = layer_norm_modulate(&xs, &row(3)?, &row(4)?, self.norm_eps)?;
         let [linear_1, linear_2] = &self.feed_forward;
-        let hidden = linear_2.forward(&gelu_tanh(&linear_1.forward(&normed)?)?)?;
-        gated_residual(&xs, &row(5)?, &hidden)
+        let hidden = linear_1.forward_activated(&normed, Activation::GeluTanh)?;
+        linear_2.forward_residual(&hidden, &xs, Some(&row(5)?))
     }
 }
 
 #[derive(Debug, Clone)]
 struct SelfAttention {
-    to_qkv: [Linear; 3],
+    /// Queries, keys and values side by side.
+    to_qkv: Linear,
     to_out: Linear,
     /// Norms of queries and keys, in the PixArt-Σ checkpoints that have them.
     norms: Option<[LayerNorm; 2]>,
@@ -66,11 +67,11 @@ struct SelfAttention {
 impl SelfAttention {
     fn new(config: &TransformerConfig, vb: VarBuilder) -> Result<Self> {
         let width = config.width();
-        let project = |name| Linear::with_bias(width, width, config.attention_bias, vb.pp(name));
+        let names = ["to_q", "to_k", "to_v"].map(|name| vb.pp(name));
         let norm = |name| LayerNorm::new(width, 1e-5, vb.pp(name));
         let has_norms = vb.contains_tensor("q_norm.weight");
         Ok(Self {
-            to_qkv: [project("to_q")?, project("to_k")?, project("to_v")?],
+            to_qkv: Linear::joined(width, width, config.attention_bias, &names)?,
             to_out: Linear::new(width, width, vb.pp("to_out").pp(0))?,
             norms: has_norms.then(|| Ok::<_, candle_core::Error>([norm("q_norm")?, norm("k_norm")?])).transpose()?,
             heads: config.num_attention_heads,
@@ -78,21 +79,25 @@ impl SelfAttention {
         })
     }
 
-    fn forward(&self, xs: &Tensor) -> Result<Tensor> {
-        let [to_q, to_k, to_v] = &self.to_qkv;
-        let (mut q, mut k, v) = (to_q.forward(xs)?, to_k.forward(xs)?, to_v.forward(xs)?);
+    /// `residual + gate · attention(xs)`.
+    fn forward(&self, xs: &Tensor, residual: &Tensor, gate: &Tensor) -> Result<Tensor> {
+        let qkv = self.to_qkv.forward(xs)?;
+        let width = qkv.dim(2)? / 3;
+        let part = |i: usize| qkv.narrow(2, i * width, width);
+        let (mut q, mut k, v) = (part(0)?, part(1)?, part(2)?);
         if let Some([q_norm, k_norm]) = &self.norms {
             (q, k) = (q_norm.forward(&q)?, k_norm.forward(&k)?);
         }
-        self.to_out.forward(&attention(&q, &k, &v, self.heads, self.scale, None)?)
+        let attended = attention(&q, &k, &v, self.heads, self.scale, None)?;
+        self.to_out.forward_residual(&attended, residual, Some(gate))
     }
 }
 
 #[derive(Debug, Clone)]
 pub(super) struct CrossAttention {
     to_q: Linear,
-    to_k: Linear,
-    to_v: Linear,
+    /// Keys and values side by side.
+    to_kv: Linear,
     to_out: Linear,
     heads: usize,
     scale: f64,
@@ -101,23 +106,27 @@ pub(super) struct CrossAttention {
 impl CrossAttention {
     fn new(config: &TransformerConfig, vb: VarBuilder) -> Result<Self> {
         let width = config.width();
-        let project = |name| Linear::with_bias(width, width, config.attention_bias, vb.pp(name));
+        let bias = config.attention_bias;
         Ok(Self {
-            to_q: project("to_q")?,
-            to_k: project("to_k")?,
-            to_v: project("to_v")?,
+            to_q: Linear::with_bias(width, width, bias, vb.pp("to_q"))?,
+            to_kv: Linear::joined(width, width, bias, &[vb.pp("to_k"), vb.pp("to_v")])?,
             to_out: Linear::new(width, width, vb.pp("to_out").pp(0))?,
             heads: config.num_attention_heads,
             scale: (config.attention_head_dim as f64).powf(-0.5),
         })
     }
 
-    pub(super) fn keys_values(&self, text: &Tensor) -> Result<(Tensor, Tensor)> {
-        Ok((self.to_k.forward(text)?, self.to_v.forward(text)?))
+    /// Keys and values of a text, side by side: `[batch, n, 2 · width]`.
+    pub(super) fn keys_values(&self, text: &Tensor) -> Result<Tensor> {
+        self.to_kv.forward(text)
     }
 
-    fn forward(&self, xs: &Tensor, (k, v): &(Tensor, Tensor), bias: Option<&Tensor>) -> Result<Tensor> {
+    /// `xs + attention(xs, text)`.
+    fn forward(&self, xs: &Tensor, keys_values: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
         let q = self.to_q.forward(xs)?;
-        self.to_out.forward(&attention(&q, k, v, self.heads, self.scale, bias)?)
+        let width = q.dim(2)?;
+        let (k, v) = (keys_values.narrow(2, 0, width)?, keys_values.narrow(2, width, width)?);
+        let attended = attention(&q, &k, &v, self.heads, self.scale, bias)?;
+        self.to_out.forward_residual(&attended, xs, None)
     }
 }

@@ -10,7 +10,7 @@ use candle_core::{D, DType, Device, Result, Tensor};
 use candle_nn::VarBuilder;
 
 use crate::embeddings::{ScalarEmbedding, position_embedding};
-use crate::ops::{Conv2d, Linear, Padding, gelu_tanh, layer_norm_modulate, silu};
+use crate::ops::{Activation, Conv2d, Linear, Padding, image_to_tokens, layer_norm_modulate, silu};
 use block::Block;
 
 /// The size conditions of 1024-pixel models, one row an image.
@@ -34,8 +34,8 @@ impl SizeConditions {
 /// A batch of prompts as the transformer's blocks use it, computed once per image and not per step.
 #[derive(Debug, Clone)]
 pub struct ProjectedText {
-    /// Keys and values of every block's cross-attention, `[batch, n, width]` each.
-    keys_values: Vec<(Tensor, Tensor)>,
+    /// Keys and values of every block's cross-attention, side by side: `[batch, n, 2 · width]` each.
+    keys_values: Vec<Tensor>,
     /// `[batch, 1, 1, n]`, added to the scores: 0 for a token, -10000 for padding.
     bias: Option<Tensor>,
 }
@@ -45,7 +45,7 @@ impl ProjectedText {
     pub fn narrow(&self, start: usize, len: usize) -> Result<Self> {
         let rows = |xs: &Tensor| xs.narrow(0, start, len);
         Ok(Self {
-            keys_values: self.keys_values.iter().map(|(k, v)| Ok((rows(k)?, rows(v)?))).collect::<Result<_>>()?,
+            keys_values: self.keys_values.iter().map(rows).collect::<Result<_>>()?,
             bias: self.bias.as_ref().map(rows).transpose()?,
         })
     }
@@ -126,7 +126,8 @@ impl PixArtTransformer {
     /// a token and 0 for padding; without it every token counts.
     pub fn project_text(&self, prompt_embeds: &Tensor, attention_mask: Option<&Tensor>) -> Result<ProjectedText> {
         let [linear_1, linear_2] = &self.caption_projection;
-        let text = linear_2.forward(&gelu_tanh(&linear_1.forward(&prompt_embeds.to_dtype(self.dtype)?)?)?)?;
+        let prompt_embeds = prompt_embeds.to_dtype(self.dtype)?;
+        let text = linear_2.forward(&linear_1.forward_activated(&prompt_embeds, Activation::GeluTanh)?)?;
         let bias = match attention_mask {
             Some(mask) => {
                 let bias = ((mask.to_dtype(DType::F32)? - 1.0)? * 10000.0)?;
@@ -170,7 +171,7 @@ impl PixArtTransformer {
         let base_size = config.sample_size / config.patch_size;
         let positions =
             position_embedding(config.width(), grid, base_size, config.interpolation_scale(), &self.device)?;
-        let tokens = self.patch_embedding.forward(&latents.to_dtype(self.dtype)?)?.flatten_from(2)?.transpose(1, 2)?;
+        let tokens = image_to_tokens(&self.patch_embedding.forward(&latents.to_dtype(self.dtype)?)?)?;
         tokens.to_dtype(DType::F32)?.broadcast_add(&positions)?.to_dtype(self.dtype)
     }
 
