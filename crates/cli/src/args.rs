@@ -70,7 +70,7 @@ pub struct ModelArgs {
 
 #[derive(Debug, ClapArgs)]
 pub struct ComputeArgs {
-    /// Precision: auto, f32, bf16 or f16 (auto: f32 on a CPU, bf16 on a GPU)
+    /// Precision: auto, f32, bf16 or f16 (auto: bf16 on a GPU and on a CPU that multiplies it, else f32)
     #[arg(long, value_name = "DTYPE", default_value = "auto", value_parser = str::parse::<Precision>)]
     pub dtype: Precision,
     /// Device: auto, cpu, cuda, cuda:N or metal

@@ -23,7 +23,10 @@ pub use simd::{Element, LANES};
 pub use activation::Activation;
 pub use adamw::{AdamW, adamw};
 pub use attention::{Heads, ScoreBias, attention, attention_backward};
-pub use convolution::{ConvWeights, Geometry, Images, Normalise, conv2d};
+pub use convolution::{
+    ConvWeights, Geometry, Images, Normalise, conv2d, conv2d_backward_input, conv2d_backward_weight,
+    upsample_nearest_2x, upsample_nearest_2x_backward,
+};
 pub use elementwise::{activate, activate_backward, add, convert, multiply};
 pub use gated_residual::{gated_residual, gated_residual_backward};
 pub use gemm::{Arithmetic, Epilogue, Gate, Packed, Residual, gemm};

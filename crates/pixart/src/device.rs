@@ -70,7 +70,7 @@ impl DeviceChoice {
 /// The precision to compute in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Precision {
-    /// bf16 on a GPU, f32 on a CPU.
+    /// bf16 on a GPU, and on a CPU that multiplies bf16 (AVX-512 BF16); else f32.
     #[default]
     Auto,
     /// 32-bit floats: what the golden values are held to.
@@ -99,7 +99,7 @@ impl Precision {
     /// The dtype on `device`.
     pub fn dtype(self, device: &Device) -> DType {
         match self {
-            Self::Auto if device.is_cpu() => DType::F32,
+            Self::Auto if device.is_cpu() => pixart_nn::ops::fastest_cpu_dtype(),
             Self::Auto | Self::Bf16 => DType::BF16,
             Self::F32 => DType::F32,
             Self::F16 => DType::F16,

@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
-use pixart::{DeviceChoice, Error, Image, Pipeline, PromptEmbeds, Request, Seeds};
+use pixart::{DeviceChoice, Error, Image, Pipeline, Precision, PromptEmbeds, Request, Seeds};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -85,9 +85,9 @@ impl Case {
         }
     }
 
-    fn pipeline(&self) -> Result<Pipeline> {
+    fn pipeline(&self, precision: Precision) -> Result<Pipeline> {
         let folder = fixtures().join("checkpoints").join(&self.model);
-        let mut pipeline = Pipeline::builder(folder).device(DeviceChoice::Cpu).open()?;
+        let mut pipeline = Pipeline::builder(folder).device(DeviceChoice::Cpu).precision(precision).open()?;
         if let Some(name) = &self.scheduler {
             let mut scheduler = pipeline.scheduler().named(name)?;
             for (field, value) in &self.scheduler_kwargs {
@@ -122,7 +122,7 @@ fn psnr(found: &Image, golden: &Path) -> Result<f64> {
 fn check(case: &Case) -> Result<std::result::Result<(), String>> {
     let folder = fixtures().join("pipelines");
     let golden = pixart_weights::read_tensors(&folder.join(format!("{}.safetensors", case.name)), &Device::Cpu)?;
-    let generated = case.pipeline()?.generate(&case.request(&golden))?;
+    let generated = case.pipeline(Precision::F32)?.generate(&case.request(&golden))?;
     let wanted = &golden["final_latents"];
     let latents = thinned(&generated.latents, case.latents_stride)?;
     let error = largest(&(latents - wanted)?)? / largest(wanted)?;
@@ -154,6 +154,27 @@ fn images_are_those_of_diffusers() -> Result {
         }
     }
     assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
+    Ok(())
+}
+
+/// Of the latents after 4 LCM steps in bf16, the distance from those in f32, relative to their norm: at most 2 %, and no more
+/// than diffusers' own (`tools/reference/bf16.py`).
+#[test]
+fn bf16_is_near_f32() -> Result {
+    let folder = fixtures().join("pipelines");
+    let cases: Vec<Case> = serde_json::from_str(&std::fs::read_to_string(folder.join("cases.json"))?)?;
+    let diffusers: BTreeMap<String, f32> = serde_json::from_str(&std::fs::read_to_string(folder.join("bf16.json"))?)?;
+    for (name, of_diffusers) in diffusers {
+        let case = cases.iter().find(|case| case.name == name).ok_or(format!("there is no case {name}"))?;
+        let golden = pixart_weights::read_tensors(&folder.join(format!("{name}.safetensors")), &Device::Cpu)?;
+        let latents = case.pipeline(Precision::Bf16)?.generate(&case.request(&golden))?.latents;
+        let wanted = &golden["final_latents"];
+        let norm = |xs: &Tensor| xs.sqr()?.sum_all()?.sqrt()?.to_scalar::<f32>();
+        let error = norm(&(latents - wanted)?)? / norm(wanted)?;
+        println!("{name}: {error:.4}, diffusers {of_diffusers:.4}");
+        assert!(error > 0.0, "{name} was not computed in bf16");
+        assert!(error <= 0.02 && error <= of_diffusers, "{name}: {error}, diffusers {of_diffusers}");
+    }
     Ok(())
 }
 

@@ -1,11 +1,11 @@
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::Heads;
+use super::{Heads, ScoreBias};
 use crate::gemm::{
-    F32, Left, MAX_VECTORS, Rows, Run, TILE_LINES, Words, add_outer_products, load_f32, multiply, pack_rows,
-    padded_stride,
+    F32, Left, MAX_VECTORS, PackRows, Rows, Run, Words, add_outer_products, load_f32, multiply, padded_stride,
 };
 use crate::isa::Body;
 use crate::math::exp2;
@@ -56,7 +56,7 @@ pub fn attention_backward<T: Element>(
         |buffer, head| {
             let (image, head) = (head / heads.heads, head % heads.heads);
             let work = Work::new(buffer.lines(sizes.lines()), &sizes);
-            isa.run(Head { heads, d_out: &d_out, image, head, sizes, work, d_q, d_k, d_v });
+            Head { isa, heads, d_out: &d_out, image, head, sizes, work }.run([d_q, d_k, d_v]);
         },
     );
 }
@@ -146,57 +146,39 @@ impl<'a> Work<'a> {
 
 /// One head of one image.
 struct Head<'a, T> {
+    isa: Isa,
     heads: &'a Heads<'a, T>,
     d_out: &'a Matrix<'a, T>,
     image: usize,
     head: usize,
     sizes: Sizes,
     work: Work<'a>,
-    d_q: &'a Shared<'a, T>,
-    d_k: &'a Shared<'a, T>,
-    d_v: &'a Shared<'a, T>,
-}
-
-impl<T: Element> Body for Head<'_, T> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(mut self, s: S) {
-        self.pack(s);
-        self.work.d_keys.fill(ZERO);
-        self.work.d_values.fill(ZERO);
-        for start in (0..self.sizes.queries).step_by(self.sizes.block) {
-            let block = start..self.sizes.queries.min(start + self.sizes.block);
-            let stride = self.sizes.query_stride();
-            for (matrix, lines) in [(&self.heads.q, &mut *self.work.queries), (self.d_out, &mut *self.work.d_outs)] {
-                copy_rows(s, &self.heads.part(matrix, self.image, self.head), block.clone(), lines, stride);
-            }
-            self.scores(s, block.len());
-            for (row, query) in block.clone().enumerate() {
-                let keys = self.sizes.keys;
-                let bias = self.heads.bias.as_ref().map(|bias| bias.row(self.image, self.head, query, keys));
-                let row = row * self.sizes.score_stride()..(row + 1) * self.sizes.score_stride();
-                let (scores, d_scores) = (&mut self.work.scores[row.clone()], &mut self.work.d_scores[row]);
-                softmax_backward(s, scores, d_scores, keys, self.heads.scale, bias);
-            }
-            self.queries(s, &block);
-            self.keys_and_values(s, block.len());
-        }
-        let keys = [(&*self.work.d_keys, self.d_k), (&*self.work.d_values, self.d_v)];
-        for (lines, gradient) in keys {
-            for (key, lines) in lines.chunks_exact(self.sizes.vectors_of_size()).enumerate() {
-                let row = self.image * self.sizes.keys + key;
-                // SAFETY: a key's part of a head belongs to this head's task alone.
-                unsafe { self.store_row(s, lines, gradient, row, 0) };
-            }
-        }
-    }
 }
 
 impl<T: Element> Head<'_, T> {
+    fn run(mut self, [d_q, d_k, d_v]: [&Shared<T>; 3]) {
+        let (isa, sizes, image, head) = (self.isa, self.sizes, self.image, self.head);
+        self.pack();
+        self.work.d_keys.fill(ZERO);
+        self.work.d_values.fill(ZERO);
+        for start in (0..sizes.queries).step_by(sizes.block) {
+            let rows = start..sizes.queries.min(start + sizes.block);
+            let stride = sizes.query_stride();
+            for (matrix, lines) in [(&self.heads.q, &mut *self.work.queries), (self.d_out, &mut *self.work.d_outs)] {
+                isa.run(CopyRows { matrix: self.heads.part(matrix, image, head), rows: rows.clone(), lines, stride });
+            }
+            let Heads { scale, bias, .. } = *self.heads;
+            isa.run(Block { sizes, rows: rows.clone(), work: &mut self.work, scale, bias, image, head });
+            let lines = &self.work.queries[..rows.len() * stride];
+            self.store(lines, stride, d_q, image * sizes.queries + start);
+        }
+        let (first, stride) = (image * sizes.keys, sizes.vectors_of_size());
+        self.store(self.work.d_keys, stride, d_k, first);
+        self.store(self.work.d_values, stride, d_v, first);
+    }
+
     /// Packs keys and values.
-    #[inline(always)]
-    fn pack<S: Simd>(&mut self, s: S) {
+    fn pack(&mut self) {
         let Sizes { size, keys, vectors, .. } = self.sizes;
         let part = |matrix| self.heads.part(matrix, self.image, self.head);
         let (k, v) = (part(&self.heads.k), part(&self.heads.v));
@@ -208,26 +190,117 @@ impl<T: Element> Head<'_, T> {
             (k.transposed(), &mut *self.work.keys_across, keys),
         ] {
             for (panel, lines) in lines.chunks_mut(vectors * steps).enumerate() {
-                pack_rows::<S, F32, T>(s, &matrix, panel * vectors * LANES, lines, &mut scales, &mut words);
+                self.isa.run(PackRows::<F32, T> {
+                    matrix,
+                    first: panel * vectors * LANES,
+                    lines,
+                    scales: &mut scales,
+                    words: &mut words,
+                    product: PhantomData,
+                });
             }
         }
     }
 
-    /// `queries · keysᵀ` and `d_outs · valuesᵀ`, unscaled, of a block of `queries`.
+    /// Writes rows, `stride` lines after each other, to this head's part of a gradient, from row `first` on.
+    fn store(&self, lines: &[Line], stride: usize, out: &Shared<T>, first: usize) {
+        let (size, width) = (self.sizes.size, self.heads.q.columns);
+        self.isa.run(StoreRows { lines, stride, out, start: first * width + self.head * size, size, width });
+    }
+}
+
+/// Copies rows of a matrix as f32, with zeros to the end of their last line; they start `stride` lines after each other.
+struct CopyRows<'a, T> {
+    matrix: Matrix<'a, T>,
+    rows: Range<usize>,
+    lines: &'a mut [Line],
+    stride: usize,
+}
+
+impl<T: Element> Body for CopyRows<'_, T> {
+    type Output = ();
+
     #[inline(always)]
-    fn scores<S: Simd>(&mut self, s: S, queries: usize) {
+    fn run<S: Simd>(self, s: S) {
+        for (row, lines) in self.rows.zip(self.lines.chunks_exact_mut(self.stride)) {
+            let row = &self.matrix.data[row * self.matrix.row_stride..][..self.matrix.columns];
+            F32::left_row(s, row, 1.0, &mut LineWords::new(lines));
+        }
+    }
+}
+
+/// Writes rows of `size`, `stride` lines after each other, to a head's part of `out`, rows of `width`; the first of them
+/// to `start`.
+struct StoreRows<'a, T> {
+    lines: &'a [Line],
+    stride: usize,
+    out: &'a Shared<'a, T>,
+    start: usize,
+    size: usize,
+    width: usize,
+}
+
+impl<T: Element> Body for StoreRows<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for (row, lines) in self.lines.chunks_exact(self.stride).enumerate() {
+            // SAFETY: a head's part of a gradient belongs to that head's task alone.
+            let out = unsafe { self.out.part(self.start + row * self.width, self.size) };
+            for (line, out) in lines.iter().zip(out.chunks_mut(LANES)) {
+                store_up_to(s, load_f32(s, line), out);
+            }
+        }
+    }
+}
+
+/// Some queries of a head, once they have been copied, with all its keys: leaves their gradients in their place, and adds
+/// their parts to those of keys and values. Nothing in it depends on the type of activations, so that it is compiled once.
+struct Block<'a, 'b> {
+    sizes: Sizes,
+    rows: Range<usize>,
+    work: &'a mut Work<'b>,
+    scale: f32,
+    bias: Option<ScoreBias<'a>>,
+    image: usize,
+    head: usize,
+}
+
+impl Body for Block<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        self.scores(s);
+        let (keys, stride) = (self.sizes.keys, self.sizes.score_stride());
+        for (row, query) in self.rows.clone().enumerate() {
+            let bias = self.bias.as_ref().map(|bias| bias.row(self.image, self.head, query, keys));
+            let row = row * stride..(row + 1) * stride;
+            let (scores, d_scores) = (&mut self.work.scores[row.clone()], &mut self.work.d_scores[row]);
+            softmax_backward(s, scores, d_scores, keys, self.scale, bias);
+        }
+        self.keys_and_values(s);
+        self.queries(s);
+    }
+}
+
+impl Block<'_, '_> {
+    /// `queries · keysᵀ` and `d_outs · valuesᵀ`, unscaled.
+    #[inline(always)]
+    fn scores<S: Simd>(&mut self, s: S) {
         let Sizes { size, vectors, .. } = self.sizes;
-        let (row, stride, across) =
-            (self.sizes.query_stride() * LANES, self.sizes.score_stride(), self.sizes.vectors_of_keys());
+        let (stride, across) = (self.sizes.score_stride(), self.sizes.vectors_of_keys());
+        let row_stride = self.sizes.query_stride() * LANES;
         for (left, right, out) in [
             (&mut *self.work.queries, &*self.work.keys, &mut *self.work.scores),
             (&mut *self.work.d_outs, &*self.work.values, &mut *self.work.d_scores),
         ] {
             let words = &LineWords::new(left);
             for vector in (0..across).step_by(vectors) {
-                for first in (0..queries).step_by(S::TILE_ROWS) {
-                    let left = Left { words, start: first * row, row_stride: row, segments: &[0], steps: size };
-                    let tile = (S::TILE_ROWS.min(queries - first), vectors.min(across - vector));
+                for first in (0..self.rows.len()).step_by(S::TILE_ROWS) {
+                    let left = Left { words, start: first * row_stride, row_stride, segments: &[0], steps: size };
+                    let tile = (S::TILE_ROWS.min(self.rows.len() - first), vectors.min(across - vector));
                     let out = &mut out[first * stride + vector..];
                     multiply::<S, F32>(s, left, &right[vector * size..], tile, out, stride);
                 }
@@ -235,35 +308,12 @@ impl<T: Element> Head<'_, T> {
         }
     }
 
-    /// Gradients of a block of queries, which are complete then: `d_scores · keys`.
+    /// Adds to the gradients of keys `d_scoresᵀ · queries`, and to those of values `weightsᵀ · d_outs`.
     #[inline(always)]
-    fn queries<S: Simd>(&mut self, s: S, block: &Range<usize>) {
-        let Sizes { keys, vectors, queries, .. } = self.sizes;
-        let (row, across) = (self.sizes.score_stride() * LANES, self.sizes.vectors_of_size());
-        let mut tile = [ZERO; TILE_LINES];
-        for vector in (0..across).step_by(vectors) {
-            for first in (0..block.len()).step_by(S::TILE_ROWS) {
-                let shape = (S::TILE_ROWS.min(block.len() - first), vectors.min(across - vector));
-                let words = &LineWords::new(self.work.d_scores);
-                let left = Left { words, start: first * row, row_stride: row, segments: &[0], steps: keys };
-                let right = &self.work.keys_across[vector * keys..];
-                multiply::<S, F32>(s, left, right, shape, &mut tile, MAX_VECTORS);
-                for (r, lines) in tile.chunks_exact(MAX_VECTORS).enumerate().take(shape.0) {
-                    let query = self.image * queries + block.start + first + r;
-                    // SAFETY: a query's part of a head belongs to this head's task alone.
-                    unsafe { self.store_row(s, &lines[..shape.1], self.d_q, query, vector) };
-                }
-            }
-        }
-    }
-
-    /// Adds what a block of `queries` has in the gradients of keys and values: `d_scoresᵀ · queries` and `weightsᵀ ·
-    /// d_outs`.
-    #[inline(always)]
-    fn keys_and_values<S: Simd>(&mut self, s: S, queries: usize) {
+    fn keys_and_values<S: Simd>(&mut self, s: S) {
         let Sizes { keys, vectors, .. } = self.sizes;
-        let (across, score_row, row) =
-            (self.sizes.vectors_of_size(), self.sizes.score_stride() * LANES, self.sizes.query_stride() * LANES);
+        let across = self.sizes.vectors_of_size();
+        let (left_stride, right_stride) = (self.sizes.score_stride() * LANES, self.sizes.query_stride() * LANES);
         for (left, right, sums) in [
             (&mut *self.work.d_scores, &mut *self.work.queries, &mut *self.work.d_keys),
             (&mut *self.work.scores, &mut *self.work.d_outs, &mut *self.work.d_values),
@@ -271,42 +321,33 @@ impl<T: Element> Head<'_, T> {
             let (left, right) = (&LineWords::new(left), &LineWords::new(right));
             for first in (0..keys).step_by(S::TILE_ROWS) {
                 for vector in (0..across).step_by(vectors) {
-                    let operands = (
-                        Rows { words: left, start: first, stride: score_row },
-                        Rows { words: right, start: vector * LANES, stride: row },
-                    );
+                    let left = Rows { words: left, start: first, stride: left_stride };
+                    let right = Rows { words: right, start: vector * LANES, stride: right_stride };
                     let tile = (S::TILE_ROWS.min(keys - first), vectors.min(across - vector));
                     let sums = &mut sums[first * across + vector..];
                     let runs = [Run { left: 0, right: 0 }];
-                    add_outer_products(s, operands, (&runs, queries), tile, sums, across);
+                    add_outer_products(s, (left, right), (&runs, self.rows.len()), tile, sums, across);
                 }
             }
         }
     }
 
-    /// Writes vectors of this head, from vector `first` on, of a row of a gradient.
-    ///
-    /// # Safety
-    /// No other thread may use that part of the gradient meanwhile.
+    /// Replaces queries by their gradients, `d_scores · keys`.
     #[inline(always)]
-    unsafe fn store_row<S: Simd>(&self, s: S, lines: &[Line], gradient: &Shared<T>, row: usize, first: usize) {
-        let size = self.sizes.size;
-        let column = first * LANES;
-        let len = (lines.len() * LANES).min(size - column);
-        // SAFETY: as the caller promises.
-        let out = unsafe { gradient.part(row * self.heads.q.columns + self.head * size + column, len) };
-        for (line, out) in lines.iter().zip(out.chunks_mut(LANES)) {
-            store_up_to(s, load_f32(s, line), out);
+    fn queries<S: Simd>(&mut self, s: S) {
+        let Sizes { keys, vectors, .. } = self.sizes;
+        let (stride, across) = (self.sizes.query_stride(), self.sizes.vectors_of_size());
+        let row_stride = self.sizes.score_stride() * LANES;
+        let words = &LineWords::new(self.work.d_scores);
+        for vector in (0..across).step_by(vectors) {
+            for first in (0..self.rows.len()).step_by(S::TILE_ROWS) {
+                let left = Left { words, start: first * row_stride, row_stride, segments: &[0], steps: keys };
+                let right = &self.work.keys_across[vector * keys..];
+                let tile = (S::TILE_ROWS.min(self.rows.len() - first), vectors.min(across - vector));
+                let out = &mut self.work.queries[first * stride + vector..];
+                multiply::<S, F32>(s, left, right, tile, out, stride);
+            }
         }
-    }
-}
-
-/// Copies rows of a matrix as f32, with zeros to the end of their last line.
-#[inline(always)]
-fn copy_rows<S: Simd, T: Element>(s: S, matrix: &Matrix<T>, rows: Range<usize>, lines: &mut [Line], stride: usize) {
-    for (row, lines) in rows.zip(lines.chunks_exact_mut(stride)) {
-        let row = &matrix.data[row * matrix.row_stride..][..matrix.columns];
-        F32::left_row(s, row, 1.0, &mut LineWords::new(lines));
     }
 }
 

@@ -10,7 +10,6 @@ use crate::{Arithmetic, Isa, Scratch};
 /// Attention in f64.
 #[derive(Clone)]
 struct Definition {
-    batch: usize,
     heads: usize,
     size: usize,
     queries: usize,
@@ -37,7 +36,6 @@ impl Definition {
             })
         };
         Self {
-            batch: heads.batch,
             heads: heads.heads,
             size: heads.size(),
             queries,

@@ -3,6 +3,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::weights::Phase;
 use super::{ConvWeights, Geometry, Images, Normalise};
 use crate::gemm::{
     Bf16, F32, Left, MAX_VECTORS, Place, TILE_LINES, Words, multiply, padded_stride, prefetch_tile, write_tile,
@@ -19,7 +20,7 @@ const BLOCK_BYTES: usize = 400 << 10;
 const BLOCK_TILES: usize = 8;
 
 /// The largest kernel, in taps.
-const MAX_TAPS: usize = 64;
+pub(super) const MAX_TAPS: usize = 64;
 
 /// `out = epilogue(conv2d(normalise(images)))`, `[batch, height, width, channels]` as `geometry` says, or, with weights that
 /// double, of twice the image's height and width.
@@ -53,14 +54,15 @@ pub fn conv2d<A: Element, T: Element>(
     if out.is_empty() {
         return;
     }
-    match weights.phases[0].arithmetic() {
+    match weights.phases[0].packed.arithmetic() {
         Arithmetic::F32 => conv2d_as::<F32, A, T>(isa, scratch, images, normalise, weights, geometry, epilogue, out),
         Arithmetic::Bf16 => conv2d_as::<Bf16, A, T>(isa, scratch, images, normalise, weights, geometry, epilogue, out),
         Arithmetic::Int8 => panic!("convolution in int8 is not there"),
     }
 }
 
-/// How the result is cut into blocks, each for one thread. Sizes are those of the result before doubling.
+/// How the result is cut into blocks, each for one thread. Sizes are in places of the kernel: [`ConvWeights::step`] output
+/// pixels each.
 struct Cut {
     height: usize,
     width: usize,
@@ -71,17 +73,17 @@ struct Cut {
 }
 
 impl Cut {
-    fn new(isa: Isa, geometry: &Geometry, weights: &ConvWeights, pixel_words: usize) -> Self {
-        let factor = if weights.doubles() { 2 } else { 1 };
-        let (height, width) = (geometry.height / factor, geometry.width / factor);
+    fn new(isa: Isa, batch: usize, geometry: &Geometry, weights: &ConvWeights, pixel_words: usize) -> Self {
+        let (height, width) = (geometry.height.div_ceil(weights.step), geometry.width.div_ceil(weights.step));
         let tile = isa.tile_rows();
         let columns = width.div_ceil(width.div_ceil(tile * BLOCK_TILES)).next_multiple_of(tile).min(width);
-        let copied = |outputs: usize| (outputs - 1) * geometry.stride + weights.kernel;
+        let copied = |places: usize| (places - 1) * geometry.stride + weights.reach;
         let row_bytes = copied(columns) * pixel_words * 4;
-        let copied_rows =
-            (BLOCK_BYTES / row_bytes).saturating_sub(weights.kernel - geometry.stride.min(weights.kernel));
-        // At least eight blocks from top to bottom, so that threads finish together.
-        let rows = (copied_rows / geometry.stride).clamp(1, height.div_ceil(8));
+        let copied_rows = (BLOCK_BYTES / row_bytes).saturating_sub(weights.reach - geometry.stride.min(weights.reach));
+        // Eight blocks from top to bottom of a single image, so that threads finish together; fewer of one image among
+        // many, since every block reads all weights.
+        let down = 32usize.div_ceil(batch).min(8);
+        let rows = (copied_rows / geometry.stride).clamp(1, height.div_ceil(down));
         Self { height, width, rows, columns, copied: (copied(rows), copied(columns)) }
     }
 
@@ -95,7 +97,7 @@ impl Cut {
 }
 
 #[allow(clippy::too_many_arguments, reason = "one operation, whose operands these are")]
-fn conv2d_as<P: Words, A: Element, T: Element>(
+pub(super) fn conv2d_as<P: Words, A: Element, T: Element>(
     isa: Isa,
     scratch: &Scratch,
     images: &Images<A>,
@@ -106,7 +108,7 @@ fn conv2d_as<P: Words, A: Element, T: Element>(
     out: &mut [T],
 ) {
     let pixel_words = padded_stride(images.channels.div_ceil(P::GROUP));
-    let cut = &Cut::new(isa, geometry, weights, pixel_words);
+    let cut = &Cut::new(isa, images.batch, geometry, weights, pixel_words);
     let out = &Shared::new(out);
     let (down, across) = (cut.blocks_down(), cut.blocks_across());
     (0..images.batch * down * across).into_par_iter().with_max_len(1).for_each_init(
@@ -155,27 +157,31 @@ impl<P: Words, A: Element, T: Element> Body for Block<'_, P, A, T> {
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
         self.copy(s);
-        let (weights, stride) = (self.weights, self.geometry.stride);
+        let (weights, geometry) = (self.weights, self.geometry);
+        let (step, stride) = (weights.step, geometry.stride);
         let row_words = self.copied.1 * self.pixel_words;
-        let factor = if weights.doubles() { 2 } else { 1 };
-        let kernel = if weights.doubles() { 2 } else { weights.kernel };
         let mut segments = [0; MAX_TAPS];
         let mut tile = [ZERO; TILE_LINES];
-        for panel in 0..weights.phases[0].panels() {
-            for (phase, packed) in weights.phases.iter().enumerate() {
-                let (phase_row, phase_column) = (phase / 2, phase % 2);
-                for (tap, segment) in segments[..kernel * kernel].iter_mut().enumerate() {
-                    let (row, column) = (tap / kernel + phase_row, tap % kernel + phase_column);
+        for panel in 0..weights.phases[0].packed.panels() {
+            for (phase, Phase { packed, taps }) in weights.phases.iter().enumerate() {
+                let segments = &mut segments[..taps.len()];
+                for ([row, column], segment) in taps.iter().zip(&mut *segments) {
                     *segment = row * row_words + column * self.pixel_words;
                 }
                 let (lines, vectors) = packed.panel(panel);
-                for row in self.rows.clone() {
-                    for first in (0..self.columns.len()).step_by(S::TILE_ROWS) {
-                        let rows = S::TILE_ROWS.min(self.columns.len() - first);
-                        let (y, x) = (row * factor + phase_row, (self.columns.start + first) * factor + phase_column);
+                let (phase_row, phase_column) = (phase / step, phase % step);
+                // The last places of the kernel may have pixels of some phases only.
+                let within = |places: &Range<usize>, phase: usize, size: usize| {
+                    places.start..places.end.min((size - phase.min(size)).div_ceil(step))
+                };
+                let columns = within(&self.columns, phase_column, geometry.width);
+                for row in within(&self.rows, phase_row, geometry.height) {
+                    for first in (0..columns.len()).step_by(S::TILE_ROWS) {
+                        let rows = S::TILE_ROWS.min(columns.len() - first);
+                        let (y, x) = (row * step + phase_row, (columns.start + first) * step + phase_column);
                         let place = Place {
-                            row: (self.image * self.geometry.height + y) * self.geometry.width + x,
-                            row_step: factor,
+                            row: (self.image * geometry.height + y) * geometry.width + x,
+                            row_step: step,
                             rows,
                             column: panel * packed.panel_vectors * LANES,
                         };
@@ -183,7 +189,7 @@ impl<P: Words, A: Element, T: Element> Body for Block<'_, P, A, T> {
                             words: &self.words,
                             start: (row - self.rows.start) * stride * row_words + first * stride * self.pixel_words,
                             row_stride: stride * self.pixel_words,
-                            segments: &segments[..kernel * kernel],
+                            segments,
                             steps: packed.steps,
                         };
                         prefetch_tile(s, place, packed, self.out);
@@ -203,7 +209,7 @@ impl<P: Words, A: Element, T: Element> Block<'_, P, A, T> {
     fn copy<S: Simd>(&mut self, s: S) {
         let Images { data, height, width, channels, .. } = *self.images;
         let Geometry { stride, padding, .. } = *self.geometry;
-        let reach = |outputs: usize| (outputs - 1) * stride + self.weights.kernel;
+        let reach = |places: usize| (places - 1) * stride + self.weights.reach;
         let row_words = self.copied.1 * self.pixel_words;
         for row in 0..reach(self.rows.len()) {
             let y = (self.rows.start * stride + row).wrapping_sub(padding);

@@ -5,10 +5,16 @@
 //! one run of channels for each tap of the kernel, at distances that are the same for all pixels. The image is never
 //! unfolded.
 
+mod backward_input;
+mod backward_weight;
 mod forward;
+mod upsample;
 mod weights;
 
+pub use backward_input::conv2d_backward_input;
+pub use backward_weight::conv2d_backward_weight;
 pub use forward::conv2d;
+pub use upsample::{upsample_nearest_2x, upsample_nearest_2x_backward};
 pub use weights::ConvWeights;
 
 use crate::Activation;
@@ -34,6 +40,17 @@ impl<T: Element> Images<'_, T> {
         let Images { data, batch, height, width, channels } = self;
         assert_eq!(data.len(), batch * height * width * channels, "images of {batch}×{height}×{width}×{channels}");
     }
+}
+
+/// Height and width of kernels `[out, in, kernel, kernel]` in a slice of `len` elements.
+///
+/// # Panics
+/// There is no such number.
+fn kernel_of(len: usize, channels_out: usize, channels_in: usize) -> usize {
+    let kernel = (len / (channels_out * channels_in)).isqrt();
+    let needed = channels_out * channels_in * kernel * kernel;
+    assert!(len > 0 && len == needed, "{len} weights are no square kernels of {channels_out}×{channels_in} channels");
+    kernel
 }
 
 /// How a kernel moves over an image.

@@ -1,15 +1,30 @@
+use rayon::prelude::*;
+
 use crate::gemm::{Arithmetic, Packed};
-use crate::{Element, Isa};
+use crate::memory::Shared;
+use crate::{Element, Isa, Matrix};
 
 /// The kernels of a convolution, packed.
 #[derive(Debug, Clone)]
 pub struct ConvWeights {
-    /// One; or four, for the output pixels of even and odd rows and columns, where the image is enlarged first.
-    pub(super) phases: Vec<Packed>,
+    /// `step`² of them, row after row: one for each place that an output pixel has in its square of `step`×`step`.
+    pub(super) phases: Vec<Phase>,
+    /// Output pixels, in height and in width, of one place of the kernel.
+    pub(super) step: usize,
+    /// Input pixels, in height and in width, that one place of the kernel reaches over.
+    pub(super) reach: usize,
     /// Height and width of a kernel on the image as it is.
     pub(super) kernel: usize,
     pub(super) channels_in: usize,
     pub(super) channels_out: usize,
+}
+
+/// What some of the output pixels are computed with.
+#[derive(Debug, Clone)]
+pub(super) struct Phase {
+    pub packed: Packed,
+    /// Of each tap of `packed`, row and column of the input pixel that it meets, within the kernel's reach.
+    pub taps: Vec<[usize; 2]>,
 }
 
 /// Where a kernel of 3 falls on an image whose pixels have been doubled: for even pixels and for odd ones, the taps that
@@ -27,16 +42,17 @@ impl ConvWeights {
         weight: &[T],
         (channels_out, channels_in, kernel): (usize, usize, usize),
     ) -> Self {
-        let taps = kernel * kernel;
+        let area = kernel * kernel;
         assert_eq!(
             weight.len(),
-            channels_out * channels_in * taps,
+            channels_out * channels_in * area,
             "weights of {channels_out}×{channels_in}×{kernel}²"
         );
         let element =
-            |out: usize, tap: usize, channel: usize| weight[(out * channels_in + channel) * taps + tap].to_f32();
-        let packed = Packed::with_taps(isa, arithmetic, channels_out, channels_in, taps, element);
-        Self { phases: vec![packed], kernel, channels_in, channels_out }
+            |out: usize, tap: usize, channel: usize| weight[(out * channels_in + channel) * area + tap].to_f32();
+        let packed = Packed::with_taps(isa, arithmetic, channels_out, channels_in, area, element);
+        let taps = (0..area).map(|tap| [tap / kernel, tap % kernel]).collect();
+        Self { phases: vec![Phase { packed, taps }], step: 1, reach: kernel, kernel, channels_in, channels_out }
     }
 
     /// Packs `weight` `[out, in, 3, 3]` for an image that is doubled in height and width, by repeating pixels, before the
@@ -59,14 +75,83 @@ impl ConvWeights {
                 let columns = DOUBLED_TAPS[column][tap % 2];
                 rows.iter().flat_map(|row| columns.iter().map(move |column| of[row * 3 + column].to_f32())).sum()
             };
-            Packed::with_taps(isa, arithmetic, channels_out, channels_in, 4, element)
+            Phase {
+                packed: Packed::with_taps(isa, arithmetic, channels_out, channels_in, 4, element),
+                taps: (0..4).map(|tap| [tap / 2 + row, tap % 2 + column]).collect(),
+            }
         };
-        Self { phases: vec![phase(0, 0), phase(0, 1), phase(1, 0), phase(1, 1)], kernel: 3, channels_in, channels_out }
+        let phases = vec![phase(0, 0), phase(0, 1), phase(1, 0), phase(1, 1)];
+        Self { phases, step: 2, reach: 3, kernel: 3, channels_in, channels_out }
+    }
+
+    /// Packs `weight` `[out, in, kernel, kernel]` for the gradient of a convolution's input: itself a convolution, of
+    /// stride 1, of the gradient of the result. With `stride` above 1, an input pixel meets only the taps that lie a
+    /// whole number of strides from it, so that there are `stride`² phases. The second result is this convolution's own
+    /// padding.
+    ///
+    /// # Panics
+    /// The slice has another length; `padding` is not less than `kernel`.
+    pub(super) fn transposed<T: Element>(
+        isa: Isa,
+        weight: &[T],
+        (channels_out, channels_in, kernel): (usize, usize, usize),
+        stride: usize,
+        padding: usize,
+    ) -> (Self, usize) {
+        let area = kernel * kernel;
+        assert_eq!(
+            weight.len(),
+            channels_out * channels_in * area,
+            "weights of {channels_out}×{channels_in}×{kernel}²"
+        );
+        assert!(padding < kernel, "a padding of {padding} for a kernel of {kernel}");
+        // Tap t of output pixel o falls on input pixel o · stride + t - padding. Input pixel i · stride + phase therefore
+        // meets it if t = phase + padding modulo the stride, at output pixel i + (phase + padding - t) / stride. That
+        // is `new_padding` less for the last of all taps, and where it stands in the reach is counted from there.
+        let new_padding = (kernel - 1 - padding) / stride;
+        let place = |phase: usize, tap: usize| {
+            let met = (phase + padding + stride * new_padding).checked_sub(tap)?;
+            met.is_multiple_of(stride).then_some(met / stride)
+        };
+        let phase = |phase: usize| {
+            let (row, column) = (phase / stride, phase % stride);
+            let meeting = |tap: usize| Some((tap, [place(row, tap / kernel)?, place(column, tap % kernel)?]));
+            let (met, mut taps): (Vec<_>, Vec<_>) = (0..area).filter_map(meeting).unzip();
+            // Pixels that no tap falls on, for which one of zeros stands in.
+            if taps.is_empty() {
+                taps.push([0, 0]);
+            }
+            // `[tap, out, in]`, whose transpose packs as it stands.
+            let mut rows = vec![0f32; taps.len() * channels_out * channels_in];
+            let shared = &Shared::new(&mut rows);
+            weight.par_chunks_exact(channels_in * area).enumerate().for_each(|(out, kernels)| {
+                for (i, tap) in met.iter().enumerate() {
+                    // SAFETY: rows of an output channel belong to its thread alone.
+                    let row = unsafe { shared.part((i * channels_out + out) * channels_in, channels_in) };
+                    for (x, kernel) in row.iter_mut().zip(kernels.chunks_exact(area)) {
+                        *x = kernel[*tap].to_f32();
+                    }
+                }
+            });
+            let matrix = Matrix::new(&rows, taps.len() * channels_out, channels_in).transposed();
+            let mut packed = Packed::new(isa, Arithmetic::F32, matrix);
+            (packed.depth, packed.taps, packed.steps) = (channels_out, taps.len(), channels_out);
+            Phase { packed, taps }
+        };
+        let weights = Self {
+            phases: (0..stride * stride).map(phase).collect(),
+            step: stride,
+            reach: new_padding + (stride - 1 + padding) / stride + 1,
+            kernel,
+            channels_in: channels_out,
+            channels_out: channels_in,
+        };
+        (weights, new_padding)
     }
 
     /// Whether the image is doubled first.
     pub fn doubles(&self) -> bool {
-        self.phases.len() == 4
+        self.step == 2
     }
 
     /// Channels of the input and of the result.
@@ -81,6 +166,6 @@ impl ConvWeights {
 
     /// Memory it takes.
     pub fn size_in_bytes(&self) -> usize {
-        self.phases.iter().map(Packed::size_in_bytes).sum()
+        self.phases.iter().map(|phase| phase.packed.size_in_bytes()).sum()
     }
 }

@@ -58,11 +58,12 @@ pub(crate) fn pack_rows<S: Simd, P: Words, T: Element>(
             let row =
                 |i: usize| words[i * stride + step..].first_chunk().map_or(s.splat_bits(0), |row| s.load_bits(row));
             let columns = s.transpose(std::array::from_fn(row));
-            let lines = lines.chunks_exact_mut(vectors).skip(step);
-            for (column, lines) in columns.into_iter().zip(lines) {
-                s.store_bits(column, &mut lines[vector].0);
+            // Iterators over the lines would not be inlined here, nor compiled with the instructions.
+            for (i, column) in columns.iter().enumerate().take(steps - step) {
+                let line = &mut lines[(step + i) * vectors + vector].0;
+                s.store_bits(*column, line);
                 if flip != 0 {
-                    lines[vector].0.iter_mut().for_each(|word| *word ^= flip);
+                    line.iter_mut().for_each(|word| *word ^= flip);
                 }
             }
         }

@@ -3,8 +3,8 @@ use std::marker::PhantomData;
 use rayon::prelude::*;
 
 use super::pack::PackRows;
-use super::words::{LARGEST_BYTE, Words};
-use super::{Bf16, F32, Int8, MAX_VECTORS, padded_stride};
+use super::words::Words;
+use super::{Bf16, F32, Int8, MAX_VECTORS, Product, padded_stride};
 use crate::memory::{Line, ZERO};
 use crate::simd::{Element, LANES};
 use crate::{Isa, Matrix};
@@ -18,6 +18,17 @@ pub enum Arithmetic {
     Bf16,
     /// Operands in 8 bits, sums in i32: weights with one scale an output, activations with one scale a row.
     Int8,
+}
+
+impl Arithmetic {
+    /// Elements in a group of 32 bits.
+    fn group(self) -> usize {
+        match self {
+            Self::F32 => F32::GROUP,
+            Self::Bf16 => Bf16::GROUP,
+            Self::Int8 => Int8::GROUP,
+        }
+    }
 }
 
 /// The right operand of a product, weights mostly, in the order in which the product reads it. Made once, used often.
@@ -123,54 +134,20 @@ impl Packed {
         taps: usize,
         element: impl Fn(usize, usize, usize) -> f32 + Sync,
     ) -> Self {
-        let mut packed = Self::empty(isa, arithmetic, columns, depth, taps);
-        match arithmetic {
-            Arithmetic::F32 => packed.fill::<F32>(element),
-            Arithmetic::Bf16 => packed.fill::<Bf16>(element),
-            Arithmetic::Int8 => {
-                let row = |c| (0..taps).flat_map(move |tap| (0..depth).map(move |d| (c, tap, d)));
-                let largest = |c| row(c).map(|(c, tap, d)| element(c, tap, d).abs()).fold(0f32, f32::max);
-                let scale = |c| match largest(c) {
-                    0.0 => 1.0,
-                    largest => largest / LARGEST_BYTE,
-                };
-                let scales: Vec<f32> = (0..columns).into_par_iter().map(scale).collect();
-                let byte = |c: usize, tap, d| (element(c, tap, d) / scales[c]).round_ties_even();
-                packed.fill::<Int8>(byte);
-                packed.byte_sums = packed.sum_bytes();
-                packed.scales = scales;
-            }
-        }
-        packed
-    }
-
-    fn fill<P: Words>(&mut self, element: impl Fn(usize, usize, usize) -> f32 + Sync) {
-        self.steps = self.depth.div_ceil(P::GROUP);
-        let run = self.taps * self.steps;
-        self.lines = vec![ZERO; self.columns.div_ceil(LANES) * run];
-        let panel_lines = (run * self.panel_vectors).max(1);
-        let (columns, depth, taps, steps) = (self.columns, self.depth, self.taps, self.steps);
-        self.lines.par_chunks_mut(panel_lines).enumerate().for_each(|(panel, lines)| {
-            let vectors = lines.len() / run;
-            let first = panel * self.panel_vectors * LANES;
-            for tap in 0..taps {
-                // Few steps at a time, so that their lines stay in the cache while one column after another fills them.
-                for start in (0..steps).step_by(32) {
-                    for lane in 0..(columns - first).min(vectors * LANES) {
-                        for step in start..(start + 32).min(steps) {
-                            let mut group = [0f32; 4];
-                            let from = step * P::GROUP;
-                            let len = P::GROUP.min(depth - from);
-                            for (i, x) in group[..len].iter_mut().enumerate() {
-                                *x = element(first + lane, tap, from + i);
-                            }
-                            let line = (tap * steps + step) * vectors + lane / LANES;
-                            lines[line].0[lane % LANES] = P::word(&group[..len]);
-                        }
-                    }
+        // Rows with every run filled up to whole groups pack like those of a matrix.
+        let run = depth.next_multiple_of(arithmetic.group());
+        let mut rows = vec![0f32; columns * taps * run];
+        rows.par_chunks_mut((taps * run).max(1)).enumerate().for_each(|(column, row)| {
+            for (tap, row) in row.chunks_exact_mut(run).enumerate() {
+                for (i, x) in row[..depth].iter_mut().enumerate() {
+                    *x = element(column, tap, i);
                 }
             }
         });
+        let mut packed = Self::new(isa, arithmetic, Matrix::new(&rows, columns, taps * run));
+        (packed.depth, packed.taps) = (depth, taps);
+        packed.steps /= taps.max(1);
+        packed
     }
 
     /// The lines of panel `panel`, and how many vectors it is wide.
@@ -207,7 +184,7 @@ impl Packed {
         out.par_chunks_mut((width * row).max(1)).enumerate().for_each(|(panel, out)| {
             let (lines, vectors) = self.panel(panel);
             for tap in 0..self.taps {
-                // As in `fill`: few steps at a time, so that their lines stay in the cache.
+                // Few steps at a time, so that their lines stay in the cache while one row after another reads them.
                 for start in (0..self.steps).step_by(32) {
                     for (lane, out) in out.chunks_exact_mut(row).enumerate() {
                         let run = &mut out[tap * self.depth..][..self.depth];

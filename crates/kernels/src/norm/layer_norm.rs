@@ -36,11 +36,18 @@ impl Affine<'_> {
 
 /// Layer normalisation (Ba et al. 2016) of each row of `xs`, `[rows, width]`, to mean 0 and variance 1, then
 /// `· scale + shift` if `affine` is given: with a scale per image, the adaptive norm of a DiT block (Peebles & Xie
-/// 2023, section 3.2). `ys` is like `xs`.
+/// 2023, section 3.2). `ys` is of the shape of `xs`.
 ///
 /// # Panics
 /// If the lengths do not fit.
-pub fn layer_norm<T: Element>(isa: Isa, xs: &[T], width: usize, eps: f32, affine: Option<&Affine>, ys: &mut [T]) {
+pub fn layer_norm<A: Element, T: Element>(
+    isa: Isa,
+    xs: &[A],
+    width: usize,
+    eps: f32,
+    affine: Option<&Affine>,
+    ys: &mut [T],
+) {
     let rows = whole_rows(xs.len(), width);
     assert_eq!(ys.len(), xs.len(), "layer norm: the result's length");
     if let Some(affine) = affine {
@@ -60,8 +67,8 @@ fn statistics<S: Simd, T: Element>(s: S, xs: &[T], eps: f32) -> (f32, f32) {
     (mean, 1.0 / (variance + eps).sqrt())
 }
 
-struct Forward<'a, T> {
-    xs: &'a [T],
+struct Forward<'a, A, T> {
+    xs: &'a [A],
     width: usize,
     eps: f32,
     affine: Option<&'a Affine<'a>>,
@@ -69,7 +76,7 @@ struct Forward<'a, T> {
     ys: &'a mut [T],
 }
 
-impl<T: Element> Body for Forward<'_, T> {
+impl<A: Element, T: Element> Body for Forward<'_, A, T> {
     type Output = ();
 
     #[inline(always)]

@@ -4,22 +4,29 @@ use pixart_kernels::Affine;
 
 use super::cpu::{self, View, for_dtype};
 
-/// `layer_norm(xs) · (1 + scale) + shift`: the adaptive norm of a DiT block (Peebles & Xie 2023, section 3.2). The layer
-/// norm is over the last dimension, without weights, in f32 (Ba et al. 2016).
+/// `layer_norm(xs) · (1 + scale) + shift`, in `dtype`: the adaptive norm of a DiT block (Peebles & Xie 2023, section 3.2).
+/// The layer norm is over the last dimension, without weights, in f32 (Ba et al. 2016).
 ///
 /// `xs` is `[batch, n, width]`, `shift` and `scale` are `[batch, 1, width]`.
-pub fn layer_norm_modulate(xs: &Tensor, shift: &Tensor, scale: &Tensor, eps: f64) -> Result<Tensor> {
-    match cpu::is_fast(&[xs, shift, scale]) {
-        true => xs.contiguous()?.apply_op3(shift, scale, Modulate { eps, one_more: true }),
-        false => layer_norm_modulate_composed(xs, shift, scale, eps),
+pub fn layer_norm_modulate(xs: &Tensor, shift: &Tensor, scale: &Tensor, eps: f64, dtype: DType) -> Result<Tensor> {
+    let fast = cpu::is_fast_dtype(xs.device(), dtype) && [xs, shift, scale].iter().all(|xs| cpu::is_fast(&[xs]));
+    match fast {
+        true => xs.contiguous()?.apply_op3(shift, scale, Modulate { eps, one_more: true, dtype }),
+        false => layer_norm_modulate_composed(xs, shift, scale, eps, dtype),
     }
 }
 
 /// What [`layer_norm_modulate`] means.
-pub(super) fn layer_norm_modulate_composed(xs: &Tensor, shift: &Tensor, scale: &Tensor, eps: f64) -> Result<Tensor> {
+pub(super) fn layer_norm_modulate_composed(
+    xs: &Tensor,
+    shift: &Tensor,
+    scale: &Tensor,
+    eps: f64,
+    dtype: DType,
+) -> Result<Tensor> {
     let scale = (scale.to_dtype(DType::F32)? + 1.0)?;
     let shift = shift.to_dtype(DType::F32)?;
-    normalised(xs, eps)?.broadcast_mul(&scale)?.broadcast_add(&shift)?.to_dtype(xs.dtype())
+    normalised(xs, eps)?.broadcast_mul(&scale)?.broadcast_add(&shift)?.to_dtype(dtype)
 }
 
 fn normalised(xs: &Tensor, eps: f64) -> Result<Tensor> {
@@ -47,7 +54,7 @@ impl LayerNorm {
     pub fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         match cpu::is_fast(&[xs, &self.weight, &self.bias]) {
             true => {
-                let modulate = Modulate { eps: self.eps, one_more: false };
+                let modulate = Modulate { eps: self.eps, one_more: false, dtype: xs.dtype() };
                 xs.contiguous()?.apply_op3(&self.bias, &self.weight, modulate)
             }
             false => layer_norm_composed(xs, &self.weight, &self.bias, self.eps),
@@ -65,6 +72,7 @@ pub(super) fn layer_norm_composed(xs: &Tensor, weight: &Tensor, bias: &Tensor, e
 struct Modulate {
     eps: f64,
     one_more: bool,
+    dtype: DType,
 }
 
 impl Modulate {
@@ -103,10 +111,10 @@ impl CustomOp3 for Modulate {
         let scale = self.scale(View::new(scale, scale_layout).to_f32()?);
         let (rows, width) = rows_and_width(layout.shape(), scale.len())?;
         let affine = Affine { scale: &scale, shift: &shift, rows };
-        for_dtype!(xs.dtype(), T => cpu::filled_storage::<T>(layout.shape(), |ys| {
-            pixart_kernels::layer_norm(isa, xs.slice()?, width, self.eps as f32, Some(&affine), ys);
+        for_dtype!(xs.dtype(), A => for_dtype!(self.dtype, T => cpu::filled_storage::<T>(layout.shape(), |ys| {
+            pixart_kernels::layer_norm(isa, xs.slice::<A>()?, width, self.eps as f32, Some(&affine), ys);
             Ok(())
-        }))
+        })))
     }
 
     fn bwd(
@@ -123,7 +131,8 @@ impl CustomOp3 for Modulate {
         let (rows, width) = rows_and_width(xs.shape(), scales.len())?;
         let (mut d_scale, mut d_shift) = (vec![0f32; scales.len()], vec![0f32; shifts.len()]);
         let affine = Affine { scale: &scales, shift: &shifts, rows };
-        let d_xs = cpu::with_views([xs, &d_ys.contiguous()?], |[xs, d_ys]| {
+        let d_ys = d_ys.to_dtype(xs.dtype())?.contiguous()?;
+        let d_xs = cpu::with_views([xs, &d_ys], |[xs, d_ys]| {
             for_dtype!(xs.dtype(), T => cpu::filled::<T>(xs.layout.shape(), |d_xs| {
                 let d_affine = Some((&mut d_scale[..], &mut d_shift[..]));
                 pixart_kernels::layer_norm_backward::<T>(

@@ -96,24 +96,35 @@ impl Linear {
         }
     }
 
+    /// `forward(xs)` in another dtype: that of the weights where they are computed with in less than `xs`.
+    pub fn forward_in(&self, xs: &Tensor, dtype: DType) -> Result<Tensor> {
+        match &self.weights {
+            Weights::Packed(packed) if !xs.track_op() && cpu::is_fast_dtype(xs.device(), dtype) => {
+                packed.fused(xs, dtype, Activation::None, None)
+            }
+            _ => self.forward(&xs.to_dtype(dtype)?),
+        }
+    }
+
     /// `activation(forward(xs))`.
     pub fn forward_activated(&self, xs: &Tensor, function: Activation) -> Result<Tensor> {
         match &self.weights {
-            Weights::Packed(packed) if !xs.track_op() => packed.fused(xs, function, None),
+            Weights::Packed(packed) if !xs.track_op() => packed.fused(xs, xs.dtype(), function, None),
             _ => activation(&self.forward(xs)?, function),
         }
     }
 
-    /// `residual + gate · forward(xs)`: `residual` is of the result's shape, `[batch, n, width_out]`, `gate`, where there is
-    /// one, `[batch, 1, width_out]`.
+    /// `residual + gate · forward(xs)`: `residual` is of the result's shape, `[batch, n, width_out]`, and dtype, `gate`, where
+    /// there is one, `[batch, 1, width_out]`.
     pub fn forward_residual(&self, xs: &Tensor, residual: &Tensor, gate: Option<&Tensor>) -> Result<Tensor> {
         let tracked = xs.track_op() || residual.track_op() || gate.is_some_and(Tensor::track_op);
+        let dtype = residual.dtype();
         match (&self.weights, gate) {
-            (Weights::Packed(packed), _) if !tracked && residual.dtype() == xs.dtype() => {
-                packed.fused(xs, Activation::None, Some((residual, gate)))
+            (Weights::Packed(packed), _) if !tracked && cpu::is_fast(&[residual]) => {
+                packed.fused(xs, dtype, Activation::None, Some((residual, gate)))
             }
-            (_, Some(gate)) => gated_residual(residual, gate, &self.forward(xs)?),
-            (_, None) => residual + self.forward(xs)?,
+            (_, Some(gate)) => gated_residual(residual, &gate.to_dtype(dtype)?, &self.forward(xs)?.to_dtype(dtype)?),
+            (_, None) => residual + self.forward(xs)?.to_dtype(dtype)?,
         }
     }
 }
@@ -151,36 +162,49 @@ impl PackedLinear {
         Epilogue { bias: self.bias.as_ref().map(|bias| &bias[..]), activation, residual: None }
     }
 
-    /// The product with all that follows it in one go, without a gradient.
+    /// The product with all that follows it in one go, in `dtype`, without a gradient.
     fn fused(
         &self,
         xs: &Tensor,
+        dtype: DType,
         activation: Activation,
         residual: Option<(&Tensor, Option<&Tensor>)>,
     ) -> Result<Tensor> {
-        let (isa, xs) = (cpu::isa()?, cpu::with_rows(xs)?);
-        let shape = result_shape(xs.shape(), self.weight.shape().0);
+        let xs = cpu::with_rows(xs)?;
+        check_depth(xs.shape(), self.weight.shape().1)?;
         let (residual, gate) = match residual {
             Some((residual, gate)) => (Some(residual.contiguous()?), gate),
             None => (None, None),
         };
         let gate = gate.map(cpu::f32_values).transpose()?;
-        let rows = shape.dims().iter().rev().nth(1).copied().unwrap_or(1);
-        for_dtype!(xs.dtype(), T => cpu::filled::<T>(&shape, |out| {
-            let compute = |xs: View, residual: Option<&[T]>, out: &mut [T]| -> Result<()> {
-                let gate = gate.as_ref().map(|values| Gate { values, rows });
-                let residual = residual.map(|xs| Residual { xs, gate });
-                let epilogue = Epilogue { residual, ..self.epilogue(activation) };
-                gemm(isa, &SCRATCH, xs.rows::<T>()?, &self.weight, &epilogue, out);
-                Ok(())
-            };
-            match &residual {
-                Some(residual) => cpu::with_views([&xs, residual], |[xs, residual]| {
-                    compute(xs, Some(residual.slice::<T>()?), out)
-                }),
-                None => cpu::with_views([&xs], |[xs]| compute(xs, None, out)),
-            }
+        for_dtype!(xs.dtype(), A => for_dtype!(dtype, T => match &residual {
+            Some(residual) => cpu::with_views([&xs, residual], |[xs, residual]| {
+                self.multiply::<A, T>(xs, activation, Some(residual.slice()?), gate.as_deref())
+            }),
+            None => cpu::with_views([&xs], |[xs]| self.multiply::<A, T>(xs, activation, None, None)),
         }))
+    }
+
+    fn multiply<A: CpuElement, T: CpuElement>(
+        &self,
+        xs: View,
+        activation: Activation,
+        residual: Option<&[T]>,
+        gate: Option<&[f32]>,
+    ) -> Result<Tensor> {
+        let shape = result_shape(xs.layout.shape(), self.weight.shape().0);
+        if residual.is_some_and(|residual| residual.len() != shape.elem_count()) {
+            candle_core::bail!("a linear map to {shape:?} is added to a residual of another shape");
+        }
+        let rows = shape.dims().iter().rev().nth(1).copied().unwrap_or(1);
+        let gate = gate.map(|values| Gate { values, rows });
+        let residual = residual.map(|xs| Residual { xs, gate });
+        let isa = cpu::isa()?;
+        cpu::filled::<T>(shape, |out| {
+            let epilogue = Epilogue { residual, ..self.epilogue(activation) };
+            gemm(isa, &SCRATCH, xs.rows::<A>()?, &self.weight, &epilogue, out);
+            Ok(())
+        })
     }
 }
 

@@ -66,3 +66,11 @@ pub fn tokens_to_image(xs: &Tensor, (height, width): (usize, usize)) -> Result<T
     let (batch, _, channels) = xs.dims3()?;
     channels_first(&xs.reshape((batch, height, width, channels))?)
 }
+
+/// The dtype that this processor computes fastest in: bf16 where it multiplies bf16, else f32.
+pub fn fastest_cpu_dtype() -> DType {
+    match pixart_kernels::Isa::chosen() {
+        Ok(isa) if isa.has_fast_bf16() => DType::BF16,
+        _ => DType::F32,
+    }
+}

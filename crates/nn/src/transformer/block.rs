@@ -1,10 +1,16 @@
 //! One block of the transformer (PixArt-α, figure 4).
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use candle_nn::VarBuilder;
 
 use super::TransformerConfig;
 use crate::ops::{Activation, LayerNorm, Linear, attention, layer_norm_modulate};
+
+/// The dtype of the residual stream and of all that is small. On a CPU it is f32 whatever the weights are: sums of many
+/// layers then keep their digits, at no cost beside the products.
+pub(super) fn stream_dtype(vb: &VarBuilder) -> DType {
+    if vb.device().is_cpu() { DType::F32 } else { vb.dtype() }
+}
 
 #[derive(Debug, Clone)]
 pub(super) struct Block {
@@ -14,6 +20,7 @@ pub(super) struct Block {
     /// `[6, width]`: this block's own part of shift, scale and gate, for attention and then for the MLP.
     scale_shift_table: Tensor,
     norm_eps: f64,
+    dtype: DType,
 }
 
 impl Block {
@@ -27,11 +34,13 @@ impl Block {
                 Linear::new(width, 4 * width, net.pp(0).pp("proj"))?,
                 Linear::new(4 * width, width, net.pp(2))?,
             ],
-            scale_shift_table: vb.get((6, width), "scale_shift_table")?,
+            scale_shift_table: vb.clone().set_dtype(stream_dtype(&vb)).get((6, width), "scale_shift_table")?,
             norm_eps: config.norm_eps,
+            dtype: vb.dtype(),
         })
     }
 
+    /// `xs`, `[batch, n, width]`, and `modulation`, `[batch, 6, width]`, are in [`stream_dtype`]; so is the result.
     pub(super) fn forward(
         &self,
         xs: &Tensor,
@@ -42,11 +51,11 @@ impl Block {
         let table = self.scale_shift_table.unsqueeze(0)?.broadcast_add(modulation)?;
         let row = |i| table.narrow(1, i, 1);
 
-        let normed = layer_norm_modulate(xs, &row(0)?, &row(1)?, self.norm_eps)?;
+        let normed = layer_norm_modulate(xs, &row(0)?, &row(1)?, self.norm_eps, self.dtype)?;
         let xs = self.self_attention.forward(&normed, xs, &row(2)?)?;
         // Cross-attention has neither norm nor gate (PixArt-α, figure 4).
         let xs = self.cross_attention.forward(&xs, keys_values, text_bias)?;
-        let normed = layer_norm_modulate(&xs, &row(3)?, &row(4)?, self.norm_eps)?;
+        let normed = layer_norm_modulate(&xs, &row(3)?, &row(4)?, self.norm_eps, self.dtype)?;
         let [linear_1, linear_2] = &self.feed_forward;
         let hidden = linear_1.forward_activated(&normed, Activation::GeluTanh)?;
         linear_2.forward_residual(&hidden, &xs, Some(&row(5)?))
@@ -123,7 +132,7 @@ impl CrossAttention {
 
     /// `xs + attention(xs, text)`.
     fn forward(&self, xs: &Tensor, keys_values: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-        let q = self.to_q.forward(xs)?;
+        let q = self.to_q.forward_in(xs, keys_values.dtype())?;
         let width = q.dim(2)?;
         let (k, v) = (keys_values.narrow(2, 0, width)?, keys_values.narrow(2, width, width)?);
         let attended = attention(&q, &k, &v, self.heads, self.scale, bias)?;

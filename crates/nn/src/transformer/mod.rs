@@ -11,7 +11,7 @@ use candle_nn::VarBuilder;
 
 use crate::embeddings::{ScalarEmbedding, position_embedding};
 use crate::ops::{Activation, Conv2d, Linear, Padding, image_to_tokens, layer_norm_modulate, silu};
-use block::Block;
+use block::{Block, stream_dtype};
 
 /// The size conditions of 1024-pixel models, one row an image.
 #[derive(Debug, Clone)]
@@ -65,6 +65,7 @@ pub struct PixArtTransformer {
     scale_shift_table: Tensor,
     proj_out: Linear,
     dtype: DType,
+    stream_dtype: DType,
     device: Device,
 }
 
@@ -75,7 +76,10 @@ impl PixArtTransformer {
         config.validate().map_err(candle_core::Error::msg)?;
         let (width, patch) = (config.width(), config.patch_size);
         let caption = vb.pp("caption_projection");
-        let adaln = vb.pp("adaln_single");
+        // The first and the last layer and the modulation cost next to nothing, and their rounding is seen most: a step of
+        // an LCM enlarges that of the last one up to 14 times.
+        let small = vb.clone().set_dtype(stream_dtype(&vb));
+        let adaln = small.pp("adaln_single");
         let blocks = (0..config.num_layers)
             .map(|i| Block::new(config, vb.pp("transformer_blocks").pp(i)))
             .collect::<Result<_>>()?;
@@ -86,7 +90,7 @@ impl PixArtTransformer {
                 patch,
                 patch,
                 Padding::Same(0),
-                vb.pp("pos_embed").pp("proj"),
+                small.pp("pos_embed").pp("proj"),
             )?,
             caption_projection: [
                 Linear::new(config.caption_channels.unwrap_or(width), width, caption.pp("linear_1"))?,
@@ -99,9 +103,10 @@ impl PixArtTransformer {
                 .transpose()?,
             adaln_single: Linear::new(width, 6 * width, adaln.pp("linear"))?,
             blocks,
-            scale_shift_table: vb.get((2, width), "scale_shift_table")?,
-            proj_out: Linear::new(width, patch * patch * config.channels_out(), vb.pp("proj_out"))?,
+            scale_shift_table: small.get((2, width), "scale_shift_table")?,
+            proj_out: Linear::new(width, patch * patch * config.channels_out(), small.pp("proj_out"))?,
             dtype: vb.dtype(),
+            stream_dtype: small.dtype(),
             device: vb.device().clone(),
             config: config.clone(),
         })
@@ -141,7 +146,8 @@ impl PixArtTransformer {
     }
 
     /// Predicts the noise in `latents` `[batch, in_channels, height, width]` at `timestep` `[batch]` (0..999, fractions
-    /// allowed): `[batch, out_channels, height, width]` in the dtype of the weights. The first `in_channels` channels
+    /// allowed): `[batch, out_channels, height, width]`, on a GPU in the dtype of the weights, on a
+    /// CPU in f32. The first `in_channels` channels
     /// are the noise, the rest, where the model has them, the learned variance. Height and width must be divisible by
     /// the patch size; `size` must be given exactly where [`TransformerConfig::has_size_conditions`] says so.
     pub fn forward(
@@ -171,8 +177,8 @@ impl PixArtTransformer {
         let base_size = config.sample_size / config.patch_size;
         let positions =
             position_embedding(config.width(), grid, base_size, config.interpolation_scale(), &self.device)?;
-        let tokens = image_to_tokens(&self.patch_embedding.forward(&latents.to_dtype(self.dtype)?)?)?;
-        tokens.to_dtype(DType::F32)?.broadcast_add(&positions)?.to_dtype(self.dtype)
+        let tokens = image_to_tokens(&self.patch_embedding.forward(&latents.to_dtype(self.stream_dtype)?)?)?;
+        tokens.to_dtype(DType::F32)?.broadcast_add(&positions)?.to_dtype(self.stream_dtype)
     }
 
     /// The shared modulation `[batch, 6, width]` of all blocks and the embedding `[batch, width]` it comes from.
@@ -191,7 +197,7 @@ impl PixArtTransformer {
     /// The last layer: tokens back to an image.
     fn predict(&self, xs: &Tensor, embedded_timestep: &Tensor, (rows, columns): (usize, usize)) -> Result<Tensor> {
         let table = self.scale_shift_table.unsqueeze(0)?.broadcast_add(&embedded_timestep.unsqueeze(1)?)?;
-        let xs = layer_norm_modulate(xs, &table.narrow(1, 0, 1)?, &table.narrow(1, 1, 1)?, 1e-6)?;
+        let xs = layer_norm_modulate(xs, &table.narrow(1, 0, 1)?, &table.narrow(1, 1, 1)?, 1e-6, self.stream_dtype)?;
         let patches = self.proj_out.forward(&xs)?;
         unpatchify(&patches, (rows, columns), self.config.patch_size, self.config.channels_out())
     }
