@@ -2,7 +2,9 @@
 
 use half::bf16;
 
-use crate::simd::Element;
+use crate::Scratch;
+use crate::memory::Line;
+use crate::simd::{Element, LANES};
 
 /// Widths and lengths around those of a vector and of four, and the transformer's own.
 pub(crate) const WIDTHS: [usize; 9] = [1, 7, 15, 16, 17, 31, 33, 71, 1152];
@@ -58,6 +60,17 @@ pub(crate) fn assert_same_in_any_threads<R: PartialEq + Send>(work: impl Fn() ->
     for _ in 0..3 {
         assert!(run(3) == one, "{what}: three threads give another result than one");
     }
+}
+
+/// Working memory that is full of NaN, so that a kernel that reads what it has not written gives NaN.
+pub(crate) fn soiled_scratch() -> Scratch {
+    let scratch = Scratch::new();
+    let mut buffers: Vec<_> = (0..8).map(|_| scratch.take()).collect();
+    for buffer in &mut buffers {
+        buffer.lines(1 << 13).fill(Line([f32::NAN.to_bits(); LANES]));
+    }
+    drop(buffers);
+    scratch
 }
 
 /// The gradient of `loss` at `xs` by central differences.

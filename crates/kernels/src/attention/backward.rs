@@ -3,14 +3,13 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::rows::{CopyRows, StoreRows};
 use super::{Heads, ScoreBias};
-use crate::gemm::{
-    F32, Left, MAX_VECTORS, PackRows, Rows, Run, Words, add_outer_products, load_f32, multiply, padded_stride,
-};
+use crate::gemm::{F32, Left, MAX_VECTORS, PackRows, Rows, Run, add_outer_products, load_f32, multiply, padded_stride};
 use crate::isa::Body;
 use crate::math::exp2;
 use crate::memory::{Line, LineWords, Scratch, Shared, ZERO};
-use crate::simd::{Element, LANES, Simd, load_up_to, store_up_to};
+use crate::simd::{Element, LANES, Simd, load_up_to};
 use crate::{Isa, Matrix};
 
 /// Bytes that the weights of a block of queries and their gradients take: half of a common second-level cache.
@@ -206,52 +205,6 @@ impl<T: Element> Head<'_, T> {
     fn store(&self, lines: &[Line], stride: usize, out: &Shared<T>, first: usize) {
         let (size, width) = (self.sizes.size, self.heads.q.columns);
         self.isa.run(StoreRows { lines, stride, out, start: first * width + self.head * size, size, width });
-    }
-}
-
-/// Copies rows of a matrix as f32, with zeros to the end of their last line; they start `stride` lines after each other.
-struct CopyRows<'a, T> {
-    matrix: Matrix<'a, T>,
-    rows: Range<usize>,
-    lines: &'a mut [Line],
-    stride: usize,
-}
-
-impl<T: Element> Body for CopyRows<'_, T> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        for (row, lines) in self.rows.zip(self.lines.chunks_exact_mut(self.stride)) {
-            let row = &self.matrix.data[row * self.matrix.row_stride..][..self.matrix.columns];
-            F32::left_row(s, row, 1.0, &mut LineWords::new(lines));
-        }
-    }
-}
-
-/// Writes rows of `size`, `stride` lines after each other, to a head's part of `out`, rows of `width`; the first of them
-/// to `start`.
-struct StoreRows<'a, T> {
-    lines: &'a [Line],
-    stride: usize,
-    out: &'a Shared<'a, T>,
-    start: usize,
-    size: usize,
-    width: usize,
-}
-
-impl<T: Element> Body for StoreRows<'_, T> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        for (row, lines) in self.lines.chunks_exact(self.stride).enumerate() {
-            // SAFETY: a head's part of a gradient belongs to that head's task alone.
-            let out = unsafe { self.out.part(self.start + row * self.width, self.size) };
-            for (line, out) in lines.iter().zip(out.chunks_mut(LANES)) {
-                store_up_to(s, load_f32(s, line), out);
-            }
-        }
     }
 }
 

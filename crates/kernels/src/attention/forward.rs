@@ -234,8 +234,8 @@ impl<P: Words, T: Element> Body for Block<'_, P, T> {
                 self.add_values(s, first, rows, &block);
             }
         }
-        for i in 0..self.queries.len() {
-            let inverse = s.splat(1.0 / totals[i]);
+        for (i, total) in totals.iter().enumerate().take(self.queries.len()) {
+            let inverse = s.splat(1.0 / total);
             let at = (first_row + i) * q.columns + self.head * size;
             // SAFETY: a query's part of a head belongs to this block alone.
             let out = unsafe { self.out.part(at, size) };

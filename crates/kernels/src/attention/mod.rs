@@ -3,6 +3,7 @@
 
 mod backward;
 mod forward;
+mod rows;
 
 pub use backward::attention_backward;
 pub use forward::attention;

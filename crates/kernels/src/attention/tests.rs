@@ -4,7 +4,7 @@ use half::bf16;
 
 use super::*;
 use crate::gemm::tests::numbers;
-use crate::testing::{TestElement, assert_close, assert_same_in_any_threads, slopes};
+use crate::testing::{TestElement, assert_close, assert_same_in_any_threads, slopes, soiled_scratch, wide};
 use crate::{Arithmetic, Isa, Scratch};
 
 /// Attention in f64.
@@ -109,7 +109,7 @@ fn worst(found: &[f32], expected: &[f64]) -> f64 {
 
 #[test]
 fn attention_is_the_definition() {
-    let scratch = Scratch::new();
+    let scratch = soiled_scratch();
     for isa in Isa::available() {
         for (batch, heads, size, queries, keys) in [
             (1, 1, 1, 1, 1),
@@ -157,7 +157,7 @@ fn attention_is_the_definition() {
 /// A key that all queries are masked from has no influence, whatever stands there; scores far apart do not overflow.
 #[test]
 fn masked_keys_have_no_influence() {
-    let scratch = Scratch::new();
+    let scratch = soiled_scratch();
     let (keys, size) = (300, 20);
     let (q, mut k, v) = (numbers(9 * size, 1), numbers(keys * size, 2), numbers(keys * size, 3));
     // The first block of keys is masked altogether.
@@ -190,7 +190,7 @@ fn gradients_are_those_of_the_definition() {
 }
 
 fn gradients_agree<T: TestElement>(tolerance: f64) {
-    let scratch = Scratch::new();
+    let scratch = soiled_scratch();
     let of = |len, seed| -> Vec<T> { numbers(len, seed).into_iter().map(T::from_f32).collect() };
     for isa in Isa::available() {
         for (batch, heads, size, queries, keys) in [
@@ -224,7 +224,7 @@ fn gradients_agree<T: TestElement>(tolerance: f64) {
                     bias,
                 };
                 let d_out = of(batch * queries * width, 4);
-                let expected = Definition::new(&heads).backward(&crate::testing::wide(&d_out));
+                let expected = Definition::new(&heads).backward(&wide(&d_out));
                 let nan = |len| vec![T::from_f32(f32::NAN); len];
                 let mut found = [nan(batch * queries * width), nan(batch * keys * width), nan(batch * keys * width)];
                 let [d_q, d_k, d_v] = &mut found;

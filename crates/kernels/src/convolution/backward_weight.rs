@@ -11,9 +11,9 @@ use crate::simd::{Element, LANES, Simd, load_up_to, store_up_to};
 /// beside computing it.
 const CHUNK_PIXELS: usize = 1024;
 
-/// Bytes of the result's gradient that are worked on at a time, at most: half of a common second-level cache, beside which
-/// a panel of the images finds room.
-const CHUNK_BYTES: usize = 2048 << 10;
+/// Bytes of the result's gradient that are worked on at a time, at most: a common second-level cache. It is read in order,
+/// so that some of it may come from further away, while the panel of the images that it is multiplied with stays near.
+const CHUNK_BYTES: usize = 1 << 20;
 
 /// The gradients of the weights of [`conv2d`](super::conv2d), and of a bias, from `images`, its input, and `d_out`, the
 /// gradient of its result, whose height and width are those that `geometry` says: `d_weight` `[out, in, kernel, kernel]`

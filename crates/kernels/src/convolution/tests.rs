@@ -2,7 +2,7 @@ use half::bf16;
 
 use super::*;
 use crate::gemm::tests::numbers;
-use crate::testing::{TestElement, assert_close, assert_same_in_any_threads, wide};
+use crate::testing::{TestElement, assert_close, assert_same_in_any_threads, soiled_scratch, wide};
 use crate::{Arithmetic, Epilogue, Isa, Residual, Scratch};
 
 /// Calls `visit` for every product that a convolution adds up, with the places of the sum, the input and the weight.
@@ -50,7 +50,7 @@ fn worst(found: &[f32], expected: &[f64]) -> f64 {
 
 #[test]
 fn convolution_is_the_definition() {
-    let scratch = Scratch::new();
+    let scratch = soiled_scratch();
     for isa in Isa::available() {
         for (batch, height, width, channels, channels_out, kernel, stride, padding, size) in [
             (1, 1, 1, 1, 1, 3, 1, 1, (1, 1)),
@@ -82,7 +82,7 @@ fn convolution_is_the_definition() {
 /// Weights that double give what a doubled image gives.
 #[test]
 fn doubling_is_a_convolution_of_repeated_pixels() {
-    let scratch = Scratch::new();
+    let scratch = soiled_scratch();
     let (batch, height, width, channels, channels_out) = (2, 5, 19, 6, 35);
     let data = numbers(batch * height * width * channels, 1);
     let weight = numbers(channels_out * channels * 9, 2);
@@ -112,7 +112,7 @@ fn doubling_is_a_convolution_of_repeated_pixels() {
 /// A norm before and bias, activation and residual after, on more rows than one block has.
 #[test]
 fn norm_and_epilogue_are_applied() {
-    let scratch = Scratch::new();
+    let scratch = soiled_scratch();
     let (batch, height, width, channels, channels_out) = (2, 40, 20, 19, 17);
     let data = numbers(batch * height * width * channels, 1);
     let weight = numbers(channels_out * channels * 9, 2);
@@ -175,7 +175,7 @@ fn gradients_are_those_of_the_definition() {
 }
 
 fn gradients_agree<T: TestElement>() {
-    let scratch = Scratch::new();
+    let scratch = soiled_scratch();
     let of = |len, seed| -> Vec<T> { numbers(len, seed).into_iter().map(T::from_f32).collect() };
     for (batch, height, width, channels, channels_out, kernel, stride, padding, size) in SHAPES {
         let geometry = Geometry { stride, padding, height: size.0, width: size.1 };

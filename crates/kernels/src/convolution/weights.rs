@@ -141,7 +141,7 @@ impl ConvWeights {
         let weights = Self {
             phases: (0..stride * stride).map(phase).collect(),
             step: stride,
-            reach: new_padding + (stride - 1 + padding) / stride + 1,
+            reach: new_padding + padding.div_ceil(stride) + 1,
             kernel,
             channels_in: channels_out,
             channels_out: channels_in,

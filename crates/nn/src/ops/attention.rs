@@ -1,6 +1,6 @@
-use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor};
-use candle_nn::ops::softmax_last_dim;
-use pixart_kernels::{Heads, ScoreBias};
+use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Result, Shape, Tensor};
+use candle_nn::ops::{softmax, softmax_last_dim};
+use pixart_kernels::{Heads, ScoreBias, attention_backward};
 
 use super::cpu::{self, CpuElement, SCRATCH, View, for_dtype};
 use super::product_dtype;
@@ -65,7 +65,9 @@ fn attention_in_chunks(
             Some(bias) => scores.broadcast_add(bias)?,
             None => scores,
         };
-        softmax_last_dim(&scores)?.to_dtype(dtype)?.matmul(&v_heads)
+        // The fused softmax has no gradient.
+        let weights = if scores.track_op() { softmax(&scores, D::Minus1)? } else { softmax_last_dim(&scores)? };
+        weights.to_dtype(dtype)?.matmul(&v_heads)
     };
     let ys = if chunk >= n {
         rows(0, n)?
@@ -153,6 +155,28 @@ impl CustomOp3 for Attention {
             pixart_kernels::attention(isa, &SCRATCH, T::ARITHMETIC, &self.heads::<T>(q, k, v)?, out);
             Ok(())
         }))
+    }
+
+    fn bwd(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        _: &Tensor,
+        d_out: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let isa = cpu::isa()?;
+        let d_out = d_out.contiguous()?;
+        for_dtype!(q.dtype(), T => {
+            let [mut d_q, mut d_k, mut d_v] = [q, k, v].map(|xs| vec![T::default(); xs.elem_count()]);
+            cpu::with_views([q, k, v, &d_out], |[q, k, v, d_out]| {
+                let (heads, d_out) = (self.heads::<T>(q, k, v)?, d_out.slice()?);
+                attention_backward(isa, &SCRATCH, &heads, d_out, &mut d_q, &mut d_k, &mut d_v);
+                Ok(())
+            })?;
+            let like = |values, xs: &Tensor| Tensor::from_vec(values, xs.shape(), xs.device()).map(Some);
+            Ok((like(d_q, q)?, like(d_k, k)?, like(d_v, v)?))
+        })
     }
 }
 

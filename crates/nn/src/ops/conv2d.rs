@@ -1,8 +1,10 @@
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 use candle_nn::VarBuilder;
-use pixart_kernels::{Activation, ConvWeights, Epilogue, Geometry, Images, Normalise, Residual};
+use pixart_kernels::{
+    Activation, ConvWeights, Epilogue, Geometry, Normalise, Residual, conv2d_backward_input, conv2d_backward_weight,
+};
 
 use super::cpu::{self, CpuElement, SCRATCH, View, for_dtype};
 use super::{GroupNorm, channels_first, channels_last, product_dtype, upsample_nearest_2x};
@@ -33,6 +35,25 @@ impl Padding {
 
 /// 2-D convolution: `xs` `[batch, in, height, width]`, `weight` `[out, in, k, k]`, `bias` `[out]`.
 pub fn conv2d(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, stride: usize, padding: Padding) -> Result<Tensor> {
+    let bias_is_fast = bias.is_none_or(|bias| cpu::is_fast(&[xs, bias]));
+    if !cpu::is_fast(&[xs, weight]) || !bias_is_fast {
+        return conv2d_composed(xs, weight, bias, stride, padding);
+    }
+    let (input, weight, op) = (channels_last(xs)?, weight.contiguous()?, Convolution { stride, padding });
+    channels_first(&match bias {
+        Some(bias) => input.apply_op3(&weight, bias, op)?,
+        None => input.apply_op2(&weight, op)?,
+    })
+}
+
+/// What [`conv2d`] means.
+pub(super) fn conv2d_composed(
+    xs: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    stride: usize,
+    padding: Padding,
+) -> Result<Tensor> {
     let dtype = product_dtype(xs.device(), xs.dtype());
     let input = xs.to_dtype(dtype)?;
     let (input, padding) = match padding {
@@ -225,8 +246,7 @@ impl PackedConv2d {
         residual: Option<Residual<T>>,
         ys: &mut [T],
     ) -> Result<()> {
-        let (batch, height, width, channels) = xs.layout.shape().dims4()?;
-        let images = Images { data: xs.slice::<T>()?, batch, height, width, channels };
+        let images = xs.images::<T>()?;
         let epilogue = Epilogue { bias: Some(&self.bias), residual, ..Epilogue::default() };
         pixart_kernels::conv2d(cpu::isa()?, &SCRATCH, &images, normalise, &self.weight, geometry, &epilogue, ys);
         Ok(())
@@ -244,5 +264,116 @@ impl CustomOp1 for PackedConv2d {
         for_dtype!(xs.dtype(), T => {
             cpu::filled_storage::<T>(shape, |ys| self.convolve(xs, None, &geometry, None, ys))
         })
+    }
+
+    fn bwd(&self, _: &Tensor, _: &Tensor, _: &Tensor) -> Result<Option<Tensor>> {
+        candle_core::bail!("no gradient goes through a convolution of frozen weights; make its weights variables")
+    }
+}
+
+/// A convolution of channels-last images with weights that are tensors: for training.
+struct Convolution {
+    stride: usize,
+    padding: Padding,
+}
+
+impl Convolution {
+    fn geometry(&self, xs: &Shape, weight: &Shape) -> Result<Geometry> {
+        let ((_, height, width, channels), (_, channels_in, kernel, _)) = (xs.dims4()?, weight.dims4()?);
+        if channels != channels_in {
+            candle_core::bail!("a convolution of {channels_in} channels was given {channels}");
+        }
+        self.padding.geometry((height, width), kernel, self.stride)
+    }
+
+    fn forward(&self, xs: View, weight: View, bias: Option<View>) -> Result<(CpuStorage, Shape)> {
+        let isa = cpu::isa()?;
+        let geometry = self.geometry(xs.layout.shape(), weight.layout.shape())?;
+        let (out, channels, kernel, _) = weight.layout.shape().dims4()?;
+        let bias = bias.map(View::to_f32).transpose()?;
+        let shape = (xs.layout.dims()[0], geometry.height, geometry.width, out);
+        for_dtype!(xs.dtype(), T => {
+            let weights = ConvWeights::new(isa, T::ARITHMETIC, weight.slice::<T>()?, (out, channels, kernel));
+            cpu::filled_storage::<T>(shape, |ys| {
+                let epilogue = Epilogue { bias: bias.as_deref(), ..Epilogue::default() };
+                pixart_kernels::conv2d(isa, &SCRATCH, &xs.images::<T>()?, None, &weights, &geometry, &epilogue, ys);
+                Ok(())
+            })
+        })
+    }
+
+    /// The gradients of the input, the weights and the bias.
+    fn backward(&self, xs: &Tensor, weight: &Tensor, d_ys: &Tensor) -> Result<[Tensor; 3]> {
+        let isa = cpu::isa()?;
+        let geometry = self.geometry(xs.shape(), weight.shape())?;
+        let (_, height, width, channels) = xs.dims4()?;
+        let out = weight.dim(0)?;
+        let (mut d_weight, mut d_bias) = (vec![0f32; weight.elem_count()], vec![0f32; out]);
+        let d_xs = cpu::with_views([xs, weight, &d_ys.contiguous()?], |[xs, weight, d_ys]| {
+            for_dtype!(xs.dtype(), T => {
+                let (xs, d_ys) = (xs.images::<T>()?, d_ys.images::<T>()?);
+                conv2d_backward_weight(isa, &SCRATCH, &xs, &d_ys, &geometry, &mut d_weight, Some(&mut d_bias));
+                cpu::filled::<T>((xs.batch, height, width, channels), |d_xs| {
+                    let weight = weight.slice::<T>()?;
+                    conv2d_backward_input(isa, &SCRATCH, &d_ys, weight, &geometry, (height, width, channels), d_xs);
+                    Ok(())
+                })
+            })
+        })?;
+        let d_weight = Tensor::from_vec(d_weight, weight.shape(), weight.device())?.to_dtype(weight.dtype())?;
+        let d_bias = Tensor::from_vec(d_bias, out, weight.device())?.to_dtype(weight.dtype())?;
+        Ok([d_xs, d_weight, d_bias])
+    }
+}
+
+impl CustomOp2 for Convolution {
+    fn name(&self) -> &'static str {
+        "conv2d"
+    }
+
+    fn cpu_fwd(
+        &self,
+        xs: &CpuStorage,
+        xs_layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        self.forward(View::new(xs, xs_layout), View::new(weight, weight_layout), None)
+    }
+
+    fn bwd(&self, xs: &Tensor, weight: &Tensor, _: &Tensor, d_ys: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let [d_xs, d_weight, _] = self.backward(xs, weight, d_ys)?;
+        Ok((Some(d_xs), Some(d_weight)))
+    }
+}
+
+impl CustomOp3 for Convolution {
+    fn name(&self) -> &'static str {
+        "conv2d"
+    }
+
+    fn cpu_fwd(
+        &self,
+        xs: &CpuStorage,
+        xs_layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+        bias: &CpuStorage,
+        bias_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let bias = View::new(bias, bias_layout);
+        self.forward(View::new(xs, xs_layout), View::new(weight, weight_layout), Some(bias))
+    }
+
+    fn bwd(
+        &self,
+        xs: &Tensor,
+        weight: &Tensor,
+        _: &Tensor,
+        _: &Tensor,
+        d_ys: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let [d_xs, d_weight, d_bias] = self.backward(xs, weight, d_ys)?;
+        Ok((Some(d_xs), Some(d_weight), Some(d_bias)))
     }
 }

@@ -2,7 +2,7 @@
 
 use candle_core::{CpuStorage, DType, Device, Error, Layout, Result, Shape, Storage, Tensor, WithDType};
 use half::bf16;
-use pixart_kernels::{Arithmetic, Element, Isa, Matrix, Scratch};
+use pixart_kernels::{Arithmetic, Element, Images, Isa, Matrix, Scratch};
 
 /// Working memory of all kernels.
 pub(super) static SCRATCH: Scratch = Scratch::new();
@@ -93,6 +93,12 @@ impl<'a> View<'a> {
             }
             _ => candle_core::bail!("a kernel needs rows at equal distances, not {:?}", self.layout),
         }
+    }
+
+    /// The elements as images `[batch, height, width, channels]`.
+    pub(super) fn images<T: CpuElement>(&self) -> Result<Images<'a, T>> {
+        let (batch, height, width, channels) = self.layout.shape().dims4()?;
+        Ok(Images { data: self.slice()?, batch, height, width, channels })
     }
 
     /// All elements in order, in f32.

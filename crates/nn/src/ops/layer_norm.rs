@@ -52,17 +52,19 @@ impl LayerNorm {
 
     /// `[..., width]` to the same shape.
     pub fn forward(&self, xs: &Tensor) -> Result<Tensor> {
-        match cpu::is_fast(&[xs, &self.weight, &self.bias]) {
-            true => {
-                let modulate = Modulate { eps: self.eps, one_more: false, dtype: xs.dtype() };
-                xs.contiguous()?.apply_op3(&self.bias, &self.weight, modulate)
-            }
-            false => layer_norm_composed(xs, &self.weight, &self.bias, self.eps),
-        }
+        layer_norm(xs, &self.weight, &self.bias, self.eps)
     }
 }
 
-/// What [`LayerNorm::forward`] means.
+/// Layer norm over the last dimension, in f32, then `· weight + bias`, both `[width]` (Ba et al. 2016).
+pub fn layer_norm(xs: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+    match cpu::is_fast(&[xs, weight, bias]) {
+        true => xs.contiguous()?.apply_op3(bias, weight, Modulate { eps, one_more: false, dtype: xs.dtype() }),
+        false => layer_norm_composed(xs, weight, bias, eps),
+    }
+}
+
+/// What [`layer_norm`] means.
 pub(super) fn layer_norm_composed(xs: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
     let ys = normalised(xs, eps)?.broadcast_mul(&weight.to_dtype(DType::F32)?)?;
     ys.broadcast_add(&bias.to_dtype(DType::F32)?)?.to_dtype(xs.dtype())

@@ -1,1 +1,266 @@
+//! Every fast form against the composition that defines it, values and gradients, on odd shapes.
 
+use candle_core::{DType, Device, Result, Tensor, Var};
+use pixart_kernels::Activation;
+
+use super::activation::activation_composed;
+use super::attention::attention_composed;
+use super::conv2d::conv2d_composed;
+use super::gated_residual::gated_residual_composed;
+use super::group_norm::group_norm_composed;
+use super::layer_norm::{layer_norm_composed, layer_norm_modulate_composed};
+use super::linear::linear_composed;
+use super::rms_norm::rms_norm_composed;
+use super::upsample::upsample_nearest_2x_composed;
+use super::*;
+
+/// Holds `fast` to `composed` in the values of the result, in f32 and in bf16; there the composition takes the same
+/// rounded inputs in f32.
+fn hold_values(
+    name: &str,
+    shapes: &[&[usize]],
+    fast: impl Fn(&[Tensor]) -> Result<Tensor>,
+    composed: impl Fn(&[Tensor]) -> Result<Tensor>,
+) -> Result<()> {
+    for (dtype, tolerance) in [(DType::F32, 2e-5), (DType::BF16, 2e-2)] {
+        let random = |shape: &&[usize]| Tensor::randn(0f32, 1.0, *shape, &Device::Cpu)?.to_dtype(dtype);
+        let inputs = shapes.iter().map(random).collect::<Result<Vec<_>>>()?;
+        let wide = inputs.iter().map(|xs| xs.to_dtype(DType::F32)).collect::<Result<Vec<_>>>()?;
+        let found = fast(&inputs)?;
+        assert_eq!(found.dtype(), dtype, "{name}");
+        close(&format!("{name} in {dtype:?}"), &found, &composed(&wide)?, tolerance)?;
+    }
+    Ok(())
+}
+
+/// As [`hold_values`], and in the gradient of every input, in f32.
+fn hold(
+    name: &str,
+    shapes: &[&[usize]],
+    fast: impl Fn(&[Tensor]) -> Result<Tensor>,
+    composed: impl Fn(&[Tensor]) -> Result<Tensor>,
+) -> Result<()> {
+    hold_values(name, shapes, &fast, &composed)?;
+    let random = |shape: &&[usize]| Tensor::randn(0f32, 1.0, *shape, &Device::Cpu);
+    let inputs = shapes.iter().map(random).collect::<Result<Vec<_>>>()?;
+    let variables = || inputs.iter().map(Var::from_tensor).collect::<Result<Vec<_>>>();
+    let (mine, theirs) = (variables()?, variables()?);
+    let tensors = |of: &[Var]| of.iter().map(|var| var.as_tensor().clone()).collect::<Vec<_>>();
+    let ys = fast(&tensors(&mine))?;
+    let weights = Tensor::randn(0f32, 1.0, ys.shape(), &Device::Cpu)?;
+    let found = (ys * &weights)?.sum_all()?.backward()?;
+    let expected = (composed(&tensors(&theirs))? * &weights)?.sum_all()?.backward()?;
+    for (i, (mine, theirs)) in mine.iter().zip(&theirs).enumerate() {
+        let (found, expected) = (found.get(mine), expected.get(theirs));
+        let found = found.unwrap_or_else(|| panic!("{name} has no gradient for input {i}"));
+        let expected = expected.unwrap_or_else(|| panic!("the composition of {name} has no gradient"));
+        close(&format!("{name}, gradient of input {i}"), found, expected, 5e-5)?;
+    }
+    Ok(())
+}
+
+/// The largest difference is at most `tolerance` of the largest value.
+fn close(name: &str, found: &Tensor, expected: &Tensor, tolerance: f32) -> Result<()> {
+    assert_eq!(found.dims(), expected.dims(), "{name}");
+    let largest = |xs: &Tensor| xs.to_dtype(DType::F32)?.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>();
+    let error = largest(&(found.to_dtype(DType::F32)? - expected)?)? / largest(expected)?.max(1e-3);
+    assert!(error <= tolerance, "{name} is off by {error:e}");
+    Ok(())
+}
+
+#[test]
+fn linear_is_its_composition() -> Result<()> {
+    for (rows, width_in, width_out) in [(1, 1, 1), (7, 15, 33), (31, 64, 17), (48, 33, 96)] {
+        hold(
+            "linear",
+            &[&[2, rows, width_in], &[width_out, width_in], &[width_out]],
+            |xs| linear(&xs[0], &xs[1], Some(&xs[2])),
+            |xs| linear_composed(&xs[0], &xs[1], Some(&xs[2])),
+        )?;
+        hold(
+            "linear without a bias",
+            &[&[rows, width_in], &[width_out, width_in]],
+            |xs| linear(&xs[0], &xs[1], None),
+            |xs| linear_composed(&xs[0], &xs[1], None),
+        )?;
+    }
+    Ok(())
+}
+
+/// A linear map of packed weights, whole and fused, and its gradient through the frozen weights.
+#[test]
+fn packed_linear_is_its_composition() -> Result<()> {
+    let (rows, width_in, width_out) = (9, 31, 34);
+    let device = Device::Cpu;
+    let weights: Vec<_> =
+        (0..2).map(|_| Tensor::randn(0f32, 1.0, (width_out, width_in), &device)).collect::<Result<_>>()?;
+    let biases: Vec<_> = (0..2).map(|_| Tensor::randn(0f32, 1.0, width_out, &device)).collect::<Result<_>>()?;
+    let tensors = ["a", "b"].iter().zip(weights.iter().zip(&biases)).flat_map(|(name, (weight, bias))| {
+        [(format!("{name}.weight"), weight.clone()), (format!("{name}.bias"), bias.clone())]
+    });
+    let vb = candle_nn::VarBuilder::from_tensors(tensors.collect(), DType::F32, &device);
+    let joined = Linear::joined(width_in, width_out, true, &[vb.pp("a"), vb.pp("b")])?;
+    let (weight, bias) = (Tensor::cat(&weights, 0)?, Tensor::cat(&biases, 0)?);
+    hold(
+        "joined linear",
+        &[&[2, rows, width_in]],
+        |xs| joined.forward(&xs[0]),
+        |xs| linear_composed(&xs[0], &weight, Some(&bias)),
+    )?;
+    hold(
+        "linear and activation",
+        &[&[2, rows, width_in]],
+        |xs| joined.forward_activated(&xs[0], Activation::GeluTanh),
+        |xs| linear_composed(&xs[0], &weight, Some(&bias))?.gelu(),
+    )?;
+    let shapes: [&[usize]; 3] = [&[2, rows, width_in], &[2, rows, 2 * width_out], &[2, 1, 2 * width_out]];
+    hold(
+        "linear, gate and residual",
+        &shapes,
+        |xs| joined.forward_residual(&xs[0], &xs[1], Some(&xs[2])),
+        |xs| gated_residual_composed(&xs[1], &xs[2], &linear_composed(&xs[0], &weight, Some(&bias))?),
+    )?;
+    hold(
+        "linear and residual",
+        &shapes[..2],
+        |xs| joined.forward_residual(&xs[0], &xs[1], None),
+        |xs| &xs[1] + linear_composed(&xs[0], &weight, Some(&bias))?,
+    )
+}
+
+#[test]
+fn attention_is_its_composition() -> Result<()> {
+    for (batch, heads, size, n, m) in [(1, 1, 1, 1, 1), (2, 3, 8, 7, 15), (1, 2, 72, 33, 31), (2, 1, 64, 17, 130)] {
+        let width = heads * size;
+        let bias = Tensor::randn(0f32, 1.0, (1, heads, n, m), &Device::Cpu)?;
+        let mask = Tensor::from_iter((0..batch * m).map(|i| if i % m > m / 2 { -1e4f32 } else { 0.0 }), &Device::Cpu)?;
+        let mask = mask.reshape((batch, 1, 1, m))?;
+        for bias in [None, Some(&bias), Some(&mask)] {
+            hold(
+                "attention",
+                &[&[batch, n, width], &[batch, m, width], &[batch, m, width]],
+                |xs| attention(&xs[0], &xs[1], &xs[2], heads, 0.7, bias),
+                |xs| attention_composed(&xs[0], &xs[1], &xs[2], heads, 0.7, bias),
+            )?;
+        }
+    }
+    // Queries, keys and values as parts of one tensor.
+    let part = |xs: &Tensor, i: usize| xs.narrow(2, i * 24, 24);
+    hold(
+        "attention of parts",
+        &[&[2, 19, 72]],
+        |xs| attention(&part(&xs[0], 0)?, &part(&xs[0], 1)?, &part(&xs[0], 2)?, 3, 0.3, None),
+        |xs| attention_composed(&part(&xs[0], 0)?, &part(&xs[0], 1)?, &part(&xs[0], 2)?, 3, 0.3, None),
+    )
+}
+
+#[test]
+fn conv2d_is_its_composition() -> Result<()> {
+    for (channels, out, height, width, kernel, stride, padding) in [
+        (1, 1, 1, 1, 3, 1, Padding::Same(1)),
+        (3, 5, 7, 15, 3, 1, Padding::Same(1)),
+        (17, 33, 6, 9, 1, 1, Padding::Same(0)),
+        (4, 16, 8, 10, 2, 2, Padding::Same(0)),
+        (8, 7, 10, 12, 3, 2, Padding::RightBottom),
+        (8, 7, 9, 11, 3, 2, Padding::RightBottom),
+    ] {
+        hold(
+            "conv2d",
+            &[&[2, channels, height, width], &[out, channels, kernel, kernel], &[out]],
+            |xs| conv2d(&xs[0], &xs[1], Some(&xs[2]), stride, padding),
+            |xs| conv2d_composed(&xs[0], &xs[1], Some(&xs[2]), stride, padding),
+        )?;
+    }
+    Ok(())
+}
+
+/// A convolution of packed weights alone, after a norm, with a residual, and of an enlarged image.
+#[test]
+fn packed_conv2d_is_its_composition() -> Result<()> {
+    let (channels, groups) = (12, 3);
+    let device = Device::Cpu;
+    let random = |shape: &[usize]| Tensor::randn(0f32, 1.0, shape, &device);
+    let (weight, bias) = (random(&[channels, channels, 3, 3])?, random(&[channels])?);
+    let (norm_weight, norm_bias) = (random(&[channels])?, random(&[channels])?);
+    let tensors =
+        [("conv.weight", &weight), ("conv.bias", &bias), ("norm.weight", &norm_weight), ("norm.bias", &norm_bias)];
+    let tensors = tensors.into_iter().map(|(name, tensor)| (name.to_string(), tensor.clone())).collect();
+    let vb = candle_nn::VarBuilder::from_tensors(tensors, DType::F32, &device);
+    let conv = Conv2d::three(channels, channels, vb.pp("conv"))?;
+    let upsampling = Conv2d::upsampling(channels, vb.pp("conv"))?;
+    let norm = GroupNorm::new(groups, channels, 1e-6, vb.pp("norm"))?;
+    let plain = |xs: &Tensor| conv2d_composed(xs, &weight, Some(&bias), 1, Padding::Same(1));
+    let normed =
+        |xs: &Tensor| plain(&group_norm_composed(xs, groups, &norm_weight, &norm_bias, 1e-6, Activation::Silu)?);
+    let shape: &[usize] = &[2, channels, 7, 9];
+    hold_values("packed conv2d", &[shape], |xs| conv.forward(&xs[0]), |xs| plain(&xs[0]))?;
+    hold_values("norm and conv2d", &[shape], |xs| conv.forward_normed(&xs[0], &norm, None), |xs| normed(&xs[0]))?;
+    hold_values(
+        "norm, conv2d and residual",
+        &[shape, shape],
+        |xs| conv.forward_normed(&xs[0], &norm, Some(&xs[1])),
+        |xs| &xs[1] + normed(&xs[0])?,
+    )?;
+    hold_values(
+        "upsampling and conv2d",
+        &[shape],
+        |xs| upsampling.forward(&xs[0]),
+        |xs| plain(&upsample_nearest_2x_composed(&xs[0])?),
+    )
+}
+
+#[test]
+fn norms_are_their_compositions() -> Result<()> {
+    for (rows, width) in [(1, 5), (7, 15), (5, 33), (3, 1152)] {
+        hold(
+            "layer norm and modulation",
+            &[&[2, rows, width], &[2, 1, width], &[2, 1, width]],
+            |xs| layer_norm_modulate(&xs[0], &xs[1], &xs[2], 1e-6, xs[0].dtype()),
+            |xs| layer_norm_modulate_composed(&xs[0], &xs[1], &xs[2], 1e-6, xs[0].dtype()),
+        )?;
+        hold(
+            "layer norm",
+            &[&[2, rows, width], &[width], &[width]],
+            |xs| layer_norm(&xs[0], &xs[1], &xs[2], 1e-5),
+            |xs| layer_norm_composed(&xs[0], &xs[1], &xs[2], 1e-5),
+        )?;
+        hold(
+            "rms norm",
+            &[&[2, rows, width], &[width]],
+            |xs| rms_norm(&xs[0], &xs[1], 1e-6),
+            |xs| rms_norm_composed(&xs[0], &xs[1], 1e-6),
+        )?;
+    }
+    for (channels, groups, height, width) in [(6, 3, 1, 2), (36, 9, 7, 5), (64, 32, 17, 16)] {
+        for activation in [Activation::None, Activation::Silu] {
+            hold(
+                "group norm",
+                &[&[2, channels, height, width], &[channels], &[channels]],
+                |xs| group_norm(&xs[0], groups, &xs[1], &xs[2], 1e-6, activation),
+                |xs| group_norm_composed(&xs[0], groups, &xs[1], &xs[2], 1e-6, activation),
+            )?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn what_is_elementwise_is_its_composition() -> Result<()> {
+    for shape in [&[1][..], &[3, 17], &[2, 33, 31]] {
+        for function in [Activation::GeluTanh, Activation::Silu] {
+            hold(
+                "activation",
+                &[shape],
+                |xs| activation(&xs[0], function),
+                |xs| activation_composed(&xs[0], function),
+            )?;
+        }
+    }
+    hold(
+        "gated residual",
+        &[&[2, 7, 33], &[2, 1, 33], &[2, 7, 33]],
+        |xs| gated_residual(&xs[0], &xs[1], &xs[2]),
+        |xs| gated_residual_composed(&xs[0], &xs[1], &xs[2]),
+    )?;
+    hold("upsampling", &[&[2, 5, 3, 7]], |xs| upsample_nearest_2x(&xs[0]), |xs| upsample_nearest_2x_composed(&xs[0]))
+}
