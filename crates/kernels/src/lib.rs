@@ -29,7 +29,7 @@ pub use convolution::{
 };
 pub use elementwise::{activate, activate_backward, add, convert, multiply};
 pub use gated_residual::{gated_residual, gated_residual_backward};
-pub use gemm::{Arithmetic, Epilogue, Gate, Packed, Residual, gemm};
+pub use gemm::{Arithmetic, Epilogue, Gate, Packed, Residual, column_sums, gemm, outer_product};
 pub use matrix::Matrix;
 pub use memory::Scratch;
 pub use norm::{

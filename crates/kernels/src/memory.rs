@@ -94,6 +94,18 @@ impl<'a, T> Shared<'a, T> {
     }
 }
 
+/// The bits of numbers.
+pub(crate) fn as_words(xs: &[f32]) -> &[u32] {
+    // SAFETY: both have 32 bits and the same alignment, and every bit pattern is a number of either kind.
+    unsafe { std::slice::from_raw_parts(xs.as_ptr().cast(), xs.len()) }
+}
+
+/// The words that lines are made of.
+pub(crate) fn line_words(lines: &[Line]) -> &[u32] {
+    // SAFETY: a line is sixteen words and nothing else.
+    unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), lines.len() * LANES) }
+}
+
 /// Lines as the 32-bit words they are made of.
 pub(crate) struct LineWords<'a>(&'a mut [Line]);
 
@@ -107,8 +119,7 @@ impl Deref for LineWords<'_> {
     type Target = [u32];
     #[inline(always)]
     fn deref(&self) -> &[u32] {
-        // SAFETY: a line is sixteen words and nothing else.
-        unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast(), self.0.len() * LANES) }
+        line_words(self.0)
     }
 }
 

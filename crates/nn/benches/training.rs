@@ -12,7 +12,8 @@ use pixart_nn::transformer::{PixArtTransformer, TransformerConfig};
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().collect();
-    let runs = arguments.iter().position(|argument| argument == "--runs").and_then(|i| arguments.get(i + 1)?.parse().ok());
+    let runs =
+        arguments.iter().position(|argument| argument == "--runs").and_then(|i| arguments.get(i + 1)?.parse().ok());
     let (device, batch, width) = (Device::Cpu, 64, 192);
     let config = TransformerConfig {
         num_layers: 6,
@@ -53,7 +54,9 @@ fn main() -> Result<()> {
     let [total, forward, backward] = seconds[seconds.len() / 2];
     match arguments.iter().any(|argument| argument == "--tsv") {
         true => println!("training step\tf32\t{total:.3}"),
-        false => println!("training step {total:.1} ms: forward {forward:.1}, backward {backward:.1}, the rest is AdamW"),
+        false => {
+            println!("training step {total:.1} ms: forward {forward:.1}, backward {backward:.1}, the rest is AdamW")
+        }
     }
     Ok(())
 }

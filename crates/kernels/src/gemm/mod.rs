@@ -2,6 +2,7 @@
 
 mod epilogue;
 mod outer;
+mod outer_product;
 mod pack;
 mod packed;
 mod tile;
@@ -18,6 +19,7 @@ pub(crate) use tile::*;
 pub(crate) use words::Words;
 
 pub use epilogue::{Epilogue, Gate, Residual};
+pub use outer_product::{column_sums, outer_product};
 pub use packed::{Arithmetic, Packed};
 
 use crate::isa::Body;

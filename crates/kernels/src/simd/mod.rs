@@ -94,6 +94,9 @@ pub trait Element: Copy + Default + Send + Sync + PartialEq + std::fmt::Debug + 
     fn to_f32(self) -> f32;
     /// The nearest element.
     fn from_f32(x: f32) -> Self;
+    /// These elements, if they are f32.
+    #[doc(hidden)]
+    fn as_f32(xs: &[Self]) -> Option<&[f32]>;
     /// These elements, if they are bf16.
     #[doc(hidden)]
     fn as_bf16(xs: &[Self]) -> Option<&[bf16]>;
@@ -114,6 +117,10 @@ impl Element for f32 {
     #[inline(always)]
     fn from_f32(x: f32) -> Self {
         x
+    }
+    #[inline(always)]
+    fn as_f32(xs: &[Self]) -> Option<&[f32]> {
+        Some(xs)
     }
     #[inline(always)]
     fn as_bf16(_: &[Self]) -> Option<&[bf16]> {
@@ -141,6 +148,10 @@ impl Element for bf16 {
     #[inline(always)]
     fn from_f32(x: f32) -> Self {
         bf16::from_f32(x)
+    }
+    #[inline(always)]
+    fn as_f32(_: &[Self]) -> Option<&[f32]> {
+        None
     }
     #[inline(always)]
     fn as_bf16(xs: &[Self]) -> Option<&[bf16]> {

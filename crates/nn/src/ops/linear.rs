@@ -2,7 +2,9 @@ use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor};
 use candle_nn::VarBuilder;
-use pixart_kernels::{Activation, Arithmetic, Epilogue, Gate, Matrix, Packed, Residual, gemm};
+use pixart_kernels::{
+    Activation, Arithmetic, Epilogue, Gate, Matrix, Packed, Residual, column_sums, gemm, outer_product,
+};
 
 use super::cpu::{self, CpuElement, SCRATCH, View, for_dtype};
 use super::{activation, gated_residual, product_dtype};
@@ -277,14 +279,12 @@ impl Product {
             let d_xs = cpu::with_views([weight], |[weight]| {
                 gradient_of_input::<T, T>(xs.shape(), weight.rows::<T>()?, &d_ys)
             })?;
-            let d_weight = cpu::with_views([&xs, &d_ys], |[xs, d_ys]| {
-                let packed = Packed::new(isa, Arithmetic::F32, xs.rows::<T>()?.transposed());
-                cpu::filled::<T>(weight.shape(), |d_weight| {
-                    let d_ys = d_ys.rows::<T>()?.transposed();
-                    gemm(isa, &SCRATCH, d_ys, &packed, &Epilogue::default(), d_weight);
-                    Ok(())
-                })
+            let mut d_weight = vec![0f32; weight.elem_count()];
+            cpu::with_views([&xs, &d_ys], |[xs, d_ys]| {
+                outer_product(isa, &SCRATCH, d_ys.rows::<T>()?, xs.rows::<T>()?, &mut d_weight);
+                Ok(())
             })?;
+            let d_weight = Tensor::from_vec(d_weight, weight.shape(), weight.device())?.to_dtype(weight.dtype())?;
             Ok((d_xs, d_weight))
         })
     }
@@ -338,8 +338,12 @@ impl CustomOp3 for Product {
         d_ys: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let (d_xs, d_weight) = self.backward(xs, weight, d_ys)?;
-        let width = bias.elem_count();
-        let d_bias = d_ys.reshape(((), width))?.to_dtype(DType::F32)?.sum(0)?.to_dtype(bias.dtype())?;
+        let (isa, mut d_bias) = (cpu::isa()?, vec![0f32; bias.elem_count()]);
+        cpu::with_views([&d_ys.contiguous()?], |[d_ys]| {
+            for_dtype!(d_ys.dtype(), T => column_sums(isa, d_ys.slice::<T>()?, &mut d_bias));
+            Ok(())
+        })?;
+        let d_bias = Tensor::from_vec(d_bias, bias.shape(), bias.device())?.to_dtype(bias.dtype())?;
         Ok((Some(d_xs), Some(d_weight), Some(d_bias)))
     }
 }

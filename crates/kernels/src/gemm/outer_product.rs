@@ -1,0 +1,227 @@
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::outer::{Rows, Run, add_outer_products};
+use super::{MAX_VECTORS, TILE_LINES, load_f32};
+use crate::isa::{Body, Isa};
+use crate::matrix::Matrix;
+use crate::memory::{LineWords, Scratch, Shared, ZERO};
+use crate::simd::{Element, LANES, Simd, load_up_to, store_up_to};
+
+/// Rows that are multiplied before a thread goes on to the next tile: those of a few tiles stay in its cache.
+const ROWS: usize = 512;
+
+/// Columns of the result, in its height and in its width, that a thread works on at a time: of both operands together,
+/// [`ROWS`] rows of them fill half of a common second-level cache.
+const BLOCK: [usize; 2] = [8 * 14, 128];
+
+/// `out = leftᵀ · right`, in f32: `left` is `[rows, m]`, `right` `[rows, n]`, `out` `[m, n]`. The gradient of weights, from
+/// those of a layer's result and from its input.
+///
+/// # Panics
+/// The shapes do not belong together, or a row's elements do not stand side by side.
+pub fn outer_product<T: Element>(isa: Isa, scratch: &Scratch, left: Matrix<T>, right: Matrix<T>, out: &mut [f32]) {
+    assert_eq!(left.rows, right.rows, "both operands have as many rows");
+    assert_eq!(out.len(), left.columns * right.columns, "the result is {}×{}", left.columns, right.columns);
+    assert!(left.column_stride == 1 && right.column_stride == 1, "a row's elements stand side by side");
+    if left.rows == 0 || out.is_empty() {
+        out.fill(0.0);
+        return;
+    }
+    let (mut left_copy, mut right_copy) = (scratch.take(), scratch.take());
+    let (left_words, left_stride) = words(isa, left, 1, &mut left_copy);
+    let (right_words, right_stride) = words(isa, right, LANES, &mut right_copy);
+    let (rows, m, n) = (left.rows, left.columns, right.columns);
+    let across = n.div_ceil(BLOCK[1]);
+    let out = &Shared::new(out);
+    (0..m.div_ceil(BLOCK[0]) * across).into_par_iter().with_max_len(1).for_each_init(
+        || scratch.take(),
+        |buffer, block| {
+            let (top, first) = (block / across * BLOCK[0], block % across * BLOCK[1]);
+            isa.run(Block {
+                left: Rows { words: left_words, start: 0, stride: left_stride },
+                right: Rows { words: right_words, start: 0, stride: right_stride },
+                rows,
+                sums: buffer.lines(BLOCK[0] * BLOCK[1] / LANES),
+                top: top..m.min(top + BLOCK[0]),
+                across: first..n.min(first + BLOCK[1]),
+                width: n,
+                out,
+            });
+        },
+    );
+}
+
+/// The matrix as words of f32 and the distance of its rows: where it stands, if it is f32 with rows of whole multiples of
+/// `multiple`, else in `buffer`.
+fn words<'a, T: Element>(
+    isa: Isa,
+    matrix: Matrix<'a, T>,
+    multiple: usize,
+    buffer: &'a mut crate::memory::Buffer,
+) -> (&'a [u32], usize) {
+    if let Some(data) = T::as_f32(matrix.data)
+        && matrix.columns.is_multiple_of(multiple)
+    {
+        return (crate::memory::as_words(data), matrix.row_stride);
+    }
+    let stride = matrix.columns.next_multiple_of(LANES);
+    let lines = buffer.lines(matrix.rows * stride / LANES);
+    lines.par_chunks_mut(stride / LANES).enumerate().for_each(|(row, lines)| {
+        let row = &matrix.data[row * matrix.row_stride..][..matrix.columns];
+        isa.run(CopyRow { row, words: LineWords::new(lines) });
+    });
+    (crate::memory::line_words(lines), stride)
+}
+
+struct CopyRow<'a, T> {
+    row: &'a [T],
+    words: LineWords<'a>,
+}
+
+impl<T: Element> Body for CopyRow<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        <super::F32 as super::Words>::left_row(s, self.row, 1.0, &mut self.words);
+    }
+}
+
+/// A block of the result.
+struct Block<'a> {
+    left: Rows<'a>,
+    right: Rows<'a>,
+    rows: usize,
+    /// Room for the block's sums, [`BLOCK`] numbers.
+    sums: &'a mut [crate::memory::Line],
+    top: Range<usize>,
+    across: Range<usize>,
+    width: usize,
+    out: &'a Shared<'a, f32>,
+}
+
+/// Lines of a row of a block's sums.
+const SUM_LINES: usize = BLOCK[1] / LANES;
+
+impl Body for Block<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        self.sums.fill(ZERO);
+        let vectors = self.across.len().div_ceil(LANES);
+        for row in (0..self.rows).step_by(ROWS) {
+            let steps = ROWS.min(self.rows - row);
+            for vector in (0..vectors).step_by(S::TILE_VECTORS) {
+                let right = Rows { start: row * self.right.stride + self.across.start + vector * LANES, ..self.right };
+                let wide = S::TILE_VECTORS.min(vectors - vector);
+                for column in (0..self.top.len()).step_by(S::TILE_ROWS) {
+                    let left = Rows { start: row * self.left.stride + self.top.start + column, ..self.left };
+                    let high = S::TILE_ROWS.min(self.top.len() - column);
+                    let sums = &mut self.sums[column * SUM_LINES + vector..];
+                    let runs = &[Run { left: 0, right: 0 }];
+                    add_outer_products(s, (left, right), (runs, steps), (high, wide), sums, SUM_LINES);
+                }
+            }
+        }
+        for (column, lines) in self.top.clone().zip(self.sums.chunks_exact(SUM_LINES)) {
+            // SAFETY: this part of the result is this block's alone.
+            let out = unsafe { self.out.part(column * self.width + self.across.start, self.across.len()) };
+            for (line, out) in lines.iter().zip(out.chunks_mut(LANES)) {
+                store_up_to(s, load_f32(s, line), out);
+            }
+        }
+    }
+}
+
+/// Sums over rows: `xs` is `[rows, width]`, `sums` `[width]`. The gradient of a bias.
+///
+/// # Panics
+/// The lengths do not belong together.
+pub fn column_sums<T: Element>(isa: Isa, xs: &[T], sums: &mut [f32]) {
+    let width = sums.len();
+    assert!(width > 0 && xs.len().is_multiple_of(width), "{} elements are no rows of {width}", xs.len());
+    sums.fill(0.0);
+    // Pieces of fixed size, so that the order does not depend on the number of threads.
+    let pieces: Vec<Vec<f32>> = xs
+        .par_chunks(256 * width)
+        .map(|xs| {
+            let mut sums = vec![0f32; width];
+            isa.run(AddRows { xs, sums: &mut sums });
+            sums
+        })
+        .collect();
+    for (i, sum) in sums.iter_mut().enumerate() {
+        *sum = pieces.iter().map(|piece| f64::from(piece[i])).sum::<f64>() as f32;
+    }
+}
+
+struct AddRows<'a, T> {
+    xs: &'a [T],
+    sums: &'a mut [f32],
+}
+
+impl<T: Element> Body for AddRows<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for row in self.xs.chunks_exact(self.sums.len()) {
+            for (sums, xs) in self.sums.chunks_mut(LANES).zip(row.chunks(LANES)) {
+                store_up_to(s, s.add(load_up_to(s, sums), load_up_to(s, xs)), sums);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gemm::tests::numbers;
+    use half::bf16;
+
+    #[test]
+    fn outer_products_are_the_definition() {
+        let scratch = Scratch::new();
+        for isa in Isa::available() {
+            for (rows, m, n) in [(1, 1, 1), (7, 15, 33), (600, 31, 16), (17, 130, 160), (33, 16, 300)] {
+                let (left, right) = (numbers(rows * (m + 2), 1), numbers(rows * n, 2));
+                let expected = |i: usize, j: usize| -> f64 {
+                    (0..rows).map(|r| left[r * (m + 2) + i] as f64 * right[r * n + j] as f64).sum()
+                };
+                let mut out = vec![f32::NAN; m * n];
+                let strided = Matrix::strided(&left, rows, m, m + 2);
+                outer_product(isa, &scratch, strided, Matrix::new(&right, rows, n), &mut out);
+                for (at, found) in out.iter().enumerate() {
+                    let expected = expected(at / n, at % n);
+                    assert!((*found as f64 - expected).abs() < 2e-5, "{isa:?} {rows} {m}×{n}: {found}, not {expected}");
+                }
+                let narrow = |xs: &[f32]| xs.iter().map(|x| bf16::from_f32(*x)).collect::<Vec<_>>();
+                let wide = |xs: &[bf16]| xs.iter().map(|x| x.to_f32()).collect::<Vec<_>>();
+                let (left, right) = (narrow(&left[..rows * m]), narrow(&right));
+                let (mut a, mut b) = (vec![0f32; m * n], vec![0f32; m * n]);
+                outer_product(isa, &scratch, Matrix::new(&left, rows, m), Matrix::new(&right, rows, n), &mut a);
+                let (left, right) = (wide(&left), wide(&right));
+                outer_product(isa, &scratch, Matrix::new(&left, rows, m), Matrix::new(&right, rows, n), &mut b);
+                assert_eq!(a, b, "{isa:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn columns_are_summed() {
+        for isa in Isa::available() {
+            for (rows, width) in [(1, 1), (700, 17), (3, 33)] {
+                let xs = numbers(rows * width, 1);
+                let mut sums = vec![f32::NAN; width];
+                column_sums(isa, &xs, &mut sums);
+                for (i, found) in sums.into_iter().enumerate() {
+                    let expected: f64 = xs.iter().skip(i).step_by(width).map(|x| *x as f64).sum();
+                    assert!((found as f64 - expected).abs() < 2e-5, "{isa:?}: {found}, not {expected}");
+                }
+            }
+        }
+    }
+}
