@@ -1,5 +1,6 @@
 //! The `pixart` program: arguments in, progress and one line of result out.
 
+mod allocator;
 mod args;
 mod bench;
 mod convert;
@@ -23,6 +24,7 @@ use args::{Args, Command};
 const INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
+    allocator::use_large_pages();
     let args = Args::parse();
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)

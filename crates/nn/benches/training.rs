@@ -4,6 +4,9 @@
 //! `cargo bench -p pixart-nn --bench training [-- [--tsv] [--runs N]]`. A line with `--tsv` is name, dtype and median
 //! milliseconds.
 
+#[path = "../../cli/src/allocator.rs"]
+mod allocator;
+
 use std::time::Instant;
 
 use candle_core::{DType, Device, Result, Tensor};
@@ -11,6 +14,7 @@ use candle_nn::{AdamW, Optimizer, ParamsAdamW, VarBuilder, VarMap};
 use pixart_nn::transformer::{PixArtTransformer, TransformerConfig};
 
 fn main() -> Result<()> {
+    allocator::use_large_pages();
     let arguments: Vec<String> = std::env::args().collect();
     let runs =
         arguments.iter().position(|argument| argument == "--runs").and_then(|i| arguments.get(i + 1)?.parse().ok());
