@@ -24,7 +24,7 @@ use args::{Args, Command};
 const INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
-    allocator::use_large_pages();
+    allocator::keep_large_pages();
     let args = Args::parse();
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)

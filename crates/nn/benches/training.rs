@@ -14,7 +14,7 @@ use candle_nn::{AdamW, Optimizer, ParamsAdamW, VarBuilder, VarMap};
 use pixart_nn::transformer::{PixArtTransformer, TransformerConfig};
 
 fn main() -> Result<()> {
-    allocator::use_large_pages();
+    allocator::keep_large_pages();
     let arguments: Vec<String> = std::env::args().collect();
     let runs =
         arguments.iter().position(|argument| argument == "--runs").and_then(|i| arguments.get(i + 1)?.parse().ok());
