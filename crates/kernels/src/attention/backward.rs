@@ -5,7 +5,9 @@ use rayon::prelude::*;
 
 use super::rows::{CopyRows, StoreRows};
 use super::{Heads, ScoreBias};
-use crate::gemm::{F32, Left, MAX_VECTORS, PackRows, Rows, Run, add_outer_products, load_f32, multiply, padded_stride};
+use crate::gemm::{
+    F32, Left, MAX_VECTORS, PackRows, Right, Rows, Run, add_outer_products, load_f32, multiply, padded_stride,
+};
 use crate::isa::Body;
 use crate::math::exp2;
 use crate::memory::{Line, LineWords, Scratch, Shared, ZERO};
@@ -255,7 +257,7 @@ impl Block<'_, '_> {
                     let left = Left { words, start: first * row_stride, row_stride, segments: &[0], steps: size };
                     let tile = (S::TILE_ROWS.min(self.rows.len() - first), vectors.min(across - vector));
                     let out = &mut out[first * stride + vector..];
-                    multiply::<S, F32>(s, left, &right[vector * size..], tile, out, stride);
+                    multiply::<S, F32>(s, left, Right::new(&right[vector * size..]), tile, out, stride);
                 }
             }
         }
@@ -298,7 +300,7 @@ impl Block<'_, '_> {
                 let right = &self.work.keys_across[vector * keys..];
                 let tile = (S::TILE_ROWS.min(self.rows.len() - first), vectors.min(across - vector));
                 let out = &mut self.work.queries[first * stride + vector..];
-                multiply::<S, F32>(s, left, right, tile, out, stride);
+                multiply::<S, F32>(s, left, Right::new(right), tile, out, stride);
             }
         }
     }

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::Heads;
 use crate::gemm::{
-    Bf16, F32, Left, MAX_ROWS, MAX_VECTORS, TILE_LINES, Words, load_f32, multiply, pack_rows, padded_stride,
+    Bf16, F32, Left, MAX_ROWS, MAX_VECTORS, Right, TILE_LINES, Words, load_f32, multiply, pack_rows, padded_stride,
 };
 use crate::isa::Body;
 use crate::math::exp2;
@@ -262,7 +262,14 @@ impl<P: Words, T: Element> Block<'_, P, T> {
         for vector in (0..keys.len().div_ceil(LANES)).step_by(vectors) {
             let lines = &self.packed[(keys.start / LANES + vector) * size_steps..];
             let across = vectors.min(keys.len().div_ceil(LANES) - vector);
-            multiply::<S, P>(s, left, lines, (rows, across), &mut self.work.scores[vector..], SCORE_VECTORS);
+            multiply::<S, P>(
+                s,
+                left,
+                Right::new(lines),
+                (rows, across),
+                &mut self.work.scores[vector..],
+                SCORE_VECTORS,
+            );
         }
     }
 
@@ -278,7 +285,7 @@ impl<P: Words, T: Element> Block<'_, P, T> {
         for vector in (0..out_vectors).step_by(vectors) {
             let across = vectors.min(out_vectors - vector);
             let lines = &values[vector * key_steps + keys.start / P::GROUP * across..];
-            multiply::<S, P>(s, left, lines, (rows, across), &mut tile, MAX_VECTORS);
+            multiply::<S, P>(s, left, Right::new(lines), (rows, across), &mut tile, MAX_VECTORS);
             for (r, lines) in tile.chunks_exact(MAX_VECTORS).enumerate().take(rows) {
                 let sums = &mut self.work.sums[(first + r) * out_vectors + vector..][..across];
                 for (sum, line) in sums.iter_mut().zip(lines) {

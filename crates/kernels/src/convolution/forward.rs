@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::weights::Phase;
 use super::{ConvWeights, Geometry, Images, Normalise};
 use crate::gemm::{
-    Bf16, F32, Left, MAX_VECTORS, Place, TILE_LINES, Words, multiply, padded_stride, prefetch_tile, write_tile,
+    Bf16, F32, Left, MAX_VECTORS, Place, Right, TILE_LINES, Words, multiply, padded_stride, prefetch_tile, write_tile,
 };
 use crate::isa::Body;
 use crate::memory::{LineWords, Scratch, Shared, ZERO};
@@ -193,7 +193,7 @@ impl<P: Words, A: Element, T: Element> Body for Block<'_, P, A, T> {
                             steps: packed.steps,
                         };
                         prefetch_tile(s, place, packed, self.out);
-                        multiply::<S, P>(s, left, lines, (rows, vectors), &mut tile, MAX_VECTORS);
+                        multiply::<S, P>(s, left, Right::new(lines), (rows, vectors), &mut tile, MAX_VECTORS);
                         // SAFETY: every pixel of the result belongs to exactly one block, and to one tile of it.
                         unsafe { write_tile(s, &tile, place, packed, None, self.epilogue, self.out) };
                     }

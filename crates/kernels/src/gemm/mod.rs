@@ -149,8 +149,9 @@ impl<P: Words, A: Element, T: Element> Body for Piece<'_, P, A, T> {
         let mut scales = [1f32; MAX_PIECE_ROWS];
         copy_rows::<S, P, A>(s, &self.left, self.rows.clone(), &mut self.words, self.row_words, &mut scales);
         let mut tile = [ZERO; TILE_LINES];
-        for panel in self.panels {
+        for panel in self.panels.clone() {
             let (lines, vectors) = self.right.panel(panel);
+            let next = if panel + 1 < self.panels.end { self.right.panel(panel + 1).0 } else { &[] };
             for first in (0..self.rows.len()).step_by(S::TILE_ROWS) {
                 let rows = S::TILE_ROWS.min(self.rows.len() - first);
                 let left = Left {
@@ -167,7 +168,8 @@ impl<P: Words, A: Element, T: Element> Body for Piece<'_, P, A, T> {
                     column: panel * self.right.panel_vectors * LANES,
                 };
                 prefetch_tile(s, place, self.right, self.out);
-                multiply::<S, P>(s, left, lines, (rows, vectors), &mut tile, MAX_VECTORS);
+                let soon = if first + rows == self.rows.len() { next } else { &[] };
+                multiply::<S, P>(s, left, Right { lines, soon }, (rows, vectors), &mut tile, MAX_VECTORS);
                 let row_scales = (self.right.arithmetic == Arithmetic::Int8).then(|| &scales[first..first + rows]);
                 // SAFETY: every tile of the result belongs to exactly one piece.
                 unsafe { write_tile(s, &tile, place, self.right, row_scales, self.epilogue, self.out) };

@@ -97,6 +97,22 @@ pub(crate) struct Left<'a> {
     pub steps: usize,
 }
 
+/// The right matrix of a tile, as [`super::Packed`] has it.
+#[derive(Clone, Copy)]
+pub(crate) struct Right<'a> {
+    pub lines: &'a [Line],
+    /// Lines that will be read after these, and that no tile has read yet: they are brought nearer meanwhile. None: those
+    /// of `lines` are, a little before their use.
+    pub soon: &'a [Line],
+}
+
+impl<'a> Right<'a> {
+    #[inline(always)]
+    pub(crate) fn new(lines: &'a [Line]) -> Self {
+        Self { lines, soon: &[] }
+    }
+}
+
 /// The most rows of a tile in any set of instructions, and the most vectors across one.
 pub(crate) const MAX_ROWS: usize = 14;
 pub(crate) const MAX_VECTORS: usize = 2;
@@ -110,14 +126,14 @@ pub(crate) const TILE_LINES: usize = MAX_ROWS * MAX_VECTORS;
 pub(crate) fn multiply<S: Simd, P: Product>(
     s: S,
     left: Left,
-    right: &[Line],
+    right: Right,
     (rows, vectors): (usize, usize),
     tile: &mut [Line],
     tile_stride: usize,
 ) {
     assert!(1 <= rows && rows <= S::TILE_ROWS && 1 <= vectors && vectors <= S::TILE_VECTORS);
     assert!(vectors <= tile_stride && (rows - 1) * tile_stride + vectors <= tile.len());
-    assert!(right.len() >= left.segments.len() * left.steps * vectors);
+    assert!(right.lines.len() >= left.segments.len() * left.steps * vectors);
     let last_row = left.start + (rows - 1) * left.row_stride;
     assert!(left.segments.iter().all(|segment| last_row + segment + left.steps <= left.words.len()));
     macro_rules! tiles {
@@ -138,6 +154,10 @@ pub(crate) fn multiply<S: Simd, P: Product>(
     tiles!(1 2 3 4 5 6 7 8 9 10 11 12 13 14)
 }
 
+/// Steps by which the lines of the right matrix are asked for ahead of their use. The processor foresees the way along them
+/// only to the end of each page.
+const AHEAD: usize = 24;
+
 /// # Safety
 /// Every row of `left` must lie within its words, `right` must hold `V` lines for every step of every segment, and `tile`
 /// `V` lines in each of `R` rows.
@@ -145,12 +165,16 @@ pub(crate) fn multiply<S: Simd, P: Product>(
 unsafe fn multiply_rows<S: Simd, P: Product, const R: usize, const V: usize>(
     s: S,
     left: Left,
-    right: &[Line],
+    right: Right,
     tile: &mut [Line],
     tile_stride: usize,
 ) {
     let mut sums = [[P::zero(s); V]; R];
-    let mut right = right.as_ptr();
+    let mut ahead = match right.soon.first() {
+        Some(first) => std::ptr::from_ref(first),
+        None => right.lines.as_ptr().wrapping_add(AHEAD * V),
+    };
+    let mut right = right.lines.as_ptr();
     for &segment in left.segments {
         // SAFETY: the caller promises that what is read lies within the words and the lines.
         unsafe {
@@ -159,6 +183,7 @@ unsafe fn multiply_rows<S: Simd, P: Product, const R: usize, const V: usize>(
                 let mut columns = [s.splat_bits(0); V];
                 for (v, columns) in columns.iter_mut().enumerate() {
                     *columns = s.load_bits(&(*right.add(v)).0);
+                    s.prefetch(ahead.wrapping_add(v));
                 }
                 for (r, sums) in sums.iter_mut().enumerate() {
                     let left = *group.add(r * left.row_stride);
@@ -168,6 +193,7 @@ unsafe fn multiply_rows<S: Simd, P: Product, const R: usize, const V: usize>(
                 }
                 group = group.add(1);
                 right = right.add(V);
+                ahead = ahead.wrapping_add(V);
             }
         }
     }

@@ -154,6 +154,11 @@ impl Simd for Avx2 {
         })
     }
     #[inline(always)]
+    fn prefetch<T>(self, at: *const T) {
+        // A hint about any address whatever is harmless.
+        registers!(_mm_prefetch::<_MM_HINT_T0>(at.cast()))
+    }
+    #[inline(always)]
     fn splat_bits(self, bits: u32) -> Self::Bits {
         [registers!(_mm256_set1_epi32(bits as i32)); 2]
     }

@@ -124,6 +124,11 @@ impl Simd for Avx512 {
         registers!(_mm512_reduce_max_ps(v))
     }
     #[inline(always)]
+    fn prefetch<T>(self, at: *const T) {
+        // A hint about any address whatever is harmless.
+        registers!(_mm_prefetch::<_MM_HINT_T0>(at.cast()))
+    }
+    #[inline(always)]
     fn prefetch_to_write<T>(self, at: *const T) {
         // A hint about any address whatever is harmless.
         registers!(_mm_prefetch::<_MM_HINT_ET0>(at.cast()))

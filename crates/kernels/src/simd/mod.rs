@@ -57,6 +57,9 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn sum(self, v: Self::F32) -> f32;
     fn largest(self, v: Self::F32) -> f32;
 
+    /// A hint that the line of cache around `at` will be read; nothing where there is no such hint.
+    #[inline(always)]
+    fn prefetch<T>(self, _at: *const T) {}
     /// A hint that the line of cache around `at` will be written; nothing where there is no such hint.
     #[inline(always)]
     fn prefetch_to_write<T>(self, _at: *const T) {}
