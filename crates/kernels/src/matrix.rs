@@ -45,11 +45,4 @@ impl<'a, T: Element> Matrix<'a, T> {
     pub(crate) fn at(&self, row: usize, column: usize) -> T {
         self.data[row * self.row_stride + column * self.column_stride]
     }
-
-    /// A row, where its elements stand side by side.
-    #[inline(always)]
-    pub(crate) fn row(&self, row: usize) -> Option<&'a [T]> {
-        let start = row * self.row_stride;
-        (self.column_stride == 1).then(|| &self.data[start..start + self.columns])
-    }
 }

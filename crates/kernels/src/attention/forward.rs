@@ -313,11 +313,14 @@ fn softmax<S: Simd, P: Words>(
     largest: f32,
     words: &mut [u32],
 ) -> (f32, f32) {
-    // Lanes beyond the last key hold what stood in memory.
-    if !keys.is_multiple_of(LANES)
+    // Lanes beyond the last key hold what stood in memory; they must not be the largest, and weigh nothing.
+    let beyond = keys % LANES;
+    let mut last_weights = [1f32; LANES];
+    if beyond != 0
         && let Some(last) = scores.last_mut()
     {
-        last.0[keys % LANES..].fill(f32::MIN.to_bits());
+        last.0[beyond..].fill(f32::MIN.to_bits());
+        last_weights[beyond..].fill(0.0);
     }
     let mut scale = s.splat(scale);
     if let Some(bias) = bias {
@@ -338,12 +341,14 @@ fn softmax<S: Simd, P: Words>(
     let new = s.largest(s.max(most, s.splat(largest)));
     let minus_new = s.splat(-new);
     let mut totals = [s.splat(0.0); 2];
-    for (lines, words) in scores.chunks(2).zip(words.chunks_mut(2 * LANES / P::GROUP)) {
-        for ((line, words), total) in lines.iter().zip(words.chunks_mut(LANES / P::GROUP)).zip(&mut totals) {
-            let weight = exp2::<S, P>(s, s.mul_add(load_f32(s, line), scale, minus_new));
-            *total = s.add(*total, weight);
-            P::store_words(s, weight, words);
+    let last = scores.len() - 1;
+    for (i, (line, words)) in scores.iter().zip(words.chunks_mut(LANES / P::GROUP)).enumerate() {
+        let mut weight = exp2::<S, P>(s, s.mul_add(load_f32(s, line), scale, minus_new));
+        if i == last {
+            weight = s.mul(weight, s.load(&last_weights));
         }
+        totals[i % 2] = s.add(totals[i % 2], weight);
+        P::store_words(s, weight, words);
     }
     (new, s.sum(s.add(totals[0], totals[1])))
 }

@@ -289,3 +289,29 @@ fn threads_do_not_change_gradients() {
         assert_same_in_any_threads(work, "attention_backward");
     }
 }
+
+/// A query that may look at no key looks at all of them alike, as in torch, whatever their number.
+#[test]
+fn a_query_without_keys_sees_their_mean() {
+    let scratch = Scratch::new();
+    let (keys, size) = (21, 5);
+    let (q, k, v) = (numbers(2 * size, 1), numbers(keys * size, 2), numbers(keys * size, 3));
+    let mask = vec![f32::MIN; keys];
+    for isa in Isa::available() {
+        let heads = Heads {
+            q: Matrix::new(&q, 2, size),
+            k: Matrix::new(&k, keys, size),
+            v: Matrix::new(&v, keys, size),
+            batch: 1,
+            heads: 1,
+            scale: 1.0,
+            bias: Some(ScoreBias { values: &mask, batch_stride: 0, head_stride: 0, query_stride: 0 }),
+        };
+        let mut out = vec![0f32; 2 * size];
+        attention(isa, &scratch, Arithmetic::F32, &heads, &mut out);
+        for (i, found) in out.iter().enumerate() {
+            let mean = (0..keys).map(|key| v[key * size + i % size]).sum::<f32>() / keys as f32;
+            assert!((found - mean).abs() < 1e-6, "{isa:?}: {found}, not {mean}");
+        }
+    }
+}

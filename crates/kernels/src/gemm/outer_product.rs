@@ -2,8 +2,8 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::load_f32;
 use super::outer::{Rows, Run, add_outer_products};
-use super::{MAX_VECTORS, TILE_LINES, load_f32};
 use crate::isa::{Body, Isa};
 use crate::matrix::Matrix;
 use crate::memory::{LineWords, Scratch, Shared, ZERO};

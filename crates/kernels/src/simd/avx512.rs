@@ -64,7 +64,7 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     fn store_bf16(self, v: Self::F32, to: &mut [bf16; LANES]) {
-        let halves: __m256i = registers!(std::mem::transmute(_mm512_cvtneps_pbh(v)));
+        let halves = registers!(std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(v)));
         memory!(_mm256_storeu_si256(to.as_mut_ptr().cast(), halves))
     }
     #[inline(always)]
@@ -196,7 +196,10 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn dot_bf16(self, acc: Self::F32, a: Self::Bits, b: Self::Bits) -> Self::F32 {
         // A bit pattern is a bit pattern: both types are 512 bits in one register.
-        registers!(_mm512_dpbf16_ps(acc, std::mem::transmute::<__m512i, __m512bh>(a), std::mem::transmute(b)))
+        registers!({
+            let pairs = std::mem::transmute::<__m512i, __m512bh>;
+            _mm512_dpbf16_ps(acc, pairs(a), pairs(b))
+        })
     }
     #[inline(always)]
     fn dot_u8_i8(self, acc: Self::Bits, a: Self::Bits, b: Self::Bits) -> Self::Bits {

@@ -91,7 +91,6 @@ pub trait Simd: Copy + Send + Sync + 'static {
 }
 
 /// A type that activations are kept in: f32 or bf16. Arithmetic is in f32.
-
 pub trait Element: Copy + Default + Send + Sync + PartialEq + std::fmt::Debug + 'static {
     /// This element in f32.
     fn to_f32(self) -> f32;

@@ -72,7 +72,6 @@ pub(super) fn conv2d_composed(
 #[derive(Debug, Clone)]
 pub struct Conv2d {
     weights: Weights,
-    kernel: usize,
     stride: usize,
     padding: Padding,
     /// Whether the image is doubled first.
@@ -105,7 +104,6 @@ impl Conv2d {
         let weight = vb.get((channels_out, channels_in, kernel, kernel), "weight")?;
         Self {
             weights: Weights::Tensors { weight, bias: vb.get(channels_out, "bias")? },
-            kernel,
             stride,
             padding,
             doubles: false,
@@ -127,7 +125,7 @@ impl Conv2d {
     pub fn upsampling(channels: usize, vb: VarBuilder) -> Result<Self> {
         let weight = vb.get((channels, channels, 3, 3), "weight")?;
         let weights = Weights::Tensors { weight, bias: vb.get(channels, "bias")? };
-        Self { weights, kernel: 3, stride: 1, padding: Padding::Same(1), doubles: true }.packed()
+        Self { weights, stride: 1, padding: Padding::Same(1), doubles: true }.packed()
     }
 
     /// Packs the weights if they can be and will stay as they are.
