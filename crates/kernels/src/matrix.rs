@@ -30,6 +30,26 @@ impl<'a, T: Element> Matrix<'a, T> {
         Self { data, rows, columns, row_stride, column_stride: 1 }
     }
 
+    /// How many rows it has.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// How many columns it has.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// Columns `start .. start + columns` of it.
+    ///
+    /// # Panics
+    /// It has fewer.
+    pub fn part(self, start: usize, columns: usize) -> Self {
+        assert!(start + columns <= self.columns, "columns {start} to {} of {}", start + columns, self.columns);
+        let data = &self.data[(start * self.column_stride).min(self.data.len())..];
+        Self { data, columns, ..self }
+    }
+
     /// Rows as columns; nothing moves.
     pub fn transposed(self) -> Self {
         Self {

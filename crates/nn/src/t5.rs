@@ -4,7 +4,7 @@ use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::VarBuilder;
 use serde::Deserialize;
 
-use crate::ops::{Activation, Linear, RmsNorm, attention};
+use crate::ops::{Activation, Linear, RmsNorm, self_attention};
 
 /// Added to the score of a padded key, as transformers does it: the lowest f32.
 const MASKED: f64 = f32::MIN as f64;
@@ -188,10 +188,8 @@ impl Block {
         let stream = xs.dtype();
         let normed = self.attention_norm.forward(xs)?.to_dtype(self.dtype)?;
         let qkv = self.qkv.forward(&normed)?;
-        let inner = qkv.dim(2)? / 3;
-        let part = |i: usize| qkv.narrow(2, i * inner, inner);
         // T5 does not scale its scores; the initialisation took care of it.
-        let attended = attention(&part(0)?, &part(1)?, &part(2)?, self.heads, 1.0, Some(bias))?;
+        let attended = self_attention(&qkv, self.heads, 1.0, Some(bias))?;
         let xs = self.o.forward_residual(&attended.to_dtype(stream)?, xs, None)?;
         let normed = self.feed_forward_norm.forward(&xs)?.to_dtype(self.dtype)?;
         let gate = self.wi_0.forward_activated(&normed, Activation::GeluTanh)?;

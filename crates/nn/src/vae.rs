@@ -4,7 +4,7 @@ use candle_core::{DType, Result, Tensor};
 use candle_nn::VarBuilder;
 use serde::Deserialize;
 
-use crate::ops::{Conv2d, GroupNorm, Linear, Padding, attention, image_to_tokens, tokens_to_image};
+use crate::ops::{Conv2d, GroupNorm, Linear, Padding, image_to_tokens, self_attention, tokens_to_image};
 
 const EPS: f64 = 1e-6;
 
@@ -368,8 +368,7 @@ impl AttentionBlock {
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         let (_, channels, height, width) = xs.dims4()?;
         let qkv = self.to_qkv.forward(&image_to_tokens(&self.group_norm.forward(xs)?)?)?;
-        let part = |i: usize| qkv.narrow(2, i * channels, channels);
-        let attended = attention(&part(0)?, &part(1)?, &part(2)?, 1, (channels as f64).powf(-0.5), None)?;
+        let attended = self_attention(&qkv, 1, (channels as f64).powf(-0.5), None)?;
         let tokens = self.to_out.forward_residual(&attended, &image_to_tokens(xs)?, None)?;
         tokens_to_image(&tokens, (height, width))
     }

@@ -1,6 +1,6 @@
-use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, D, DType, Layout, Result, Shape, Tensor};
 use candle_nn::ops::{softmax, softmax_last_dim};
-use pixart_kernels::{Heads, ScoreBias, attention_backward};
+use pixart_kernels::{Heads, Matrix, ScoreBias, attention_backward};
 
 use super::cpu::{self, CpuElement, SCRATCH, View, for_dtype};
 use super::product_dtype;
@@ -27,6 +27,28 @@ pub fn attention(
     let bias = bias.map(|bias| Bias::new(bias, k.dim(1)?)).transpose()?;
     let op = Attention { heads, scale: scale as f32, bias };
     cpu::with_rows(q)?.apply_op3(&cpu::with_rows(k)?, &cpu::with_rows(v)?, op)
+}
+
+/// [`attention`] of a sequence to itself: `qkv` `[batch, n, 3 · heads · d]` has queries, keys and values side by side.
+pub fn self_attention(qkv: &Tensor, heads: usize, scale: f64, bias: Option<&Tensor>) -> Result<Tensor> {
+    let width = qkv.dim(2)? / 3;
+    if !cpu::is_fast(&[qkv]) {
+        let part = |i: usize| qkv.narrow(2, i * width, width);
+        return attention(&part(0)?, &part(1)?, &part(2)?, heads, scale, bias);
+    }
+    let bias = bias.map(|bias| Bias::new(bias, qkv.dim(1)?)).transpose()?;
+    cpu::with_rows(qkv)?.apply_op1(Attention { heads, scale: scale as f32, bias })
+}
+
+/// [`attention`] of `q` `[batch, n, heads · d]` to another sequence, whose keys and values stand side by side in `kv`
+/// `[batch, m, 2 · heads · d]`.
+pub fn cross_attention(q: &Tensor, kv: &Tensor, heads: usize, scale: f64, bias: Option<&Tensor>) -> Result<Tensor> {
+    if !cpu::is_fast(&[q, kv]) {
+        let part = |i: usize| kv.narrow(2, i * q.dim(2)?, q.dim(2)?);
+        return attention(q, &part(0)?, &part(1)?, heads, scale, bias);
+    }
+    let bias = bias.map(|bias| Bias::new(bias, kv.dim(1)?)).transpose()?;
+    cpu::with_rows(q)?.apply_op2(&cpu::with_rows(kv)?, Attention { heads, scale: scale as f32, bias })
 }
 
 /// What [`attention`] means.
@@ -107,16 +129,46 @@ struct Attention {
     bias: Option<Bias>,
 }
 
+/// Queries, keys and values as they stand in one, two or three tensors, whose rows are tokens.
+struct Parts<'a, T> {
+    batch: usize,
+    q: Matrix<'a, T>,
+    k: Matrix<'a, T>,
+    v: Matrix<'a, T>,
+}
+
+impl<'a, T: CpuElement> Parts<'a, T> {
+    /// One tensor holds `qkv`, two hold `q` and `kv`, three one each.
+    fn new(tensors: &[View<'a>]) -> Result<Self> {
+        let batch = tensors[0].layout.shape().dims3()?.0;
+        let rows = tensors.iter().map(|view| view.rows::<T>()).collect::<Result<Vec<_>>>()?;
+        let width = rows[0].columns() / if rows.len() == 1 { 3 } else { 1 };
+        let wanted: &[usize] = match rows.len() {
+            1 => &[3],
+            2 => &[1, 2],
+            _ => &[1, 1, 1],
+        };
+        if rows.iter().zip(wanted).any(|(rows, parts)| rows.columns() != parts * width) {
+            candle_core::bail!("attention: widths {:?}", rows.iter().map(Matrix::columns).collect::<Vec<_>>());
+        }
+        let [q, k, v] = match rows[..] {
+            [qkv] => [0, 1, 2].map(|i| qkv.part(i * width, width)),
+            [q, kv] => [q, kv.part(0, width), kv.part(width, width)],
+            _ => [rows[0], rows[1], rows[2]],
+        };
+        if k.rows() != v.rows() || tensors.iter().any(|view| view.layout.dims()[0] != batch) {
+            candle_core::bail!("attention: {} keys for {} values", k.rows(), v.rows());
+        }
+        Ok(Self { batch, q, k, v })
+    }
+}
+
 impl Attention {
-    fn heads<'a, T: CpuElement>(&'a self, q: View<'a>, k: View<'a>, v: View<'a>) -> Result<Heads<'a, T>> {
-        let ((batch, n, width), (_, m, _)) = (q.layout.shape().dims3()?, k.layout.shape().dims3()?);
-        let (k_shape, v_shape) = (k.layout.shape(), v.layout.shape());
-        if !width.is_multiple_of(self.heads) || k_shape.dims() != [batch, m, width] || v_shape != k_shape {
-            candle_core::bail!(
-                "attention of {} heads: q is {:?}, k {k_shape:?}, v {v_shape:?}",
-                self.heads,
-                q.layout.shape()
-            );
+    fn heads<'a, T: CpuElement>(&'a self, parts: &Parts<'a, T>) -> Result<Heads<'a, T>> {
+        let Parts { batch, q, k, v } = *parts;
+        let (n, m) = (q.rows() / batch.max(1), k.rows() / batch.max(1));
+        if batch == 0 || !q.columns().is_multiple_of(self.heads) {
+            candle_core::bail!("attention: a width of {} for {} heads", q.columns(), self.heads);
         }
         let bias = self.bias.as_ref().map(|bias| ScoreBias {
             values: &bias.values,
@@ -131,7 +183,90 @@ impl Attention {
         if bias.as_ref().is_some_and(|bias| !fits(bias)) {
             candle_core::bail!("attention: the bias does not broadcast to [{batch}, {}, {n}, {m}]", self.heads);
         }
-        Ok(Heads { q: q.rows()?, k: k.rows()?, v: v.rows()?, batch, heads: self.heads, scale: self.scale, bias })
+        Ok(Heads { q, k, v, batch, heads: self.heads, scale: self.scale, bias })
+    }
+
+    fn forward(&self, tensors: &[View]) -> Result<(CpuStorage, Shape)> {
+        let isa = cpu::isa()?;
+        for_dtype!(tensors[0].dtype(), T => {
+            let parts = Parts::<T>::new(tensors)?;
+            let shape = (parts.batch, parts.q.rows() / parts.batch.max(1), parts.q.columns());
+            cpu::filled_storage::<T>(shape, |out| {
+                pixart_kernels::attention(isa, &SCRATCH, T::ARITHMETIC, &self.heads(&parts)?, out);
+                Ok(())
+            })
+        })
+    }
+
+    /// The gradients of the tensors, in which queries, keys and values stand side by side as in them.
+    fn backward<const N: usize>(&self, tensors: [&Tensor; N], d_out: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        let isa = cpu::isa()?;
+        let d_out = d_out.contiguous()?;
+        for_dtype!(d_out.dtype(), T => {
+            let [d_q, d_k, d_v] = cpu::with_views(tensors, |tensors| {
+                let parts = Parts::<T>::new(&tensors)?;
+                let heads = self.heads(&parts)?;
+                let zeros = |part: &Matrix<T>| vec![T::default(); part.rows() * part.columns()];
+                let (mut d_q, mut d_k, mut d_v) = (zeros(&parts.q), zeros(&parts.k), zeros(&parts.v));
+                cpu::with_views([&d_out], |[d_out]| {
+                    attention_backward(isa, &SCRATCH, &heads, d_out.slice()?, &mut d_q, &mut d_k, &mut d_v);
+                    Ok(())
+                })?;
+                Ok([d_q, d_k, d_v])
+            })?;
+            let width = d_out.dim(2)?;
+            let gradients = match N {
+                1 => vec![side_by_side(&[d_q, d_k, d_v], width)],
+                2 => vec![d_q, side_by_side(&[d_k, d_v], width)],
+                _ => vec![d_q, d_k, d_v],
+            };
+            let like = |(values, xs): (Vec<T>, &Tensor)| Tensor::from_vec(values, xs.shape(), xs.device()).map(Some);
+            gradients.into_iter().zip(tensors).map(like).collect()
+        })
+    }
+}
+
+/// The rows of matrices of `width` columns, side by side.
+fn side_by_side<T: Copy>(parts: &[Vec<T>], width: usize) -> Vec<T> {
+    let mut rows = Vec::with_capacity(parts.iter().map(Vec::len).sum());
+    for start in (0..parts[0].len()).step_by(width.max(1)) {
+        parts.iter().for_each(|part| rows.extend_from_slice(&part[start..start + width]));
+    }
+    rows
+}
+
+impl CustomOp1 for Attention {
+    fn name(&self) -> &'static str {
+        "self-attention"
+    }
+
+    fn cpu_fwd(&self, qkv: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        self.forward(&[View::new(qkv, layout)])
+    }
+
+    fn bwd(&self, qkv: &Tensor, _: &Tensor, d_out: &Tensor) -> Result<Option<Tensor>> {
+        Ok(self.backward([qkv], d_out)?.remove(0))
+    }
+}
+
+impl CustomOp2 for Attention {
+    fn name(&self) -> &'static str {
+        "cross-attention"
+    }
+
+    fn cpu_fwd(
+        &self,
+        q: &CpuStorage,
+        q_layout: &Layout,
+        kv: &CpuStorage,
+        kv_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        self.forward(&[View::new(q, q_layout), View::new(kv, kv_layout)])
+    }
+
+    fn bwd(&self, q: &Tensor, kv: &Tensor, _: &Tensor, d_out: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let mut gradients = self.backward([q, kv], d_out)?;
+        Ok((gradients.remove(0), gradients.remove(0)))
     }
 }
 
@@ -149,12 +284,7 @@ impl CustomOp3 for Attention {
         v: &CpuStorage,
         v_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let isa = cpu::isa()?;
-        let (q, k, v) = (View::new(q, q_layout), View::new(k, k_layout), View::new(v, v_layout));
-        for_dtype!(q.dtype(), T => cpu::filled_storage::<T>(q_layout.shape(), |out| {
-            pixart_kernels::attention(isa, &SCRATCH, T::ARITHMETIC, &self.heads::<T>(q, k, v)?, out);
-            Ok(())
-        }))
+        self.forward(&[View::new(q, q_layout), View::new(k, k_layout), View::new(v, v_layout)])
     }
 
     fn bwd(
@@ -165,18 +295,8 @@ impl CustomOp3 for Attention {
         _: &Tensor,
         d_out: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let isa = cpu::isa()?;
-        let d_out = d_out.contiguous()?;
-        for_dtype!(q.dtype(), T => {
-            let [mut d_q, mut d_k, mut d_v] = [q, k, v].map(|xs| vec![T::default(); xs.elem_count()]);
-            cpu::with_views([q, k, v, &d_out], |[q, k, v, d_out]| {
-                let (heads, d_out) = (self.heads::<T>(q, k, v)?, d_out.slice()?);
-                attention_backward(isa, &SCRATCH, &heads, d_out, &mut d_q, &mut d_k, &mut d_v);
-                Ok(())
-            })?;
-            let like = |values, xs: &Tensor| Tensor::from_vec(values, xs.shape(), xs.device()).map(Some);
-            Ok((like(d_q, q)?, like(d_k, k)?, like(d_v, v)?))
-        })
+        let mut gradients = self.backward([q, k, v], d_out)?;
+        Ok((gradients.remove(0), gradients.remove(0), gradients.remove(0)))
     }
 }
 

@@ -1,7 +1,7 @@
 //! The operations the networks are written in.
 //!
 //! Each file is one operation: its meaning as a plain composition of candle operations, which runs on every device and
-//! defines what is right, and a fast form for the CPU from [`pixart_kernels`], with its gradient. [`tests`] holds every
+//! defines what is right, and a fast form for the CPU from [`pixart_kernels`], with its gradient. `tests` holds every
 //! fast form to the composition.
 //!
 //! Layouts: tokens are `[batch, n, width]`, images `[batch, channels, height, width]`; on the CPU the channels of a pixel
@@ -23,7 +23,7 @@ mod tests;
 mod upsample;
 
 pub use activation::{activation, gelu_tanh, silu};
-pub use attention::attention;
+pub use attention::{attention, cross_attention, self_attention};
 pub use conv2d::{Conv2d, Padding, conv2d};
 pub use gated_residual::gated_residual;
 pub use group_norm::{GroupNorm, group_norm};

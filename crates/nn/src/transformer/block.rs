@@ -4,7 +4,7 @@ use candle_core::{DType, Result, Tensor};
 use candle_nn::VarBuilder;
 
 use super::TransformerConfig;
-use crate::ops::{Activation, LayerNorm, Linear, attention, layer_norm_modulate};
+use crate::ops::{Activation, LayerNorm, Linear, attention, cross_attention, layer_norm_modulate, self_attention};
 
 /// The dtype of the residual stream and of all that is small. On a CPU it is f32 whatever the weights are: sums of many
 /// layers then keep their digits, at no cost beside the products.
@@ -91,13 +91,15 @@ impl SelfAttention {
     /// `residual + gate · attention(xs)`.
     fn forward(&self, xs: &Tensor, residual: &Tensor, gate: &Tensor) -> Result<Tensor> {
         let qkv = self.to_qkv.forward(xs)?;
-        let width = qkv.dim(2)? / 3;
-        let part = |i: usize| qkv.narrow(2, i * width, width);
-        let (mut q, mut k, v) = (part(0)?, part(1)?, part(2)?);
-        if let Some([q_norm, k_norm]) = &self.norms {
-            (q, k) = (q_norm.forward(&q)?, k_norm.forward(&k)?);
-        }
-        let attended = attention(&q, &k, &v, self.heads, self.scale, None)?;
+        let attended = match &self.norms {
+            None => self_attention(&qkv, self.heads, self.scale, None)?,
+            Some([q_norm, k_norm]) => {
+                let width = qkv.dim(2)? / 3;
+                let part = |i: usize| qkv.narrow(2, i * width, width);
+                let (q, k) = (q_norm.forward(&part(0)?)?, k_norm.forward(&part(1)?)?);
+                attention(&q, &k, &part(2)?, self.heads, self.scale, None)?
+            }
+        };
         self.to_out.forward_residual(&attended, residual, Some(gate))
     }
 }
@@ -133,9 +135,7 @@ impl CrossAttention {
     /// `xs + attention(xs, text)`.
     fn forward(&self, xs: &Tensor, keys_values: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
         let q = self.to_q.forward_in(xs, keys_values.dtype())?;
-        let width = q.dim(2)?;
-        let (k, v) = (keys_values.narrow(2, 0, width)?, keys_values.narrow(2, width, width)?);
-        let attended = attention(&q, &k, &v, self.heads, self.scale, bias)?;
+        let attended = cross_attention(&q, keys_values, self.heads, self.scale, bias)?;
         self.to_out.forward_residual(&attended, xs, None)
     }
 }
