@@ -88,6 +88,8 @@ fn draws_the_image_that_diffusers_draws() {
         "--clean-caption=false",
         "--device",
         "cpu",
+        "--dtype",
+        "f32",
         "--output",
         "cactus.png",
     ];
@@ -185,8 +187,9 @@ fn info_says_what_a_folder_holds_and_lacks() {
 #[test]
 fn bench_reports_every_stage() {
     let folder = tempfile::tempdir().unwrap();
-    let said =
-        succeed(&["bench", "--model", &model("alpha-256"), "--size", "64", "--runs", "2", "--json"], folder.path());
+    let model = model("alpha-256");
+    let arguments = ["bench", "--model", &model, "--size", "64", "--runs", "2", "--dtype", "f32", "--json"];
+    let said = succeed(&arguments, folder.path());
     let report: serde_json::Value = serde_json::from_str(&said).unwrap();
     for name in ["load_s", "encode_s", "transformer_s", "decode_s", "image_s"] {
         assert!(report[name].as_f64().unwrap() > 0.0, "{name} in {report}");
