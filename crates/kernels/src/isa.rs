@@ -96,7 +96,6 @@ impl Isa {
     /// Runs `body`, compiled for these instructions. Panics if this machine lacks them, which a value from
     /// [`Isa::available`] or [`Isa::chosen`] rules out.
     pub(crate) fn run<B: Body>(self, body: B) -> B::Output {
-        debug_assert!(self.is_available());
         match self {
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => {

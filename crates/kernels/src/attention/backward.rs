@@ -7,6 +7,7 @@ use super::rows::{CopyRows, StoreRows};
 use super::{Heads, ScoreBias};
 use crate::gemm::{
     F32, Left, MAX_VECTORS, PackRows, Right, Rows, Run, add_outer_products, load_f32, multiply, padded_stride,
+    store_f32,
 };
 use crate::isa::Body;
 use crate::math::exp2;
@@ -330,7 +331,7 @@ fn softmax_backward<S: Simd>(
         for (line, bias) in scores.iter_mut().zip(bias.chunks(LANES)) {
             let bias = s.mul(load_up_to(s, bias), s.splat(std::f32::consts::LOG2_E));
             let score = s.mul_add(load_f32(s, line), exponent_scale, bias);
-            store_line(s, s.max(score, s.splat(f32::MIN)), line);
+            store_f32(s, s.max(score, s.splat(f32::MIN)), line);
         }
         exponent_scale = s.splat(1.0);
     }
@@ -345,19 +346,14 @@ fn softmax_backward<S: Simd>(
         let weight = exp2::<S, F32>(s, s.mul_add(load_f32(s, score), exponent_scale, minus_largest));
         total = s.add(total, weight);
         dot = s.mul_add(weight, load_f32(s, gradient), dot);
-        store_line(s, weight, score);
+        store_f32(s, weight, score);
     }
     let inverse = 1.0 / s.sum(total);
     let (mean, scale, inverse) = (s.splat(s.sum(dot) * inverse), s.splat(scale), s.splat(inverse));
     for (score, gradient) in scores.iter_mut().zip(d_scores) {
         let weight = s.mul(load_f32(s, score), inverse);
-        store_line(s, weight, score);
+        store_f32(s, weight, score);
         let d_score = s.mul(s.mul(weight, scale), s.sub(load_f32(s, gradient), mean));
-        store_line(s, d_score, gradient);
+        store_f32(s, d_score, gradient);
     }
-}
-
-#[inline(always)]
-fn store_line<S: Simd>(s: S, v: S::F32, line: &mut Line) {
-    s.store_bits(s.as_bits(v), &mut line.0);
 }

@@ -6,6 +6,7 @@ use rayon::prelude::*;
 use super::Heads;
 use crate::gemm::{
     Bf16, F32, Left, MAX_ROWS, MAX_VECTORS, Right, TILE_LINES, Words, load_f32, multiply, pack_rows, padded_stride,
+    store_f32,
 };
 use crate::isa::Body;
 use crate::math::exp2;
@@ -226,7 +227,7 @@ impl<P: Words, T: Element> Body for Block<'_, P, T> {
                     if kept != 1.0 {
                         for line in &mut self.work.sums[query * out_vectors..][..out_vectors] {
                             let scaled = s.mul(load_f32(s, line), s.splat(kept));
-                            store_line(s, scaled, line);
+                            store_f32(s, scaled, line);
                         }
                     }
                     largest[query] = new;
@@ -289,16 +290,11 @@ impl<P: Words, T: Element> Block<'_, P, T> {
             for (r, lines) in tile.chunks_exact(MAX_VECTORS).enumerate().take(rows) {
                 let sums = &mut self.work.sums[(first + r) * out_vectors + vector..][..across];
                 for (sum, line) in sums.iter_mut().zip(lines) {
-                    store_line(s, s.add(load_f32(s, sum), load_f32(s, line)), sum);
+                    store_f32(s, s.add(load_f32(s, sum), load_f32(s, line)), sum);
                 }
             }
         }
     }
-}
-
-#[inline(always)]
-fn store_line<S: Simd>(s: S, v: S::F32, line: &mut Line) {
-    s.store_bits(s.as_bits(v), &mut line.0);
 }
 
 /// Turns a row of raw scores into weights `2^(score · scale + bias · log2 e - largest)` and writes their words; `largest`
@@ -327,7 +323,7 @@ fn softmax<S: Simd, P: Words>(
         for (line, bias) in scores.iter_mut().zip(bias.chunks(LANES)) {
             let bias = s.mul(load_up_to(s, bias), s.splat(std::f32::consts::LOG2_E));
             let score = s.mul_add(load_f32(s, line), scale, bias);
-            store_line(s, s.max(score, s.splat(f32::MIN)), line);
+            store_f32(s, s.max(score, s.splat(f32::MIN)), line);
         }
         scale = s.splat(1.0);
     }

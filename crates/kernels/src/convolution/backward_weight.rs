@@ -2,10 +2,10 @@ use rayon::prelude::*;
 
 use super::{Geometry, Images};
 use crate::Isa;
-use crate::gemm::{F32, Rows, Run, Words, add_outer_products, padded_stride};
+use crate::gemm::{F32, Rows, Run, Words, add_outer_products, column_sums, padded_stride};
 use crate::isa::Body;
 use crate::memory::{Line, LineWords, Scratch, Shared, ZERO};
-use crate::simd::{Element, LANES, Simd, load_up_to, store_up_to};
+use crate::simd::{Element, LANES, Simd};
 
 /// Pixels of the result that are worked on at a time, at most: enough that adding their part to the gradient is little
 /// beside computing it.
@@ -50,8 +50,9 @@ pub fn conv2d_backward_weight<T: Element>(
     let sums = sums.lines(cut.tasks() * cut.task_lines());
     sums.fill(ZERO);
     let (left, right) = (left.lines(cut.left_lines()), right.lines(cut.right_lines()));
-    let mut d_bias = d_bias;
-    d_bias.iter_mut().for_each(|bias| bias.fill(0.0));
+    if let Some(d_bias) = d_bias {
+        column_sums(isa, d_out.data, d_bias);
+    }
     for image in (0..images.batch).step_by(cut.images) {
         for row in (0..geometry.height).step_by(cut.rows) {
             let chunk = Chunk {
@@ -64,18 +65,9 @@ pub fn conv2d_backward_weight<T: Element>(
             };
             chunk.copy(isa, images, d_out, left, right);
             let (left, right, runs) = (&LineWords::new(left), &LineWords::new(right), &chunk.runs());
-            let products = || {
-                sums.par_chunks_mut(cut.task_lines()).with_max_len(1).enumerate().for_each(|(task, sums)| {
-                    isa.run(Task { cut, stride: geometry.stride, left, right, runs, task, sums });
-                });
-            };
-            let bias = || {
-                if let Some(bias) = &mut d_bias {
-                    let rows = &left[..chunk.pixels() * cut.left_words];
-                    isa.run(AddRows { rows, row_words: cut.left_words, bias });
-                }
-            };
-            rayon::join(products, bias);
+            sums.par_chunks_mut(cut.task_lines()).with_max_len(1).enumerate().for_each(|(task, sums)| {
+                isa.run(Task { cut, stride: geometry.stride, left, right, runs, task, sums });
+            });
         }
     }
     let (sums, area, width) = (&LineWords::new(sums), kernel * kernel, cut.vectors * LANES);
@@ -185,10 +177,6 @@ struct Chunk<'a> {
 }
 
 impl Chunk<'_> {
-    fn pixels(&self) -> usize {
-        self.images * self.rows * self.cut.width
-    }
-
     /// Copies the results' gradients to `left`, pixel after pixel, and the part of the images that they depend on, with
     /// zeros around, to `right`: panel after panel, so that what a task reads stands together.
     fn copy<T: Element>(&self, isa: Isa, images: &Images<T>, d_out: &Images<T>, left: &mut [Line], right: &mut [Line]) {
@@ -317,32 +305,6 @@ impl Body for Task<'_> {
             let left = Rows { words: self.left, start, stride: self.cut.left_words };
             let tile = (S::TILE_ROWS.min(channels.end - start), across);
             add_outer_products(s, (left, right), (self.runs, width), tile, sums, vectors);
-        }
-    }
-}
-
-/// Adds the sum of rows to `bias`.
-struct AddRows<'a> {
-    rows: &'a [u32],
-    row_words: usize,
-    bias: &'a mut [f32],
-}
-
-impl Body for AddRows<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        for (i, bias) in self.bias.chunks_mut(LANES).enumerate() {
-            // Chunks are summed up from zero, and side by side, to lose fewer digits and to wait less.
-            let mut sums = [s.splat(0.0); 4];
-            for rows in self.rows.chunks(4 * self.row_words) {
-                for (sum, row) in sums.iter_mut().zip(rows.chunks_exact(self.row_words)) {
-                    *sum = s.add(*sum, s.as_f32(s.load_bits(&row.as_chunks().0[i])));
-                }
-            }
-            let sum = s.add(s.add(sums[0], sums[1]), s.add(sums[2], sums[3]));
-            store_up_to(s, s.add(load_up_to(s, bias), sum), bias);
         }
     }
 }

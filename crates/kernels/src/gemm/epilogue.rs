@@ -1,4 +1,4 @@
-use super::{MAX_VECTORS, Packed, words::ZERO_POINT};
+use super::{MAX_VECTORS, Packed, load_f32, words::ZERO_POINT};
 use crate::activation::Activation;
 use crate::memory::{Line, Shared};
 use crate::simd::{Element, LANES, Simd, load_up_to, store_up_to};
@@ -129,9 +129,4 @@ pub(crate) unsafe fn write_tile<S: Simd, T: Element>(
 #[inline(always)]
 fn has_gate<T>(epilogue: &Epilogue<T>) -> bool {
     epilogue.residual.as_ref().is_some_and(|residual| residual.gate.is_some())
-}
-
-#[inline(always)]
-pub(crate) fn load_f32<S: Simd>(s: S, line: &Line) -> S::F32 {
-    s.as_f32(s.load_bits(&line.0))
 }

@@ -2,7 +2,7 @@
 //! adds the outer product of a row of each operand; both are read where they stand, so that neither is transposed or
 //! packed.
 
-use super::load_f32;
+use super::{load_f32, store_f32};
 use crate::memory::Line;
 use crate::simd::{LANES, Simd};
 
@@ -102,7 +102,7 @@ unsafe fn add_columns<S: Simd, const C: usize, const V: usize>(
             // SAFETY: the caller promises that the tile has these lines.
             let line = unsafe { &mut *row.add(v) };
             let total = s.add(load_f32(s, line), *sum);
-            s.store_bits(s.as_bits(total), &mut line.0);
+            store_f32(s, total, line);
         }
         row = row.wrapping_add(tile_stride);
     }

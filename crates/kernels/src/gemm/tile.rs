@@ -77,9 +77,16 @@ impl Product for Int8 {
     }
 }
 
+/// A line of f32.
 #[inline(always)]
-fn store_f32<S: Simd>(s: S, sum: S::F32, to: &mut Line) {
-    s.store_bits(s.as_bits(sum), &mut to.0);
+pub(crate) fn load_f32<S: Simd>(s: S, line: &Line) -> S::F32 {
+    s.as_f32(s.load_bits(&line.0))
+}
+
+/// Writes a line of f32.
+#[inline(always)]
+pub(crate) fn store_f32<S: Simd>(s: S, v: S::F32, line: &mut Line) {
+    s.store_bits(s.as_bits(v), &mut line.0);
 }
 
 /// The left matrix of a tile: rows of groups at equal distances. Its depth is a run of `steps` groups for each of
@@ -120,8 +127,9 @@ pub(crate) const MAX_VECTORS: usize = 2;
 /// Room for any tile.
 pub(crate) const TILE_LINES: usize = MAX_ROWS * MAX_VECTORS;
 
-/// Computes `rows` × (`vectors` · 16) sums into `tile`, whose rows start `tile_stride` lines after each other. `right` holds `vectors` lines a step, segment after segment.
-/// `rows` is 1 to [`Simd::TILE_ROWS`], `vectors` 1 to [`Simd::TILE_VECTORS`].
+/// Computes `rows` × (`vectors` · 16) sums into `tile`, whose rows start `tile_stride` lines after each other. `right` holds
+/// `vectors` lines a step, segment after segment. `rows` is 1 to [`Simd::TILE_ROWS`], `vectors` 1 to
+/// [`Simd::TILE_VECTORS`].
 #[inline(always)]
 pub(crate) fn multiply<S: Simd, P: Product>(
     s: S,

@@ -85,10 +85,7 @@ enum Weights {
         bias: Tensor,
     },
     /// On the CPU, weights that do not change: in the order in which the convolution reads them.
-    Packed {
-        weight: Arc<ConvWeights>,
-        bias: Arc<Vec<f32>>,
-    },
+    Packed(PackedConv2d),
 }
 
 impl Conv2d {
@@ -144,22 +141,19 @@ impl Conv2d {
                 })
             })
         })?;
-        let weights = Weights::Packed { weight: Arc::new(packed), bias: Arc::new(cpu::f32_values(bias)?) };
-        Ok(Self { weights, ..self })
+        let packed = PackedConv2d {
+            weight: Arc::new(packed),
+            bias: Arc::new(cpu::f32_values(bias)?),
+            stride: self.stride,
+            padding: self.padding,
+        };
+        Ok(Self { weights: Weights::Packed(packed), ..self })
     }
 
     /// Shapes as in [`conv2d`].
     pub fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         match &self.weights {
-            Weights::Packed { weight, bias } => {
-                let op = PackedConv2d {
-                    weight: weight.clone(),
-                    bias: bias.clone(),
-                    stride: self.stride,
-                    padding: self.padding,
-                };
-                channels_first(&channels_last(xs)?.apply_op1(op)?)
-            }
+            Weights::Packed(packed) => channels_first(&channels_last(xs)?.apply_op1(packed.clone())?),
             Weights::Tensors { weight, bias } if self.doubles => {
                 conv2d(&upsample_nearest_2x(xs)?, weight, Some(bias), self.stride, self.padding)
             }
@@ -171,15 +165,7 @@ impl Conv2d {
     pub fn forward_normed(&self, xs: &Tensor, norm: &GroupNorm, residual: Option<&Tensor>) -> Result<Tensor> {
         let tracked = xs.track_op() || norm.is_tracked() || residual.is_some_and(Tensor::track_op);
         match &self.weights {
-            Weights::Packed { weight, bias } if !tracked && cpu::is_fast(&[xs]) => {
-                let op = PackedConv2d {
-                    weight: weight.clone(),
-                    bias: bias.clone(),
-                    stride: self.stride,
-                    padding: self.padding,
-                };
-                op.forward_normed(xs, norm, residual)
-            }
+            Weights::Packed(packed) if !tracked && cpu::is_fast(&[xs]) => packed.forward_normed(xs, norm, residual),
             _ => {
                 let ys = self.forward(&norm.forward_silu(xs)?)?;
                 match residual {
@@ -192,6 +178,7 @@ impl Conv2d {
 }
 
 /// A convolution of channels-last images with frozen weights.
+#[derive(Debug, Clone)]
 struct PackedConv2d {
     weight: Arc<ConvWeights>,
     bias: Arc<Vec<f32>>,
@@ -318,7 +305,7 @@ impl Convolution {
                 })
             })
         })?;
-        let d_weight = Tensor::from_vec(d_weight, weight.shape(), weight.device())?.to_dtype(weight.dtype())?;
+        let d_weight = cpu::gradient_of(weight, d_weight)?;
         let d_bias = Tensor::from_vec(d_bias, out, weight.device())?.to_dtype(weight.dtype())?;
         Ok([d_xs, d_weight, d_bias])
     }

@@ -105,7 +105,10 @@ impl<'a> View<'a> {
     pub(super) fn to_f32(self) -> Result<Vec<f32>> {
         for_dtype!(self.dtype(), T => {
             let data = T::cpu_storage_as_slice(self.storage)?;
-            Ok(places(self.layout).into_iter().map(|i| Element::to_f32(data[i])).collect())
+            Ok(match self.layout.contiguous_offsets() {
+                Some((start, end)) => data[start..end].iter().map(|x| Element::to_f32(*x)).collect(),
+                None => places(self.layout).into_iter().map(|i| Element::to_f32(data[i])).collect(),
+            })
         })
     }
 }
@@ -172,6 +175,11 @@ pub(super) fn with_views<const N: usize, R>(
 /// A tensor's elements in f32, in order.
 pub(super) fn f32_values(xs: &Tensor) -> Result<Vec<f32>> {
     with_views([xs], |[xs]| xs.to_f32())
+}
+
+/// A gradient that a kernel computed in f32, as a tensor of the shape and dtype of `xs`.
+pub(super) fn gradient_of(xs: &Tensor, gradient: Vec<f32>) -> Result<Tensor> {
+    Tensor::from_vec(gradient, xs.shape(), xs.device())?.to_dtype(xs.dtype())
 }
 
 /// A new tensor on the CPU that `fill` writes.

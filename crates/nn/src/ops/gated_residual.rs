@@ -65,7 +65,6 @@ impl CustomOp3 for GatedResidual {
                 Ok(())
             }))
         })?;
-        let d_gate = Tensor::from_vec(d_gate, gate.shape(), gate.device())?.to_dtype(gate.dtype())?;
-        Ok((Some(d_out), Some(d_gate), Some(d_ys)))
+        Ok((Some(d_out), Some(cpu::gradient_of(gate, d_gate)?), Some(d_ys)))
     }
 }

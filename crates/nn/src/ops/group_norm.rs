@@ -174,9 +174,7 @@ impl CustomOp3 for Norm {
                 Ok(())
             }))
         })?;
-        let like =
-            |values: Vec<f32>, xs: &Tensor| Tensor::from_vec(values, xs.shape(), xs.device())?.to_dtype(xs.dtype());
-        Ok((Some(d_xs), Some(like(d_weight, weight)?), Some(like(d_bias, bias)?)))
+        Ok((Some(d_xs), Some(cpu::gradient_of(weight, d_weight)?), Some(cpu::gradient_of(bias, d_bias)?)))
     }
 }
 

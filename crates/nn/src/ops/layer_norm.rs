@@ -143,8 +143,6 @@ impl CustomOp3 for Modulate {
                 Ok(())
             }))
         })?;
-        let like =
-            |values: Vec<f32>, xs: &Tensor| Tensor::from_vec(values, xs.shape(), xs.device())?.to_dtype(xs.dtype());
-        Ok((Some(d_xs), Some(like(d_shift, shift)?), Some(like(d_scale, scale)?)))
+        Ok((Some(d_xs), Some(cpu::gradient_of(shift, d_shift)?), Some(cpu::gradient_of(scale, d_scale)?)))
     }
 }

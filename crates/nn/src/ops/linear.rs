@@ -284,8 +284,7 @@ impl Product {
                 outer_product(isa, &SCRATCH, d_ys.rows::<T>()?, xs.rows::<T>()?, &mut d_weight);
                 Ok(())
             })?;
-            let d_weight = Tensor::from_vec(d_weight, weight.shape(), weight.device())?.to_dtype(weight.dtype())?;
-            Ok((d_xs, d_weight))
+            Ok((d_xs, cpu::gradient_of(weight, d_weight)?))
         })
     }
 }
@@ -343,7 +342,6 @@ impl CustomOp3 for Product {
             for_dtype!(d_ys.dtype(), T => column_sums(isa, d_ys.slice::<T>()?, &mut d_bias));
             Ok(())
         })?;
-        let d_bias = Tensor::from_vec(d_bias, bias.shape(), bias.device())?.to_dtype(bias.dtype())?;
-        Ok((Some(d_xs), Some(d_weight), Some(d_bias)))
+        Ok((Some(d_xs), Some(d_weight), Some(cpu::gradient_of(bias, d_bias)?)))
     }
 }

@@ -74,7 +74,6 @@ impl CustomOp2 for RootMeanSquare {
                 Ok(())
             }))
         })?;
-        let d_weight = Tensor::from_vec(d_weight, weight.shape(), weight.device())?.to_dtype(weight.dtype())?;
-        Ok((Some(d_xs), Some(d_weight)))
+        Ok((Some(d_xs), Some(cpu::gradient_of(weight, d_weight)?)))
     }
 }
