@@ -9,6 +9,8 @@ mod tile;
 mod words;
 
 use std::ops::Range;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 
 use rayon::prelude::*;
 
@@ -32,7 +34,7 @@ use crate::{Isa, Matrix};
 const LEFT_BYTES: usize = 512 << 10;
 
 /// The most rows of the left matrix that a thread works on at a time.
-const LEFT_TILES: usize = 8;
+const LEFT_TILES: usize = 16;
 
 /// `out = epilogue(left · rightᵀ)`: `left` is `[rows, depth]`, `right` a packed `[columns, depth]`, `out` `[rows,
 /// columns]`.
@@ -61,31 +63,6 @@ pub fn gemm<A: Element, T: Element>(
     }
 }
 
-/// How a product is cut into pieces of work, each for one thread. It does not depend on the number of threads.
-struct Cut {
-    rows_at_once: usize,
-    panels_at_once: usize,
-    row_blocks: usize,
-    panel_blocks: usize,
-}
-
-impl Cut {
-    fn new(isa: Isa, rows: usize, panels: usize, row_words: usize) -> Self {
-        let tile_rows = isa.tile_rows();
-        let tiles = (LEFT_BYTES / (4 * row_words * tile_rows)).clamp(1, LEFT_TILES).min(rows.div_ceil(tile_rows));
-        let row_blocks = rows.div_ceil(tiles * tile_rows);
-        // Enough pieces for threads that do not finish together, none so small that copying its rows shows.
-        let panel_blocks = 32usize.div_ceil(row_blocks).min(panels.div_ceil(4));
-        let panels_at_once = panels.div_ceil(panel_blocks);
-        Self {
-            rows_at_once: tiles * tile_rows,
-            panels_at_once,
-            row_blocks,
-            panel_blocks: panels.div_ceil(panels_at_once),
-        }
-    }
-}
-
 fn gemm_as<P: Words, A: Element, T: Element>(
     isa: Isa,
     scratch: &Scratch,
@@ -95,28 +72,69 @@ fn gemm_as<P: Words, A: Element, T: Element>(
     out: &mut [T],
 ) {
     let row_words = padded_stride(right.steps);
-    let (rows, panels) = (left.rows, right.panels());
-    let cut = Cut::new(isa, rows, panels, row_words);
+    let tiles = (LEFT_BYTES / (4 * row_words * isa.tile_rows())).clamp(1, LEFT_TILES);
+    let rows_at_once = left.rows.min(tiles * isa.tile_rows());
+    let work = Work::new(left.rows.div_ceil(rows_at_once), right.panels());
     let out = &Shared::new(out);
-    let pieces = (0..cut.row_blocks * cut.panel_blocks).into_par_iter().with_max_len(1);
-    pieces.for_each_init(
-        || scratch.take(),
-        |buffer, piece| {
-            let first_row = piece / cut.panel_blocks * cut.rows_at_once;
-            let first_panel = piece % cut.panel_blocks * cut.panels_at_once;
-            isa.run(Piece::<P, A, T> {
+    (0..rayon::current_num_threads()).into_par_iter().with_max_len(1).for_each(|_| {
+        while let Some(block) = work.block() {
+            let first = block * rows_at_once;
+            isa.run(Block::<P, A, T> {
                 left,
                 right,
                 epilogue,
                 out,
-                rows: first_row..rows.min(first_row + cut.rows_at_once),
-                panels: first_panel..panels.min(first_panel + cut.panels_at_once),
-                words: LineWords::new(buffer.lines(cut.rows_at_once * row_words / LANES)),
+                rows: first..left.rows.min(first + rows_at_once),
+                panels: &work.blocks[block],
+                words: LineWords::new(scratch.take().lines(rows_at_once * row_words / LANES)),
                 row_words,
                 product: std::marker::PhantomData,
             });
-        },
-    );
+        }
+    });
+}
+
+/// What is left to do of a product: blocks of rows, and of each the panels. A thread begins a block and goes through its
+/// panels; when all are begun, it joins in where most is left, so that threads end together.
+struct Work {
+    next: AtomicUsize,
+    blocks: Vec<Panels>,
+}
+
+impl Work {
+    fn new(blocks: usize, panels: usize) -> Self {
+        Self { next: AtomicUsize::new(0), blocks: (0..blocks).map(|_| Panels::new(panels)).collect() }
+    }
+
+    /// A block of which some panels are left, unless other threads take them meanwhile.
+    fn block(&self) -> Option<usize> {
+        let next = self.next.fetch_add(1, Relaxed);
+        if next < self.blocks.len() {
+            return Some(next);
+        }
+        let left = |block: &usize| self.blocks[*block].left.load(Relaxed);
+        (0..self.blocks.len()).max_by_key(left).filter(|block| left(block) > 0)
+    }
+}
+
+/// The panels of a block of rows.
+struct Panels {
+    all: usize,
+    /// How many of them, the last ones, no thread has taken.
+    left: AtomicUsize,
+}
+
+impl Panels {
+    fn new(all: usize) -> Self {
+        Self { all, left: AtomicUsize::new(all) }
+    }
+
+    /// Takes the next few: fewer towards the end.
+    fn take(&self) -> Option<Range<usize>> {
+        let after = |left: usize| left - left.div_ceil(8);
+        let left = self.left.fetch_update(Relaxed, Relaxed, |left| (left > 0).then(|| after(left))).ok()?;
+        Some(self.all - left..self.all - after(left))
+    }
 }
 
 /// Words from one row to the next that are at least `words` and an odd number of lines, so that equal places of the rows
@@ -125,54 +143,57 @@ pub(crate) fn padded_stride(words: usize) -> usize {
     (words.div_ceil(LANES) | 1) * LANES
 }
 
-/// Some rows of a product by some panels.
-struct Piece<'a, P, A, T> {
+/// Some rows of a product.
+struct Block<'a, P, A, T> {
     left: Matrix<'a, A>,
     right: &'a Packed,
     epilogue: &'a Epilogue<'a, T>,
     out: &'a Shared<'a, T>,
     rows: Range<usize>,
-    panels: Range<usize>,
+    panels: &'a Panels,
     words: LineWords<'a>,
     row_words: usize,
     product: std::marker::PhantomData<P>,
 }
 
-/// The most rows of a piece.
-const MAX_PIECE_ROWS: usize = LEFT_TILES * MAX_ROWS;
+/// The most rows of a block.
+const MAX_BLOCK_ROWS: usize = LEFT_TILES * MAX_ROWS;
 
-impl<P: Words, A: Element, T: Element> Body for Piece<'_, P, A, T> {
+impl<P: Words, A: Element, T: Element> Body for Block<'_, P, A, T> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
-        let mut scales = [1f32; MAX_PIECE_ROWS];
+        let mut scales = [1f32; MAX_BLOCK_ROWS];
         copy_rows::<S, P, A>(s, &self.left, self.rows.clone(), &mut self.words, self.row_words, &mut scales);
         let mut tile = [ZERO; TILE_LINES];
-        for panel in self.panels.clone() {
-            let (lines, vectors) = self.right.panel(panel);
-            let next = if panel + 1 < self.panels.end { self.right.panel(panel + 1).0 } else { &[] };
-            for first in (0..self.rows.len()).step_by(S::TILE_ROWS) {
-                let rows = S::TILE_ROWS.min(self.rows.len() - first);
-                let left = Left {
-                    words: &self.words,
-                    start: first * self.row_words,
-                    row_stride: self.row_words,
-                    segments: &[0],
-                    steps: self.right.steps,
-                };
-                let place = Place {
-                    row: self.rows.start + first,
-                    row_step: 1,
-                    rows,
-                    column: panel * self.right.panel_vectors * LANES,
-                };
-                prefetch_tile(s, place, self.right, self.out);
-                let soon = if first + rows == self.rows.len() { next } else { &[] };
-                multiply::<S, P>(s, left, Right { lines, soon }, (rows, vectors), &mut tile, MAX_VECTORS);
-                let row_scales = (self.right.arithmetic == Arithmetic::Int8).then(|| &scales[first..first + rows]);
-                // SAFETY: every tile of the result belongs to exactly one piece.
-                unsafe { write_tile(s, &tile, place, self.right, row_scales, self.epilogue, self.out) };
+        while let Some(panels) = self.panels.take() {
+            for panel in panels {
+                let (lines, vectors) = self.right.panel(panel);
+                let tiles = self.rows.len().div_ceil(S::TILE_ROWS);
+                let mut soon = Soon::new(self.right.lines_after(panel), tiles, lines.len());
+                for first in (0..self.rows.len()).step_by(S::TILE_ROWS) {
+                    let rows = S::TILE_ROWS.min(self.rows.len() - first);
+                    let left = Left {
+                        words: &self.words,
+                        start: first * self.row_words,
+                        row_stride: self.row_words,
+                        segments: &[0],
+                        steps: self.right.steps,
+                    };
+                    let place = Place {
+                        row: self.rows.start + first,
+                        row_step: 1,
+                        rows,
+                        column: panel * self.right.panel_vectors * LANES,
+                    };
+                    prefetch_tile(s, place, self.right, self.out);
+                    multiply::<S, P>(s, left, Right { lines, soon }, (rows, vectors), &mut tile, MAX_VECTORS);
+                    let row_scales = (self.right.arithmetic == Arithmetic::Int8).then(|| &scales[first..first + rows]);
+                    // SAFETY: every tile of the result belongs to exactly one thread.
+                    unsafe { write_tile(s, &tile, place, self.right, row_scales, self.epilogue, self.out) };
+                    soon.advance();
+                }
             }
         }
     }

@@ -159,6 +159,14 @@ impl Packed {
         (&self.lines[start..end], ((end - start) / run.max(1)).clamp(1, MAX_VECTORS))
     }
 
+    /// The lines of the panel after panel `panel`, none after the last.
+    #[inline(always)]
+    pub(crate) fn lines_after(&self, panel: usize) -> &[Line] {
+        let panel_lines = self.panel_vectors * self.taps * self.steps;
+        let start = ((panel + 1) * panel_lines).min(self.lines.len());
+        &self.lines[start..(start + panel_lines).min(self.lines.len())]
+    }
+
     /// How many panels there are.
     pub(crate) fn panels(&self) -> usize {
         self.columns.div_ceil(self.panel_vectors * LANES)

@@ -108,15 +108,40 @@ pub(crate) struct Left<'a> {
 #[derive(Clone, Copy)]
 pub(crate) struct Right<'a> {
     pub lines: &'a [Line],
-    /// Lines that will be read after these, and that no tile has read yet: they are brought nearer meanwhile. None: those
-    /// of `lines` are, a little before their use.
-    pub soon: &'a [Line],
+    pub soon: Soon,
 }
 
 impl<'a> Right<'a> {
+    /// With the lines themselves brought nearer a little before their use. The processor foresees the way along them only
+    /// to the end of each page.
     #[inline(always)]
     pub(crate) fn new(lines: &'a [Line]) -> Self {
-        Self { lines, soon: &[] }
+        const AHEAD: usize = 48;
+        Self { lines, soon: Soon { next: lines.as_ptr().wrapping_add(AHEAD).cast(), step: size_of::<Line>(), tile: 0 } }
+    }
+}
+
+/// What a tile brings nearer while it is computed.
+#[derive(Clone, Copy)]
+pub(crate) struct Soon {
+    next: *const u8,
+    /// Bytes from one vector of a step to the next.
+    step: usize,
+    tile: usize,
+}
+
+impl Soon {
+    /// Memory that will be read soon, spread over the `vectors` (over all steps) of each of `tiles` tiles.
+    #[inline(always)]
+    pub(crate) fn new<T>(memory: &[T], tiles: usize, vectors: usize) -> Self {
+        let tile = size_of_val(memory).div_ceil(tiles);
+        Self { next: memory.as_ptr().cast(), step: tile.div_ceil(vectors).min(size_of::<Line>()), tile }
+    }
+
+    /// Goes on to the next tile's share.
+    #[inline(always)]
+    pub(crate) fn advance(&mut self) {
+        self.next = self.next.wrapping_add(self.tile);
     }
 }
 
@@ -162,10 +187,6 @@ pub(crate) fn multiply<S: Simd, P: Product>(
     tiles!(1 2 3 4 5 6 7 8 9 10 11 12 13 14)
 }
 
-/// Steps by which the lines of the right matrix are asked for ahead of their use. The processor foresees the way along them
-/// only to the end of each page.
-const AHEAD: usize = 24;
-
 /// # Safety
 /// Every row of `left` must lie within its words, `right` must hold `V` lines for every step of every segment, and `tile`
 /// `V` lines in each of `R` rows.
@@ -178,10 +199,7 @@ unsafe fn multiply_rows<S: Simd, P: Product, const R: usize, const V: usize>(
     tile_stride: usize,
 ) {
     let mut sums = [[P::zero(s); V]; R];
-    let mut ahead = match right.soon.first() {
-        Some(first) => std::ptr::from_ref(first),
-        None => right.lines.as_ptr().wrapping_add(AHEAD * V),
-    };
+    let Soon { next: mut ahead, step: ahead_step, .. } = right.soon;
     let mut right = right.lines.as_ptr();
     for &segment in left.segments {
         // SAFETY: the caller promises that what is read lies within the words and the lines.
@@ -191,7 +209,8 @@ unsafe fn multiply_rows<S: Simd, P: Product, const R: usize, const V: usize>(
                 let mut columns = [s.splat_bits(0); V];
                 for (v, columns) in columns.iter_mut().enumerate() {
                     *columns = s.load_bits(&(*right.add(v)).0);
-                    s.prefetch(ahead.wrapping_add(v));
+                    s.prefetch(ahead);
+                    ahead = ahead.wrapping_add(ahead_step);
                 }
                 for (r, sums) in sums.iter_mut().enumerate() {
                     let left = *group.add(r * left.row_stride);
@@ -201,7 +220,6 @@ unsafe fn multiply_rows<S: Simd, P: Product, const R: usize, const V: usize>(
                 }
                 group = group.add(1);
                 right = right.add(V);
-                ahead = ahead.wrapping_add(V);
             }
         }
     }
