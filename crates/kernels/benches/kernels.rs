@@ -8,8 +8,8 @@ use std::time::Instant;
 
 use half::bf16;
 use pixart_kernels::{
-    Activation, Arithmetic, ConvWeights, Element, Epilogue, Geometry, Heads, Images, Isa, Matrix, Normalise, Packed,
-    Scratch, arithmetic_peak, attention, conv2d, gemm,
+    Activation, Arithmetic, ConvWeights, Element, Epilogue, Gate, Geometry, Heads, Images, Isa, Matrix, Normalise,
+    Packed, Residual, Scratch, arithmetic_peak, attention, conv2d, gemm,
 };
 
 struct Bench {
@@ -93,12 +93,25 @@ impl Bench {
         let mut out = vec![T::default(); rows * columns];
         let packed = Packed::new(self.isa, arithmetic, Matrix::new(&right, columns, depth));
         let left = Matrix::new(&left, rows, depth);
-        for (name, activation) in [("gemm", Activation::None), ("gemm+gelu", Activation::GeluTanh)] {
-            if activation != Activation::None && columns != 4608 {
-                continue;
-            }
+        let (xs, gate) = (numbers::<f32>(out.len()), numbers(columns));
+        let mut time = |name: &str, activation| {
             let epilogue = Epilogue { bias: Some(&bias), activation, residual: None };
             self.time(&format!("{name} {rows}x{depth}x{columns}"), arithmetic, 2 * rows * depth * columns, || {
+                gemm(self.isa, &self.scratch, left, &packed, &epilogue, &mut out);
+            });
+        };
+        time("gemm", Activation::None);
+        if columns == 4608 {
+            time("gemm+gelu", Activation::GeluTanh);
+        }
+        if columns == 1152 {
+            // As a block adds to the residual stream, which is f32.
+            let gate = Some(Gate { values: &gate, rows });
+            let residual = Some(Residual { xs: &xs, gate });
+            let epilogue = Epilogue { bias: Some(&bias), activation: Activation::None, residual };
+            let mut out = vec![0f32; xs.len()];
+            let name = format!("gemm+residual {rows}x{depth}x{columns}");
+            self.time(&name, arithmetic, 2 * rows * depth * columns, || {
                 gemm(self.isa, &self.scratch, left, &packed, &epilogue, &mut out);
             });
         }

@@ -1,11 +1,14 @@
+//! The products are computed transposed: a tile of scores has keys down and queries across, so that a query is a lane, and
+//! the softmax needs no sums or maxima across lanes; its weights are written where the second product reads them.
+
 use std::marker::PhantomData;
 use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::Heads;
+use super::{Heads, ScoreBias};
 use crate::gemm::{
-    Bf16, F32, Left, MAX_ROWS, MAX_VECTORS, Right, TILE_LINES, Words, load_f32, multiply, pack_rows, padded_stride,
+    Bf16, F32, Left, MAX_VECTORS, Right, Soon, TILE_LINES, Words, load_f32, multiply, pack_rows, padded_stride,
     store_f32,
 };
 use crate::isa::Body;
@@ -14,14 +17,11 @@ use crate::memory::{Line, LineWords, Scratch, Shared, ZERO};
 use crate::simd::{Element, LANES, Simd, load_up_to, store_up_to};
 use crate::{Arithmetic, Isa};
 
-/// Keys that a thread works on at a time; an even number of the widest tiles.
-const KEYS: usize = 256;
+/// Groups of keys that a thread works on at a time; a multiple of [`LANES`].
+const KEY_GROUPS: usize = 128;
 
 /// Tiles of queries that a thread works on at a time, for each block of keys that it reads.
 const QUERY_TILES: usize = 4;
-
-/// Vectors of scores in a row of a block of keys.
-const SCORE_VECTORS: usize = KEYS / LANES;
 
 /// `out = softmax(q · kᵀ · scale + bias) · v` for every head; `out` is `[batch · n, heads · size]`. Products are computed
 /// in `arithmetic` (f32 or bf16), the softmax in f32.
@@ -45,53 +45,95 @@ pub fn attention<T: Element>(isa: Isa, scratch: &Scratch, arithmetic: Arithmetic
     }
 }
 
-/// Sizes, in lines, of a head's packed keys and values.
+/// In what the weights of the softmax go into the second product.
+trait Weights: Words {
+    /// The word of each lane's first [`Product::GROUP`] numbers.
+    fn group<S: Simd>(s: S, xs: [S::F32; 2]) -> S::Bits;
+}
+
+impl Weights for F32 {
+    #[inline(always)]
+    fn group<S: Simd>(s: S, [x, _]: [S::F32; 2]) -> S::Bits {
+        s.as_bits(x)
+    }
+}
+
+impl Weights for Bf16 {
+    #[inline(always)]
+    fn group<S: Simd>(s: S, [low, high]: [S::F32; 2]) -> S::Bits {
+        s.pair_bf16(low, high)
+    }
+}
+
+/// How a head's packed keys and values lie in memory. Keys stand as they are, one row of words after another. Of the values,
+/// for one block of keys after another, each column's words.
 #[derive(Clone, Copy)]
 struct Sizes {
     size: usize,
     keys: usize,
-    /// Groups along a head's width, and along the keys.
+    /// Groups along a head's width.
     size_steps: usize,
-    key_steps: usize,
-    /// Vectors across a panel of keys or of values.
+    /// Groups of keys in a block.
+    key_groups: usize,
+    key_blocks: usize,
+    /// Vectors across a tile of queries.
     vectors: usize,
 }
 
 impl Sizes {
     fn new<P: Words, T: Element>(isa: Isa, heads: &Heads<T>) -> Self {
         let (size, keys) = (heads.size(), heads.keys());
-        let (size_steps, key_steps) = (size.div_ceil(P::GROUP), keys.div_ceil(P::GROUP));
-        Self { size, keys, size_steps, key_steps, vectors: isa.tile_vectors() }
+        let groups = keys.div_ceil(P::GROUP);
+        let key_groups = KEY_GROUPS.min(groups.next_multiple_of(LANES));
+        Self {
+            size,
+            keys,
+            size_steps: size.div_ceil(P::GROUP),
+            key_groups,
+            key_blocks: groups.div_ceil(key_groups),
+            vectors: isa.tile_vectors(),
+        }
     }
 
     fn key_lines(&self) -> usize {
-        self.keys.div_ceil(LANES) * self.size_steps
+        (self.keys * self.size_steps).div_ceil(LANES)
     }
 
+    /// Lines of the values of a block of keys.
     fn value_lines(&self) -> usize {
-        self.size.div_ceil(LANES) * self.key_steps
+        self.size * self.key_groups / LANES
     }
 
     fn head_lines(&self) -> usize {
-        self.key_lines() + self.value_lines()
+        self.key_lines() + self.key_blocks * self.value_lines()
+    }
+
+    /// Lines of a tile of packed queries.
+    fn query_lines(&self) -> usize {
+        self.size_steps * self.vectors
+    }
+
+    /// Lines that packing a tile of queries takes.
+    fn query_copy_lines(&self) -> usize {
+        self.vectors * padded_stride(self.size_steps)
+    }
+
+    /// Lines of a tile of sums of weighted values.
+    fn sum_lines(&self) -> usize {
+        self.size * self.vectors
     }
 }
 
-fn attention_as<P: Words, T: Element>(isa: Isa, scratch: &Scratch, heads: &Heads<T>, out: &mut [T]) {
+fn attention_as<P: Weights, T: Element>(isa: Isa, scratch: &Scratch, heads: &Heads<T>, out: &mut [T]) {
     let sizes = Sizes::new::<P, T>(isa, heads);
     let mut buffer = scratch.take();
     let packed = buffer.lines(heads.batch * heads.heads * sizes.head_lines());
-    packed.par_chunks_mut(sizes.head_lines()).enumerate().for_each_init(
-        || scratch.take(),
-        |buffer, (head, lines)| {
-            let row_words = padded_stride(sizes.size_steps);
-            let words = LineWords::new(buffer.lines(sizes.vectors * row_words));
-            let (image, head) = (head / heads.heads, head % heads.heads);
-            isa.run(PackHead::<P, T> { heads, image, head, sizes, lines, words, product: PhantomData });
-        },
-    );
+    packed.par_chunks_mut(sizes.head_lines()).enumerate().for_each(|(head, lines)| {
+        let (image, head) = (head / heads.heads, head % heads.heads);
+        isa.run(PackHead::<P, T> { heads, image, head, sizes, lines, product: PhantomData });
+    });
     let packed = &*packed;
-    let at_once = QUERY_TILES * isa.tile_rows();
+    let at_once = QUERY_TILES * sizes.vectors * LANES;
     let blocks = heads.queries().div_ceil(at_once);
     let out = &Shared::new(out);
     (0..heads.batch * heads.heads * blocks).into_par_iter().with_max_len(4).for_each_init(
@@ -105,7 +147,7 @@ fn attention_as<P: Words, T: Element>(isa: Isa, scratch: &Scratch, heads: &Heads
                 image: head / heads.heads,
                 head: head % heads.heads,
                 queries: first..heads.queries().min(first + at_once),
-                work: Work::new::<P>(buffer, &sizes, isa.tile_rows()),
+                work: Work::new(buffer, &sizes, P::GROUP),
                 out,
                 product: PhantomData,
             });
@@ -113,14 +155,13 @@ fn attention_as<P: Words, T: Element>(isa: Isa, scratch: &Scratch, heads: &Heads
     );
 }
 
-/// A head's keys and values, packed as the right operands of the two products.
+/// A head's keys and values, as the left operands of the two products.
 struct PackHead<'a, P, T> {
     heads: &'a Heads<'a, T>,
     image: usize,
     head: usize,
     sizes: Sizes,
     lines: &'a mut [Line],
-    words: LineWords<'a>,
     product: PhantomData<P>,
 }
 
@@ -128,16 +169,35 @@ impl<P: Words, T: Element> Body for PackHead<'_, P, T> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(mut self, s: S) {
+    fn run<S: Simd>(self, s: S) {
         let sizes = self.sizes;
         let part = |matrix| self.heads.part(matrix, self.image, self.head);
-        let (k, v) = (part(&self.heads.k), part(&self.heads.v).transposed());
-        let mut scales = [1f32; MAX_VECTORS * LANES];
+        let (k, v) = (part(&self.heads.k), part(&self.heads.v));
         let (key_lines, value_lines) = self.lines.split_at_mut(sizes.key_lines());
-        for (matrix, lines, steps) in [(k, key_lines, sizes.size_steps), (v, value_lines, sizes.key_steps)] {
-            for (panel, lines) in lines.chunks_mut(sizes.vectors * steps).enumerate() {
-                let first = panel * sizes.vectors * LANES;
-                pack_rows::<S, P, T>(s, &matrix, first, lines, &mut scales, &mut self.words);
+        let mut words = LineWords::new(key_lines);
+        for (key, words) in words.chunks_exact_mut(sizes.size_steps).enumerate().take(sizes.keys) {
+            P::left_row(s, &k.data[key * k.row_stride..][..sizes.size], 1.0, words);
+        }
+        // Sixteen groups of keys by sixteen columns at a time.
+        for (block, lines) in value_lines.chunks_exact_mut(sizes.value_lines()).enumerate() {
+            for first in (0..sizes.key_groups).step_by(LANES) {
+                for column in (0..sizes.size).step_by(LANES) {
+                    let columns = LANES.min(sizes.size - column);
+                    let mut rows = [s.splat_bits(0); LANES];
+                    for (i, row) in rows.iter_mut().enumerate() {
+                        let key = (block * sizes.key_groups + first + i) * P::GROUP;
+                        let part = |key: usize| &v.data[key * v.row_stride + column..][..columns];
+                        *row = match P::GROUP.min(sizes.keys.saturating_sub(key)) {
+                            0 => continue,
+                            1 => s.load_bits(&P::across(&[part(key)])),
+                            _ => s.load_bits(&P::across(&[part(key), part(key + 1)])),
+                        };
+                    }
+                    for (i, words) in s.transpose(rows).iter().enumerate().take(columns) {
+                        let line = ((column + i) * sizes.key_groups + first) / LANES;
+                        s.store_bits(*words, &mut lines[line].0);
+                    }
+                }
             }
         }
     }
@@ -145,32 +205,28 @@ impl<P: Words, T: Element> Body for PackHead<'_, P, T> {
 
 /// What a thread keeps while it works on a block of queries.
 struct Work<'a> {
-    /// The queries' words.
-    queries: LineWords<'a>,
-    /// Scores of one tile of queries with one block of keys: row after row.
+    /// The queries, tile after tile, as right operands of the first product.
+    queries: &'a mut [Line],
+    /// Where they are copied to on the way.
+    query_copy: LineWords<'a>,
+    /// Scores of one tile of queries with one block of keys: key after key.
     scores: &'a mut [Line],
-    /// Their softmax's words: row after row.
-    weights: LineWords<'a>,
-    /// Sums of weighted values so far: query after query.
+    /// Their softmax, as the right operand of the second product.
+    weights: &'a mut [Line],
+    /// Sums of weighted values so far: tile after tile, column after column.
     sums: &'a mut [Line],
 }
 
-/// Words from one row of weights to the next.
-fn weight_words<P: Words>() -> usize {
-    padded_stride(KEYS / P::GROUP)
-}
-
 impl<'a> Work<'a> {
-    fn new<P: Words>(buffer: &'a mut crate::memory::Buffer, sizes: &Sizes, tile_rows: usize) -> Self {
-        let rows = QUERY_TILES * tile_rows;
-        let queries = rows * padded_stride(sizes.size_steps) / LANES;
-        let (scores, weights) = (tile_rows * SCORE_VECTORS, tile_rows * weight_words::<P>() / LANES);
-        let sums = rows * sizes.size.div_ceil(LANES);
-        let lines = buffer.lines(queries + scores + weights + sums);
-        let (queries, lines) = lines.split_at_mut(queries);
-        let (scores, lines) = lines.split_at_mut(scores);
-        let (weights, sums) = lines.split_at_mut(weights);
-        Self { queries: LineWords::new(queries), scores, weights: LineWords::new(weights), sums }
+    fn new(buffer: &'a mut crate::memory::Buffer, sizes: &Sizes, group: usize) -> Self {
+        let weights = sizes.key_groups * sizes.vectors;
+        let parts = [QUERY_TILES * sizes.query_lines(), sizes.query_copy_lines(), group * weights, weights];
+        let lines = buffer.lines(parts.iter().sum::<usize>() + QUERY_TILES * sizes.sum_lines());
+        let (queries, lines) = lines.split_at_mut(parts[0]);
+        let (query_copy, lines) = lines.split_at_mut(parts[1]);
+        let (scores, lines) = lines.split_at_mut(parts[2]);
+        let (weights, sums) = lines.split_at_mut(parts[3]);
+        Self { queries, query_copy: LineWords::new(query_copy), scores, weights, sums }
     }
 }
 
@@ -187,164 +243,233 @@ struct Block<'a, P, T> {
     product: PhantomData<P>,
 }
 
-/// The most queries of a block.
-const MAX_QUERIES: usize = QUERY_TILES * MAX_ROWS;
+/// A tile of queries: one in each lane.
+#[derive(Clone, Copy)]
+struct Tile {
+    index: usize,
+    /// The first of them, and how many.
+    first: usize,
+    queries: usize,
+}
 
-impl<P: Words, T: Element> Body for Block<'_, P, T> {
+/// Of each query, the largest exponent so far (of 2), and the sum of weights relative to it.
+#[derive(Clone, Copy)]
+struct Running<S: Simd> {
+    largest: [S::F32; MAX_VECTORS],
+    totals: [S::F32; MAX_VECTORS],
+}
+
+impl<P: Weights, T: Element> Body for Block<'_, P, T> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
-        let Sizes { size, keys, size_steps, .. } = self.sizes;
-        let (row_words, out_vectors) = (padded_stride(size_steps), size.div_ceil(LANES));
-        let q = &self.heads.q;
-        let first_row = self.image * self.heads.queries() + self.queries.start;
-        for (i, words) in self.work.queries.chunks_exact_mut(row_words).enumerate().take(self.queries.len()) {
-            let start = (first_row + i) * q.row_stride + self.head * size;
-            P::left_row(s, &q.data[start..start + size], 1.0, words);
+        const { assert!(S::TILE_VECTORS <= MAX_VECTORS) };
+        let across = S::TILE_VECTORS * LANES;
+        let tiles = self.queries.len().div_ceil(across);
+        let queries = self.queries.clone();
+        let tile = |index: usize| {
+            let first = queries.start + index * across;
+            Tile { index, first, queries: across.min(queries.end - first) }
+        };
+        let q = self.heads.part(&self.heads.q, self.image, self.head);
+        for index in 0..tiles {
+            let lines = &mut self.work.queries[index * self.sizes.query_lines()..][..self.sizes.query_lines()];
+            let mut scales = [1f32; MAX_VECTORS * LANES];
+            pack_rows::<S, P, T>(s, &q, tile(index).first, lines, &mut scales, &mut self.work.query_copy);
         }
-        self.work.sums[..self.queries.len() * out_vectors].fill(ZERO);
-        // Of each query: the largest score so far (times log2 e), and the sum of weights relative to it.
-        let mut largest = [f32::MIN; MAX_QUERIES];
-        let mut totals = [0f32; MAX_QUERIES];
-        for start in (0..keys).step_by(KEYS) {
-            let block = start..keys.min(start + KEYS);
-            for first in (0..self.queries.len()).step_by(S::TILE_ROWS) {
-                let rows = S::TILE_ROWS.min(self.queries.len() - first);
-                self.scores(s, first, rows, &block);
-                for r in 0..rows {
-                    let query = first + r;
-                    let bias =
-                        self.heads.bias.as_ref().map(|bias| {
-                            &bias.row(self.image, self.head, self.queries.start + query, keys)[block.clone()]
-                        });
-                    let scores = &mut self.work.scores[r * SCORE_VECTORS..][..block.len().div_ceil(LANES)];
-                    let words = &mut self.work.weights[r * weight_words::<P>()..][..weight_words::<P>()];
-                    let scale = self.heads.scale * std::f32::consts::LOG2_E;
-                    let (new, total) = softmax::<S, P>(s, scores, block.len(), scale, bias, largest[query], words);
-                    let kept = if new == largest[query] { 1.0 } else { (largest[query] - new).exp2() };
-                    totals[query] = totals[query] * kept + total;
-                    if kept != 1.0 {
-                        for line in &mut self.work.sums[query * out_vectors..][..out_vectors] {
-                            let scaled = s.mul(load_f32(s, line), s.splat(kept));
-                            store_f32(s, scaled, line);
-                        }
-                    }
-                    largest[query] = new;
+        self.work.sums.fill(ZERO);
+        let start = Running::<S> { largest: [s.splat(f32::MIN); MAX_VECTORS], totals: [s.splat(0.0); MAX_VECTORS] };
+        let mut running = [start; QUERY_TILES];
+        for block in 0..self.sizes.key_blocks {
+            let at_once = self.sizes.key_groups * P::GROUP;
+            let keys = block * at_once..self.sizes.keys.min((block + 1) * at_once);
+            for (index, running) in running.iter_mut().enumerate().take(tiles) {
+                self.scores(s, index, &keys);
+                let mut scale = self.heads.scale * std::f32::consts::LOG2_E;
+                if let Some(bias) = self.heads.bias {
+                    self.add_bias(s, &bias, tile(index), &keys);
+                    scale = 1.0;
                 }
-                self.add_values(s, first, rows, &block);
+                let scores = &self.work.scores[..keys.len() * S::TILE_VECTORS];
+                let kept = match S::TILE_VECTORS {
+                    1 => softmax::<S, P, 1>(s, scores, scale, running, self.work.weights),
+                    _ => softmax::<S, P, 2>(s, scores, scale, running, self.work.weights),
+                };
+                self.add_values(s, index, block, keys.len(), kept);
             }
         }
-        for (i, total) in totals.iter().enumerate().take(self.queries.len()) {
-            let inverse = s.splat(1.0 / total);
-            let at = (first_row + i) * q.columns + self.head * size;
-            // SAFETY: a query's part of a head belongs to this block alone.
-            let out = unsafe { self.out.part(at, size) };
-            for (line, out) in self.work.sums[i * out_vectors..].iter().zip(out.chunks_mut(LANES)) {
-                store_up_to(s, s.mul(load_f32(s, line), inverse), out);
-            }
+        for (index, running) in running.iter().enumerate().take(tiles) {
+            self.write(s, tile(index), running);
         }
     }
 }
 
-impl<P: Words, T: Element> Block<'_, P, T> {
+impl<P: Weights, T: Element> Block<'_, P, T> {
     /// Scores of a tile of queries with a block of keys.
     #[inline(always)]
-    fn scores<S: Simd>(&mut self, s: S, first: usize, rows: usize, keys: &Range<usize>) {
-        let Sizes { size_steps, vectors, .. } = self.sizes;
-        let row_words = padded_stride(size_steps);
-        let left = Left {
-            words: &self.work.queries,
-            start: first * row_words,
-            row_stride: row_words,
-            segments: &[0],
-            steps: size_steps,
-        };
-        for vector in (0..keys.len().div_ceil(LANES)).step_by(vectors) {
-            let lines = &self.packed[(keys.start / LANES + vector) * size_steps..];
-            let across = vectors.min(keys.len().div_ceil(LANES) - vector);
-            multiply::<S, P>(
-                s,
-                left,
-                Right::new(lines),
-                (rows, across),
-                &mut self.work.scores[vector..],
-                SCORE_VECTORS,
-            );
+    fn scores<S: Simd>(&mut self, s: S, tile: usize, keys: &Range<usize>) {
+        let Sizes { size_steps, .. } = self.sizes;
+        let words = crate::memory::line_words(&self.packed[..self.sizes.key_lines()]);
+        let lines = &self.work.queries[tile * self.sizes.query_lines()..][..self.sizes.query_lines()];
+        for key in keys.clone().step_by(S::TILE_ROWS) {
+            let rows = S::TILE_ROWS.min(keys.end - key);
+            let left =
+                Left { words, start: key * size_steps, row_stride: size_steps, segments: &[0], steps: size_steps };
+            let next = &words[(key + rows) * size_steps..];
+            let soon = Soon::new(&next[..next.len().min(rows * size_steps)], 1, lines.len());
+            let scores = &mut self.work.scores[(key - keys.start) * S::TILE_VECTORS..];
+            multiply::<S, P>(s, left, Right { lines, soon }, (rows, S::TILE_VECTORS), scores, S::TILE_VECTORS);
         }
     }
 
-    /// Adds the values of a block of keys, weighted, to the sums of a tile of queries.
+    /// Turns raw scores into exponents of 2, with the bias.
     #[inline(always)]
-    fn add_values<S: Simd>(&mut self, s: S, first: usize, rows: usize, keys: &Range<usize>) {
-        let Sizes { size, key_steps, vectors, .. } = self.sizes;
-        let out_vectors = size.div_ceil(LANES);
-        let steps = keys.len().div_ceil(P::GROUP);
-        let left = Left { words: &self.work.weights, start: 0, row_stride: weight_words::<P>(), segments: &[0], steps };
-        let values = &self.packed[self.sizes.key_lines()..];
-        let mut tile = [ZERO; TILE_LINES];
-        for vector in (0..out_vectors).step_by(vectors) {
-            let across = vectors.min(out_vectors - vector);
-            let lines = &values[vector * key_steps + keys.start / P::GROUP * across..];
-            multiply::<S, P>(s, left, Right::new(lines), (rows, across), &mut tile, MAX_VECTORS);
-            for (r, lines) in tile.chunks_exact(MAX_VECTORS).enumerate().take(rows) {
-                let sums = &mut self.work.sums[(first + r) * out_vectors + vector..][..across];
-                for (sum, line) in sums.iter_mut().zip(lines) {
-                    store_f32(s, s.add(load_f32(s, sum), load_f32(s, line)), sum);
+    fn add_bias<S: Simd>(&mut self, s: S, bias: &ScoreBias, tile: Tile, keys: &Range<usize>) {
+        let scale = s.splat(self.heads.scale * std::f32::consts::LOG2_E);
+        let row = |query: usize| &bias.row(self.image, self.head, query, self.sizes.keys)[keys.clone()];
+        for (chunk, scores) in
+            self.work.scores[..keys.len() * S::TILE_VECTORS].chunks_mut(LANES * S::TILE_VECTORS).enumerate()
+        {
+            let part = |query: usize| {
+                let row = &row(query)[chunk * LANES..];
+                &row[..row.len().min(LANES)]
+            };
+            for v in 0..S::TILE_VECTORS {
+                let mut columns = [s.splat_bits(0); LANES];
+                if bias.query_stride == 0 {
+                    for (column, x) in columns.iter_mut().zip(part(0)) {
+                        *column = s.as_bits(s.splat(*x));
+                    }
+                } else {
+                    for (i, column) in columns.iter_mut().enumerate().take(tile.queries.saturating_sub(v * LANES)) {
+                        *column = s.as_bits(load_up_to(s, part(tile.first + v * LANES + i)));
+                    }
+                    columns = s.transpose(columns);
+                }
+                for (key, column) in columns.iter().enumerate().take(scores.len() / S::TILE_VECTORS) {
+                    let line = &mut scores[key * S::TILE_VECTORS + v];
+                    let bias = s.mul(s.as_f32(*column), s.splat(std::f32::consts::LOG2_E));
+                    let score = s.mul_add(load_f32(s, line), scale, bias);
+                    store_f32(s, s.max(score, s.splat(f32::MIN)), line);
+                }
+            }
+        }
+    }
+
+    /// Adds the values of a block of keys, weighted, to the sums of a tile of queries, of which `kept` is kept.
+    #[inline(always)]
+    fn add_values<S: Simd>(&mut self, s: S, tile: usize, block: usize, keys: usize, kept: [S::F32; MAX_VECTORS]) {
+        let Sizes { size, key_groups, .. } = self.sizes;
+        let steps = keys.div_ceil(P::GROUP);
+        let values = &self.packed[self.sizes.key_lines() + block * self.sizes.value_lines()..];
+        let words = crate::memory::line_words(&values[..self.sizes.value_lines()]);
+        let lines = &self.work.weights[..steps * S::TILE_VECTORS];
+        let sums = &mut self.work.sums[tile * self.sizes.sum_lines()..][..self.sizes.sum_lines()];
+        // Tiles of equal height: one of few rows would wait for its own sums.
+        let height = size.div_ceil(size.div_ceil(S::TILE_ROWS));
+        let mut products = [ZERO; TILE_LINES];
+        for (column, sums) in (0..size).step_by(height).zip(sums.chunks_mut(height * S::TILE_VECTORS)) {
+            let rows = height.min(size - column);
+            let left = Left { words, start: column * key_groups, row_stride: key_groups, segments: &[0], steps };
+            let next = &words[(column + rows) * key_groups..];
+            let soon = Soon::new(&next[..next.len().min(rows * key_groups)], 1, lines.len());
+            let vectors = S::TILE_VECTORS;
+            multiply::<S, P>(s, left, Right { lines, soon }, (rows, vectors), &mut products, vectors);
+            for (sums, products) in sums.chunks_exact_mut(vectors).zip(products.chunks_exact(vectors)) {
+                for (v, (sum, product)) in sums.iter_mut().zip(products).enumerate() {
+                    store_f32(s, s.mul_add(load_f32(s, sum), kept[v], load_f32(s, product)), sum);
+                }
+            }
+        }
+    }
+
+    /// Writes what a tile's queries have gathered.
+    #[inline(always)]
+    fn write<S: Simd>(&mut self, s: S, tile: Tile, running: &Running<S>) {
+        let size = self.sizes.size;
+        let sums = &self.work.sums[tile.index * self.sizes.sum_lines()..][..self.sizes.sum_lines()];
+        let width = self.heads.q.columns;
+        for (v, total) in running.totals.iter().enumerate().take(S::TILE_VECTORS) {
+            let inverse = s.div(s.splat(1.0), *total);
+            for column in (0..size).step_by(LANES) {
+                let columns = LANES.min(size - column);
+                let mut rows = [s.splat_bits(0); LANES];
+                for (i, row) in rows.iter_mut().enumerate().take(columns) {
+                    let sum = load_f32(s, &sums[(column + i) * S::TILE_VECTORS + v]);
+                    *row = s.as_bits(s.mul(sum, inverse));
+                }
+                let queries = s.transpose(rows);
+                for (i, query) in queries.iter().enumerate().take(tile.queries.saturating_sub(v * LANES)) {
+                    let row = self.image * self.heads.queries() + tile.first + v * LANES + i;
+                    // SAFETY: a query's part of a head belongs to this block alone.
+                    let out = unsafe { self.out.part(row * width + self.head * size + column, columns) };
+                    store_up_to(s, s.as_f32(*query), out);
                 }
             }
         }
     }
 }
 
-/// Turns a row of raw scores into weights `2^(score · scale + bias · log2 e - largest)` and writes their words; `largest`
-/// becomes the largest exponent so far, and is returned with the sum of the weights. `scale` has the factor log2 e in it.
+/// Turns raw scores, `V` lines for each key, into weights `2^(score · scale - largest)`, where `largest` becomes the largest
+/// exponent so far. Returns what sums relative to the one before are to be multiplied with.
 #[inline(always)]
-fn softmax<S: Simd, P: Words>(
+fn softmax<S: Simd, P: Weights, const V: usize>(
     s: S,
-    scores: &mut [Line],
-    keys: usize,
+    scores: &[Line],
     scale: f32,
-    bias: Option<&[f32]>,
-    largest: f32,
-    words: &mut [u32],
-) -> (f32, f32) {
-    // Lanes beyond the last key hold what stood in memory; they must not be the largest, and weigh nothing.
-    let beyond = keys % LANES;
-    let mut last_weights = [1f32; LANES];
-    if beyond != 0
-        && let Some(last) = scores.last_mut()
-    {
-        last.0[beyond..].fill(f32::MIN.to_bits());
-        last_weights[beyond..].fill(0.0);
-    }
-    let mut scale = s.splat(scale);
-    if let Some(bias) = bias {
-        for (line, bias) in scores.iter_mut().zip(bias.chunks(LANES)) {
-            let bias = s.mul(load_up_to(s, bias), s.splat(std::f32::consts::LOG2_E));
-            let score = s.mul_add(load_f32(s, line), scale, bias);
-            store_f32(s, s.max(score, s.splat(f32::MIN)), line);
-        }
-        scale = s.splat(1.0);
-    }
-    let mut most = [s.splat(f32::MIN); 2];
-    for lines in scores.chunks(2) {
-        for (most, line) in most.iter_mut().zip(lines) {
-            *most = s.max(*most, load_f32(s, line));
+    running: &mut Running<S>,
+    weights: &mut [Line],
+) -> [S::F32; MAX_VECTORS] {
+    let scores = scores.as_chunks::<V>().0;
+    let scale = s.splat(scale);
+    let mut most = [[s.splat(f32::MIN); V]; 2];
+    let (pairs, last) = scores.as_chunks::<2>();
+    for pair in pairs.iter() {
+        for (most, scores) in most.iter_mut().zip(pair) {
+            for v in 0..V {
+                most[v] = s.max(most[v], load_f32(s, &scores[v]));
+            }
         }
     }
-    let most = s.mul(s.splat(s.largest(s.max(most[0], most[1]))), scale);
-    let new = s.largest(s.max(most, s.splat(largest)));
-    let minus_new = s.splat(-new);
-    let mut totals = [s.splat(0.0); 2];
-    let last = scores.len() - 1;
-    for (i, (line, words)) in scores.iter().zip(words.chunks_mut(LANES / P::GROUP)).enumerate() {
-        let mut weight = exp2::<S, P>(s, s.mul_add(load_f32(s, line), scale, minus_new));
-        if i == last {
-            weight = s.mul(weight, s.load(&last_weights));
+    for scores in last {
+        for v in 0..V {
+            most[0][v] = s.max(most[0][v], load_f32(s, &scores[v]));
         }
-        totals[i % 2] = s.add(totals[i % 2], weight);
-        P::store_words(s, weight, words);
     }
-    (new, s.sum(s.add(totals[0], totals[1])))
+    let mut kept = [s.splat(1.0); MAX_VECTORS];
+    let mut minus_largest = [s.splat(0.0); V];
+    for v in 0..V {
+        let largest = s.max(running.largest[v], s.mul(s.max(most[0][v], most[1][v]), scale));
+        // To f32's precision: it is exactly 1 where the largest stays.
+        kept[v] = exp2::<S, F32>(s, s.sub(running.largest[v], largest));
+        running.largest[v] = largest;
+        minus_largest[v] = s.sub(s.splat(0.0), largest);
+    }
+    let mut totals = [[s.splat(0.0); V]; 2];
+    let whole = scores.len() / P::GROUP * P::GROUP;
+    for (group, weights) in (0..whole).step_by(P::GROUP).zip(weights.as_chunks_mut::<V>().0) {
+        for v in 0..V {
+            let mut xs = [s.splat(0.0); 2];
+            for i in 0..P::GROUP {
+                let exponent = s.mul_add(load_f32(s, &scores[group + i][v]), scale, minus_largest[v]);
+                xs[i] = exp2::<S, P>(s, exponent);
+                totals[i][v] = s.add(totals[i][v], xs[i]);
+            }
+            s.store_bits(P::group(s, xs), &mut weights[v].0);
+        }
+    }
+    // Half a group at the end.
+    for last in whole..scores.len() {
+        for v in 0..V {
+            let weight = exp2::<S, P>(s, s.mul_add(load_f32(s, &scores[last][v]), scale, minus_largest[v]));
+            totals[0][v] = s.add(totals[0][v], weight);
+            let bits = P::group(s, [weight, s.splat(0.0)]);
+            s.store_bits(bits, &mut weights[whole / P::GROUP * V + v].0);
+        }
+    }
+    for v in 0..V {
+        running.totals[v] = s.mul_add(running.totals[v], kept[v], s.add(totals[0][v], totals[1][v]));
+    }
+    kept
 }

@@ -68,6 +68,20 @@ impl Simd for Avx512 {
         memory!(_mm256_storeu_si256(to.as_mut_ptr().cast(), halves))
     }
     #[inline(always)]
+    fn pair_bf16(self, low: Self::F32, high: Self::F32) -> Self::Bits {
+        registers!({
+            let halves = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
+            // From all low ones before all high ones to one of each.
+            let mut places = [0u16; 2 * LANES];
+            let mut i = 0;
+            while i < LANES {
+                (places[2 * i], places[2 * i + 1]) = (i as u16, (LANES + i) as u16);
+                i += 1;
+            }
+            _mm512_permutexvar_epi16(_mm512_loadu_si512(places.as_ptr().cast()), halves)
+        })
+    }
+    #[inline(always)]
     fn add(self, a: Self::F32, b: Self::F32) -> Self::F32 {
         registers!(_mm512_add_ps(a, b))
     }

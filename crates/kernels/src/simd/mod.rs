@@ -39,6 +39,19 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// Rounds to nearest, ties to even.
     fn store_bf16(self, v: Self::F32, to: &mut [bf16; LANES]);
 
+    /// The nearest bf16 of two numbers in each lane, `low` in the low half.
+    #[inline(always)]
+    fn pair_bf16(self, low: Self::F32, high: Self::F32) -> Self::Bits {
+        let (mut lows, mut highs) = ([bf16::ZERO; LANES], [bf16::ZERO; LANES]);
+        self.store_bf16(low, &mut lows);
+        self.store_bf16(high, &mut highs);
+        let mut pairs = [0u32; LANES];
+        for ((pair, low), high) in pairs.iter_mut().zip(lows).zip(highs) {
+            *pair = low.to_bits() as u32 | (high.to_bits() as u32) << 16;
+        }
+        self.load_bits(&pairs)
+    }
+
     fn add(self, a: Self::F32, b: Self::F32) -> Self::F32;
     fn sub(self, a: Self::F32, b: Self::F32) -> Self::F32;
     fn mul(self, a: Self::F32, b: Self::F32) -> Self::F32;
@@ -240,6 +253,10 @@ mod tests {
             simd.store_bf16(va, &mut halves);
             assert_eq!(halves, a.map(bf16::from_f32), "bf16 is rounded to nearest even");
             push(simd.load_bf16(&halves));
+            let mut pairs = [0; LANES];
+            simd.store_bits(simd.pair_bf16(va, vb), &mut pairs);
+            let bits = |x: f32| bf16::from_f32(x).to_bits() as u32;
+            assert_eq!(pairs, std::array::from_fn(|i| bits(a[i]) | (bits(b[i]) << 16)));
             let bits: [u32; LANES] = std::array::from_fn(|i| 0x8001_ff7f_u32.wrapping_mul(i as u32 + 3));
             let (bytes, pairs) = (simd.load_bits(&bits), simd.splat_bits(0x3f80_4000));
             push(simd.to_f32(bytes));
