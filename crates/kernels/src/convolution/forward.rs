@@ -192,7 +192,7 @@ impl<P: Words, A: Element, T: Element> Body for Block<'_, P, A, T> {
                             segments,
                             steps: packed.steps,
                         };
-                        prefetch_tile(s, place, packed, self.out);
+                        prefetch_tile(s, place, packed, self.epilogue, self.out);
                         multiply::<S, P>(s, left, Right::new(lines), (rows, vectors), &mut tile, MAX_VECTORS);
                         // SAFETY: every pixel of the result belongs to exactly one block, and to one tile of it.
                         unsafe { write_tile(s, &tile, place, packed, None, self.epilogue, self.out) };

@@ -58,20 +58,30 @@ pub(crate) struct Place {
     pub column: usize,
 }
 
-/// Asks for the lines of `out` that a tile will be written to, before the tile is computed: the rows lie far apart, and a
-/// processor does not foresee the way from one to the next.
+/// Asks for what a tile will be written to, and for what is added to it, before the tile is computed: the rows lie far
+/// apart, and a processor does not foresee the way from one to the next.
 #[inline(always)]
-pub(crate) fn prefetch_tile<S: Simd, T: Element>(s: S, place: Place, right: &Packed, out: &Shared<T>) {
+pub(crate) fn prefetch_tile<S: Simd, T: Element>(
+    s: S,
+    place: Place,
+    right: &Packed,
+    epilogue: &Epilogue<T>,
+    out: &Shared<T>,
+) {
+    let in_line = 64 / size_of::<T>();
     for r in 0..place.rows {
         let at = (place.row + r * place.row_step) * right.columns + place.column;
-        for line in 0..(right.panel_vectors * LANES * size_of::<T>()).div_ceil(64) {
-            s.prefetch_to_write(out.address(at + line * (64 / size_of::<T>())));
+        for at in (at..at + right.panel_vectors * LANES).step_by(in_line) {
+            s.prefetch_to_write(out.address(at));
+            if let Some(residual) = &epilogue.residual {
+                s.prefetch(residual.xs.as_ptr().wrapping_add(at));
+            }
         }
     }
 }
 
-/// Writes a tile, rows of [`MAX_VECTORS`] lines, to `out`, rows of `right.columns` elements. `row_scales` are those of the tile's rows where the product
-/// was in int8.
+/// Writes a tile, rows of [`MAX_VECTORS`] lines, to `out`, rows of `right.columns` elements. `row_scales` are those of the
+/// tile's rows where the product was in int8.
 ///
 /// # Safety
 /// No other thread may use this tile's part of `out` meanwhile.
@@ -85,48 +95,79 @@ pub(crate) unsafe fn write_tile<S: Simd, T: Element>(
     epilogue: &Epilogue<T>,
     out: &Shared<T>,
 ) {
-    let width = right.columns;
-    let end = width.min(place.column + right.panel_vectors * LANES);
-    for (v, column) in (place.column..end).step_by(LANES).enumerate() {
-        let columns = LANES.min(end - column);
-        let of_columns = |xs: &[f32]| load_up_to(s, &xs[column..column + columns]);
-        let bias = epilogue.bias.map_or(s.splat(0.0), of_columns);
-        let (offset, scale) = match row_scales {
-            Some(_) => (s.mul(of_columns(&right.byte_sums), s.splat(ZERO_POINT)), of_columns(&right.scales)),
-            None => (s.splat(0.0), s.splat(1.0)),
-        };
-        // The gate of the rows before `gate_end`.
-        let (mut gate, mut gate_end) = (s.splat(1.0), if has_gate(epilogue) { 0 } else { usize::MAX });
-        for (r, lines) in tile.chunks_exact(MAX_VECTORS).enumerate().take(place.rows) {
-            let row = place.row + r * place.row_step;
-            let line = &lines[v];
-            let product = match row_scales {
-                None => load_f32(s, line),
-                Some(scales) => {
-                    let sums = s.sub(s.to_f32(s.load_bits(&line.0)), offset);
-                    s.mul(sums, s.mul(scale, s.splat(scales[r])))
-                }
-            };
-            let mut x = epilogue.activation.apply(s, s.add(product, bias));
-            let at = row * width + column;
-            if let Some(residual) = &epilogue.residual {
-                let xs = load_up_to(s, &residual.xs[at..at + columns]);
-                if row >= gate_end
-                    && let Some(values) = &residual.gate
-                {
-                    let group = row / values.rows;
-                    gate_end = (group + 1) * values.rows;
-                    gate = load_up_to(s, &values.values[group * width + column..][..columns]);
-                }
-                x = s.mul_add(x, gate, xs);
-            }
-            // SAFETY: this part of the result is this tile's alone, as the caller promises.
-            store_up_to(s, x, unsafe { out.part(at, columns) });
+    // SAFETY: as the caller promises.
+    unsafe {
+        match right.columns - place.column >= S::TILE_VECTORS * LANES {
+            true => write_columns::<S, T, true>(s, tile, place, right, row_scales, epilogue, out),
+            false => write_columns::<S, T, false>(s, tile, place, right, row_scales, epilogue, out),
         }
     }
 }
 
+/// As [`write_tile`], of a tile all of whose columns are the result's where `WHOLE`.
+///
+/// # Safety
+/// As for [`write_tile`].
 #[inline(always)]
-fn has_gate<T>(epilogue: &Epilogue<T>) -> bool {
-    epilogue.residual.as_ref().is_some_and(|residual| residual.gate.is_some())
+unsafe fn write_columns<S: Simd, T: Element, const WHOLE: bool>(
+    s: S,
+    tile: &[Line],
+    place: Place,
+    right: &Packed,
+    row_scales: Option<&[f32]>,
+    epilogue: &Epilogue<T>,
+    out: &Shared<T>,
+) {
+    let width = right.columns;
+    let count = if WHOLE { S::TILE_VECTORS * LANES } else { width - place.column };
+    let vectors = count.div_ceil(LANES);
+    let of_columns = |xs: &[f32], start: usize| {
+        let mut columns = [s.splat(0.0); MAX_VECTORS];
+        let xs = &xs[start + place.column..][..count];
+        for v in 0..vectors {
+            columns[v] = load_up_to(s, &xs[v * LANES..]);
+        }
+        columns
+    };
+    let bias = epilogue.bias.map_or([s.splat(0.0); MAX_VECTORS], |bias| of_columns(bias, 0));
+    let (mut zeros, mut scales) = ([s.splat(0.0); MAX_VECTORS], [s.splat(1.0); MAX_VECTORS]);
+    if row_scales.is_some() {
+        zeros = of_columns(&right.byte_sums, 0).map(|sum| s.mul(sum, s.splat(ZERO_POINT)));
+        scales = of_columns(&right.scales, 0);
+    }
+    // The gate of the rows before `gate_end`.
+    let (mut gate, mut gate_end) = ([s.splat(1.0); MAX_VECTORS], 0);
+    for (r, lines) in tile.chunks_exact(MAX_VECTORS).enumerate().take(place.rows) {
+        let row = place.row + r * place.row_step;
+        let at = row * width + place.column;
+        // SAFETY: this part of the result is this tile's alone, as the caller promises.
+        let out = unsafe { out.part(at, count) };
+        let mut xs = [s.splat(0.0); MAX_VECTORS];
+        for v in 0..vectors {
+            let product = match row_scales {
+                None => load_f32(s, &lines[v]),
+                Some(row_scales) => {
+                    let sums = s.sub(s.to_f32(s.load_bits(&lines[v].0)), zeros[v]);
+                    s.mul(sums, s.mul(scales[v], s.splat(row_scales[r])))
+                }
+            };
+            xs[v] = epilogue.activation.apply(s, s.add(product, bias[v]));
+        }
+        if let Some(residual) = &epilogue.residual {
+            if let Some(values) = &residual.gate
+                && row >= gate_end
+            {
+                let group = row / values.rows;
+                gate_end = (group + 1) * values.rows;
+                gate = of_columns(values.values, group * width);
+            }
+            let residual = &residual.xs[at..at + count];
+            for v in 0..vectors {
+                xs[v] = s.mul_add(xs[v], gate[v], load_up_to(s, &residual[v * LANES..]));
+            }
+        }
+        for v in 0..vectors {
+            store_up_to(s, xs[v], &mut out[v * LANES..]);
+        }
+    }
 }

@@ -187,7 +187,7 @@ impl<P: Words, A: Element, T: Element> Body for Block<'_, P, A, T> {
                         rows,
                         column: panel * self.right.panel_vectors * LANES,
                     };
-                    prefetch_tile(s, place, self.right, self.out);
+                    prefetch_tile(s, place, self.right, self.epilogue, self.out);
                     multiply::<S, P>(s, left, Right { lines, soon }, (rows, vectors), &mut tile, MAX_VECTORS);
                     let row_scales = (self.right.arithmetic == Arithmetic::Int8).then(|| &scales[first..first + rows]);
                     // SAFETY: every tile of the result belongs to exactly one thread.
