@@ -113,6 +113,7 @@ fn attention_is_the_definition() {
     for isa in Isa::available() {
         for (batch, heads, size, queries, keys) in [
             (1, 1, 1, 1, 1),
+            (1, 1, 1, 40, 3),
             (2, 3, 8, 7, 15),
             (1, 2, 72, 33, 31),
             (1, 1, 17, 60, 300),
@@ -121,8 +122,10 @@ fn attention_is_the_definition() {
             (1, 3, 33, 1, 513),
         ] {
             let width = heads * size;
+            // Queries without gaps where they are even in number.
+            let q_stride = width + 3 * (queries % 2);
             // Queries, keys and values as parts of wider rows.
-            let (q, kv) = (numbers(batch * queries * (width + 3), 1), numbers(batch * keys * 2 * width, 2));
+            let (q, kv) = (numbers(batch * queries * q_stride, 1), numbers(batch * keys * 2 * width, 2));
             let bias = numbers(batch * heads * queries * keys, 3);
             let mask: Vec<f32> = (0..batch * keys).map(|i| if i % keys > keys / 2 { -10000.0 } else { 0.0 }).collect();
             let per_query = ScoreBias {
@@ -134,7 +137,7 @@ fn attention_is_the_definition() {
             let per_key = ScoreBias { values: &mask, batch_stride: keys, head_stride: 0, query_stride: 0 };
             for bias in [None, Some(per_query), Some(per_key)] {
                 let heads = Heads {
-                    q: Matrix::strided(&q, batch * queries, width, width + 3),
+                    q: Matrix::strided(&q, batch * queries, width, q_stride),
                     k: Matrix::strided(&kv, batch * keys, width, 2 * width),
                     v: Matrix::strided(&kv[width..], batch * keys, width, 2 * width),
                     batch,

@@ -76,7 +76,10 @@ fn pack_across<P: Words, T: Element>(matrix: &Matrix<T>, first: usize, lines: &m
     for (step, lines) in lines.chunks_exact_mut(vectors).enumerate() {
         for (vector, line) in lines.iter_mut().enumerate() {
             let row = first + vector * LANES;
-            let len = LANES.min(matrix.rows - row);
+            let len = LANES.min(matrix.rows.saturating_sub(row));
+            if len == 0 {
+                break;
+            }
             let at = |i: usize| &matrix.data[row + (step * P::GROUP + i) * matrix.column_stride..][..len];
             line.0 = match P::GROUP.min(matrix.columns - step * P::GROUP) {
                 1 => P::across(&[at(0)]),
