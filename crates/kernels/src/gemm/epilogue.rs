@@ -121,19 +121,18 @@ unsafe fn write_columns<S: Simd, T: Element, const WHOLE: bool>(
     let width = right.columns;
     let count = if WHOLE { S::TILE_VECTORS * LANES } else { width - place.column };
     let vectors = count.div_ceil(LANES);
-    let of_columns = |xs: &[f32], start: usize| {
-        let mut columns = [s.splat(0.0); MAX_VECTORS];
-        let xs = &xs[start + place.column..][..count];
-        for v in 0..vectors {
-            columns[v] = load_up_to(s, &xs[v * LANES..]);
-        }
-        columns
-    };
-    let bias = epilogue.bias.map_or([s.splat(0.0); MAX_VECTORS], |bias| of_columns(bias, 0));
+    let columns = place.column..place.column + count;
+    let mut bias = [s.splat(0.0); MAX_VECTORS];
+    if let Some(values) = epilogue.bias {
+        bias = load_vectors(s, &values[columns.clone()]);
+    }
     let (mut zeros, mut scales) = ([s.splat(0.0); MAX_VECTORS], [s.splat(1.0); MAX_VECTORS]);
     if row_scales.is_some() {
-        zeros = of_columns(&right.byte_sums, 0).map(|sum| s.mul(sum, s.splat(ZERO_POINT)));
-        scales = of_columns(&right.scales, 0);
+        zeros = load_vectors(s, &right.byte_sums[columns.clone()]);
+        for sum in &mut zeros {
+            *sum = s.mul(*sum, s.splat(ZERO_POINT));
+        }
+        scales = load_vectors(s, &right.scales[columns.clone()]);
     }
     // The gate of the rows before `gate_end`.
     let (mut gate, mut gate_end) = ([s.splat(1.0); MAX_VECTORS], 0);
@@ -159,7 +158,7 @@ unsafe fn write_columns<S: Simd, T: Element, const WHOLE: bool>(
             {
                 let group = row / values.rows;
                 gate_end = (group + 1) * values.rows;
-                gate = of_columns(values.values, group * width);
+                gate = load_vectors(s, &values.values[group * width..][columns.clone()]);
             }
             let residual = &residual.xs[at..at + count];
             for v in 0..vectors {
@@ -170,4 +169,14 @@ unsafe fn write_columns<S: Simd, T: Element, const WHOLE: bool>(
             store_up_to(s, xs[v], &mut out[v * LANES..]);
         }
     }
+}
+
+/// A tile's columns of a row; zeros beyond them.
+#[inline(always)]
+fn load_vectors<S: Simd>(s: S, xs: &[f32]) -> [S::F32; MAX_VECTORS] {
+    let mut vectors = [s.splat(0.0); MAX_VECTORS];
+    for (vector, xs) in vectors.iter_mut().zip(xs.chunks(LANES)) {
+        *vector = load_up_to(s, xs);
+    }
+    vectors
 }
