@@ -49,7 +49,7 @@ pub use gated_residual::{gated_residual, gated_residual_backward};
 pub use gemm::{Arithmetic, Epilogue, Gate, Packed, Residual, column_sums, gemm, outer_product};
 pub use isa::Isa;
 pub use matrix::Matrix;
-pub use memory::Scratch;
+pub use memory::{Scratch, arbitrary};
 pub use norm::{
     Affine, GroupNorm, group_norm, group_norm_backward, group_norm_coefficients, layer_norm, layer_norm_backward,
     rms_norm, rms_norm_backward, softmax, softmax_backward,

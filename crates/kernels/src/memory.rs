@@ -1,10 +1,11 @@
 //! Aligned memory, memory that is used again, and slices that several threads write to.
 
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 use std::ops::{Deref, DerefMut};
 use std::sync::Mutex;
 
-use crate::simd::LANES;
+use crate::simd::{Element, LANES};
 
 /// One vector in memory: 64 bytes at an address divisible by 64, a line of cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -12,6 +13,26 @@ use crate::simd::LANES;
 pub(crate) struct Line(pub [u32; LANES]);
 
 pub(crate) const ZERO: Line = Line([0; LANES]);
+
+/// `len` elements of arbitrary values, for a result that a kernel overwrites whole: no time goes into zeros.
+pub fn arbitrary<T: Element>(len: usize) -> Vec<T> {
+    let mut elements = Box::<[T]>::new_uninit_slice(len);
+    let start: *mut MaybeUninit<T> = elements.as_mut_ptr();
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    // SAFETY: the assembly is empty. But as far as the language can tell it writes to the memory that it is given the
+    // address of, which makes a value, if an unknown one, of what stands there.
+    unsafe {
+        std::arch::asm!("/* {0} */", in(reg) start, options(nostack, preserves_flags));
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    // SAFETY: the slice has `len` elements, and all bits zero are a number.
+    unsafe {
+        start.write_bytes(0, len);
+    }
+    // SAFETY: what stands there is initialised, as above, and every bit pattern is an `f32` or a `bf16`; nothing else is an
+    // `Element`.
+    unsafe { elements.assume_init() }.into_vec()
+}
 
 /// Working memory for kernels, kept between calls. One can serve any number of kernels and threads; it holds as many
 /// buffers as threads ever used it at once, each as large as the largest that was asked for.

@@ -103,8 +103,14 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn dot_u8_i8(self, acc: Self::Bits, a: Self::Bits, b: Self::Bits) -> Self::Bits;
 }
 
-/// A type that activations are kept in: f32 or bf16. Arithmetic is in f32.
-pub trait Element: Copy + Default + Send + Sync + PartialEq + std::fmt::Debug + 'static {
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for f32 {}
+    impl Sealed for half::bf16 {}
+}
+
+/// A type that activations are kept in: f32 or bf16, and no other. Arithmetic is in f32.
+pub trait Element: sealed::Sealed + Copy + Default + Send + Sync + PartialEq + std::fmt::Debug + 'static {
     /// This element in f32.
     fn to_f32(self) -> f32;
     /// The nearest element.

@@ -182,7 +182,7 @@ pub(super) fn gradient_of(xs: &Tensor, gradient: Vec<f32>) -> Result<Tensor> {
     Tensor::from_vec(gradient, xs.shape(), xs.device())?.to_dtype(xs.dtype())
 }
 
-/// A new tensor on the CPU that `fill` writes.
+/// A new tensor on the CPU, all of which `fill` writes.
 pub(super) fn filled<T: CpuElement>(
     shape: impl Into<Shape>,
     fill: impl FnOnce(&mut [T]) -> Result<()>,
@@ -191,13 +191,13 @@ pub(super) fn filled<T: CpuElement>(
     Tensor::from_vec(T::cpu_storage_data(storage)?, shape, &Device::Cpu)
 }
 
-/// What a custom operation gives, written by `fill`.
+/// What a custom operation gives, all of it written by `fill`.
 pub(super) fn filled_storage<T: CpuElement>(
     shape: impl Into<Shape>,
     fill: impl FnOnce(&mut [T]) -> Result<()>,
 ) -> Result<(CpuStorage, Shape)> {
     let shape = shape.into();
-    let mut data = vec![T::default(); shape.elem_count()];
+    let mut data = pixart_kernels::arbitrary(shape.elem_count());
     fill(&mut data)?;
     Ok((T::to_cpu_storage_owned(data), shape))
 }
