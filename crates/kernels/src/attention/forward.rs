@@ -460,9 +460,9 @@ fn softmax<S: Simd, P: Weights, const V: usize>(
         }
     }
     // Half a group at the end.
-    for last in whole..scores.len() {
+    for last in &scores[whole..] {
         for v in 0..V {
-            let weight = exp2::<S, P>(s, s.mul_add(load_f32(s, &scores[last][v]), scale, minus_largest[v]));
+            let weight = exp2::<S, P>(s, s.mul_add(load_f32(s, &last[v]), scale, minus_largest[v]));
             totals[0][v] = s.add(totals[0][v], weight);
             let bits = P::group(s, [weight, s.splat(0.0)]);
             s.store_bits(bits, &mut weights[whole / P::GROUP * V + v].0);
