@@ -213,6 +213,9 @@ pub struct BenchArgs {
     /// Timed runs, after one that warms up
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub runs: usize,
+    /// Time the first run already, for sizes where each takes minutes
+    #[arg(long)]
+    pub no_warm_up: bool,
     /// Passes of the transformer in an image
     #[arg(long, value_name = "N", default_value_t = 4)]
     pub steps: usize,

@@ -11,7 +11,7 @@ use crate::progress::Progress;
 pub fn run(args: BenchArgs) -> Result<()> {
     let progress = Arc::new(Progress::new(args.model.compute.quiet));
     let mut pipeline = open::pipeline(&args.model, false, None, &progress)?;
-    let options = BenchOptions { size: args.size, runs: args.runs, steps: args.steps };
+    let options = BenchOptions { size: args.size, runs: args.runs, warm_up: !args.no_warm_up, steps: args.steps };
     let report = pixart::bench(&mut pipeline, &options)?;
     progress.clear();
     if args.json {

@@ -46,7 +46,10 @@ pub use convolution::{
 };
 pub use elementwise::{activate, activate_backward, add, convert, multiply};
 pub use gated_residual::{gated_residual, gated_residual_backward};
-pub use gemm::{Arithmetic, Epilogue, Gate, Packed, Residual, column_sums, gemm, outer_product};
+pub use gemm::{
+    Arithmetic, Epilogue, Gate, LeftRows, Packed, QuantisedRows, Residual, column_sums, gemm, gemm_quantised,
+    outer_product,
+};
 pub use isa::Isa;
 pub use matrix::Matrix;
 pub use memory::{Scratch, arbitrary};

@@ -10,7 +10,7 @@ use crate::simd::{Element, LANES};
 /// One vector in memory: 64 bytes at an address divisible by 64, a line of cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C, align(64))]
-pub(crate) struct Line(pub [u32; LANES]);
+pub struct Line(pub [u32; LANES]);
 
 pub(crate) const ZERO: Line = Line([0; LANES]);
 
@@ -125,6 +125,12 @@ pub(crate) fn as_words(xs: &[f32]) -> &[u32] {
 pub(crate) fn line_words(lines: &[Line]) -> &[u32] {
     // SAFETY: a line is sixteen words and nothing else.
     unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), lines.len() * LANES) }
+}
+
+/// Lines as numbers.
+pub(crate) fn line_floats_mut(lines: &mut [Line]) -> &mut [f32] {
+    // SAFETY: a line is sixteen words and nothing else, and every bit pattern is a number.
+    unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * LANES) }
 }
 
 /// Lines as the 32-bit words they are made of.

@@ -15,8 +15,11 @@ use crate::{Error, Pipeline, Result, device_name, dtype_name, peak_rss_bytes};
 pub struct BenchOptions {
     /// Width and height of the image in pixels.
     pub size: usize,
-    /// How often each stage is timed, after one run that warms up.
+    /// How often each stage is timed.
     pub runs: usize,
+    /// Whether each stage runs once before it is timed. Without, the first pass pays for memory that is touched for the
+    /// first time, which hardly shows where a pass takes a minute.
+    pub warm_up: bool,
     /// Passes of the transformer that make an image.
     pub steps: usize,
 }
@@ -67,7 +70,7 @@ pub fn bench(pipeline: &mut Pipeline, options: &BenchOptions) -> Result<BenchRep
     };
     let encode_s = if pipeline.parts.loader.folder.part_path(Part::TextEncoder).exists() {
         load(&mut || pipeline.parts.text_encoder().map(|_| ()))?;
-        Some(median(encode_seconds(pipeline, options.runs)?))
+        Some(median(encode_seconds(pipeline, options)?))
     } else {
         None
     };
@@ -90,8 +93,10 @@ pub fn bench(pipeline: &mut Pipeline, options: &BenchOptions) -> Result<BenchRep
         let prediction = transformer.forward(&latents, &timestep, &text, size.as_ref())?;
         Ok(wait_for(&prediction)?)
     };
-    pass(pipeline)?;
-    pipeline.decode(&latents)?;
+    if options.warm_up {
+        pass(pipeline)?;
+        pipeline.decode(&latents)?;
+    }
     let (mut passes, mut decodes, mut images) = (vec![], vec![], vec![]);
     for _ in 0..options.runs {
         let start = Instant::now();
@@ -116,12 +121,13 @@ pub fn bench(pipeline: &mut Pipeline, options: &BenchOptions) -> Result<BenchRep
     })
 }
 
-/// Times the text encoder, which is kept loaded meanwhile, after one run that warms up.
-fn encode_seconds(pipeline: &mut Pipeline, runs: usize) -> Result<Vec<f64>> {
+/// Times the text encoder, which is kept loaded meanwhile.
+fn encode_seconds(pipeline: &mut Pipeline, options: &BenchOptions) -> Result<Vec<f64>> {
     let prompt = ["a small cactus with a happy face in the Sahara desert".to_string()];
     let keep_loaded = std::mem::replace(&mut pipeline.parts.keep_loaded, true);
     let mut encode = || pipeline.encode(&prompt, None, false).map(|_| ());
-    let times = encode().and_then(|()| (0..runs).map(|_| seconds(&mut encode)).collect());
+    let warm_up = if options.warm_up { encode() } else { Ok(()) };
+    let times = warm_up.and_then(|()| (0..options.runs).map(|_| seconds(&mut encode)).collect());
     pipeline.parts.keep_loaded = keep_loaded;
     pipeline.parts.release_text_encoder();
     times

@@ -1,33 +1,39 @@
 //! Matrix products.
 
 mod epilogue;
+mod left;
 mod outer;
 mod outer_product;
 mod pack;
 mod packed;
+mod quantised;
 mod tile;
 mod words;
 
+use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::atomic::AtomicUsize;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{AcqRel, Relaxed};
 
 use rayon::prelude::*;
 
 pub(crate) use epilogue::*;
+pub(crate) use left::copy_rows;
 pub(crate) use outer::*;
 pub(crate) use pack::*;
 pub(crate) use tile::*;
 pub(crate) use words::Words;
 
 pub use epilogue::{Epilogue, Gate, Residual};
+pub use left::LeftRows;
 pub use outer_product::{column_sums, outer_product};
 pub use packed::{Arithmetic, Packed};
+pub use quantised::{QuantisedRows, gemm_quantised};
 
+use crate::Isa;
 use crate::isa::Body;
 use crate::memory::{LineWords, Scratch, Shared, ZERO};
 use crate::simd::{Element, LANES, Simd};
-use crate::{Isa, Matrix};
 
 /// Bytes of the left matrix that a thread works on at a time: half of a common second-level cache, beside which a panel
 /// of the right matrix finds room.
@@ -36,59 +42,88 @@ const LEFT_BYTES: usize = 512 << 10;
 /// The most rows of the left matrix that a thread works on at a time.
 const LEFT_TILES: usize = 16;
 
-/// `out = epilogue(left · rightᵀ)`: `left` is `[rows, depth]`, `right` a packed `[columns, depth]`, `out` `[rows,
-/// columns]`.
+/// `out = epilogue(left · rightᵀ)`: `left` is `[rows, depth]`, a [`Matrix`](crate::Matrix) or [`QuantisedRows`], `right` a
+/// packed `[columns, depth]`, `out` `[rows, columns]`.
 ///
 /// # Panics
-/// The shapes do not belong together.
-pub fn gemm<A: Element, T: Element>(
+/// The shapes do not belong together, or rows are quantised for a product that is not in int8.
+pub fn gemm<T: Element>(
     isa: Isa,
     scratch: &Scratch,
-    left: Matrix<A>,
+    left: impl LeftRows,
     right: &Packed,
     epilogue: &Epilogue<T>,
     out: &mut [T],
 ) {
-    assert_eq!(left.columns, right.depth, "a left matrix of depth {} for a right one of {}", left.columns, right.depth);
+    gemm_then(isa, scratch, &left, right, epilogue, out, &Nothing);
+}
+
+/// What is done with rows of a result when they are complete.
+trait Finish<T>: Sync {
+    fn finish<S: Simd>(&self, s: S, rows: Range<usize>, out: &Shared<T>);
+}
+
+struct Nothing;
+
+impl<T> Finish<T> for Nothing {
+    #[inline(always)]
+    fn finish<S: Simd>(&self, _: S, _: Range<usize>, _: &Shared<T>) {}
+}
+
+/// [`gemm`], and `finish` for each block of rows of the result, by the thread that completes it.
+fn gemm_then<T: Element>(
+    isa: Isa,
+    scratch: &Scratch,
+    left: &impl LeftRows,
+    right: &Packed,
+    epilogue: &Epilogue<T>,
+    out: &mut [T],
+    finish: &impl Finish<T>,
+) {
+    let (rows, depth) = left.shape();
+    assert_eq!(depth, right.depth, "a left matrix of depth {depth} for a right one of {}", right.depth);
     assert_eq!(right.taps, 1, "these weights were packed for a convolution");
-    assert_eq!(out.len(), left.rows * right.columns, "the result is {}×{}", left.rows, right.columns);
-    epilogue.check(left.rows, right.columns);
+    assert_eq!(out.len(), rows * right.columns, "the result is {rows}×{}", right.columns);
+    epilogue.check(rows, right.columns);
     if out.is_empty() {
         return;
     }
     match right.arithmetic {
-        Arithmetic::F32 => gemm_as::<F32, A, T>(isa, scratch, left, right, epilogue, out),
-        Arithmetic::Bf16 => gemm_as::<Bf16, A, T>(isa, scratch, left, right, epilogue, out),
-        Arithmetic::Int8 => gemm_as::<Int8, A, T>(isa, scratch, left, right, epilogue, out),
+        Arithmetic::F32 => gemm_as::<F32, T>(isa, scratch, left, right, epilogue, out, finish),
+        Arithmetic::Bf16 => gemm_as::<Bf16, T>(isa, scratch, left, right, epilogue, out, finish),
+        Arithmetic::Int8 => gemm_as::<Int8, T>(isa, scratch, left, right, epilogue, out, finish),
     }
 }
 
-fn gemm_as<P: Words, A: Element, T: Element>(
+fn gemm_as<P: Words, T: Element>(
     isa: Isa,
     scratch: &Scratch,
-    left: Matrix<A>,
+    left: &impl LeftRows,
     right: &Packed,
     epilogue: &Epilogue<T>,
     out: &mut [T],
+    finish: &impl Finish<T>,
 ) {
+    let rows = left.shape().0;
     let row_words = padded_stride(right.steps);
     let tiles = (LEFT_BYTES / (4 * row_words * isa.tile_rows())).clamp(1, LEFT_TILES);
-    let rows_at_once = left.rows.min(tiles * isa.tile_rows());
-    let work = Work::new(left.rows.div_ceil(rows_at_once), right.panels());
+    let rows_at_once = rows.min(tiles * isa.tile_rows());
+    let work = Work::new(rows.div_ceil(rows_at_once), right.panels());
     let out = &Shared::new(out);
     (0..rayon::current_num_threads()).into_par_iter().with_max_len(1).for_each(|_| {
         while let Some(block) = work.block() {
             let first = block * rows_at_once;
-            isa.run(Block::<P, A, T> {
+            isa.run(Block {
                 left,
                 right,
                 epilogue,
                 out,
-                rows: first..left.rows.min(first + rows_at_once),
+                finish,
+                rows: first..rows.min(first + rows_at_once),
                 panels: &work.blocks[block],
                 words: LineWords::new(scratch.take().lines(rows_at_once * row_words / LANES)),
                 row_words,
-                product: std::marker::PhantomData,
+                product: PhantomData::<P>,
             });
         }
     });
@@ -122,11 +157,13 @@ struct Panels {
     all: usize,
     /// How many of them, the last ones, no thread has taken.
     left: AtomicUsize,
+    /// How many are not computed yet.
+    unfinished: AtomicUsize,
 }
 
 impl Panels {
     fn new(all: usize) -> Self {
-        Self { all, left: AtomicUsize::new(all) }
+        Self { all, left: AtomicUsize::new(all), unfinished: AtomicUsize::new(all) }
     }
 
     /// Takes the next few: fewer towards the end.
@@ -134,6 +171,11 @@ impl Panels {
         let after = |left: usize| left - left.div_ceil(8);
         let left = self.left.fetch_update(Relaxed, Relaxed, |left| (left > 0).then(|| after(left))).ok()?;
         Some(self.all - left..self.all - after(left))
+    }
+
+    /// Tells that `panels` of them are computed, and whether all are. To who learns that, all are visible.
+    fn finish(&self, panels: usize) -> bool {
+        self.unfinished.fetch_sub(panels, AcqRel) == panels
     }
 }
 
@@ -144,31 +186,32 @@ pub(crate) fn padded_stride(words: usize) -> usize {
 }
 
 /// Some rows of a product.
-struct Block<'a, P, A, T> {
-    left: Matrix<'a, A>,
+struct Block<'a, P, L, T, F> {
+    left: &'a L,
     right: &'a Packed,
     epilogue: &'a Epilogue<'a, T>,
     out: &'a Shared<'a, T>,
+    finish: &'a F,
     rows: Range<usize>,
     panels: &'a Panels,
     words: LineWords<'a>,
     row_words: usize,
-    product: std::marker::PhantomData<P>,
+    product: PhantomData<P>,
 }
 
 /// The most rows of a block.
 const MAX_BLOCK_ROWS: usize = LEFT_TILES * MAX_ROWS;
 
-impl<P: Words, A: Element, T: Element> Body for Block<'_, P, A, T> {
+impl<P: Words, L: LeftRows, T: Element, F: Finish<T>> Body for Block<'_, P, L, T, F> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
         let mut scales = [1f32; MAX_BLOCK_ROWS];
-        copy_rows::<S, P, A>(s, &self.left, self.rows.clone(), &mut self.words, self.row_words, &mut scales);
+        self.left.copy::<S, P>(s, self.rows.clone(), &mut self.words, self.row_words, &mut scales);
         let mut tile = [ZERO; TILE_LINES];
         while let Some(panels) = self.panels.take() {
-            for panel in panels {
+            for panel in panels.clone() {
                 let (lines, vectors) = self.right.panel(panel);
                 let tiles = self.rows.len().div_ceil(S::TILE_ROWS);
                 let mut soon = Soon::new(self.right.lines_after(panel), tiles, lines.len());
@@ -195,45 +238,9 @@ impl<P: Words, A: Element, T: Element> Body for Block<'_, P, A, T> {
                     soon.advance();
                 }
             }
-        }
-    }
-}
-
-/// Copies rows of the left matrix to where a tile reads them, converted to what the product is made of.
-#[inline(always)]
-fn copy_rows<S: Simd, P: Words, A: Element>(
-    s: S,
-    left: &Matrix<A>,
-    rows: Range<usize>,
-    words: &mut [u32],
-    row_words: usize,
-    scales: &mut [f32],
-) {
-    if left.column_stride == 1 {
-        for ((row, words), scale) in rows.zip(words.chunks_exact_mut(row_words)).zip(scales) {
-            let row = &left.data[row * left.row_stride..][..left.columns];
-            *scale = P::left_scale(s, row);
-            P::left_row(s, row, *scale, words);
-        }
-        return;
-    }
-    // A transposed matrix: sixteen elements along the depth at a time, of all rows, so that memory is read in order.
-    let whole_row = |row: usize| (0..left.columns).map(move |column| left.at(row, column).to_f32());
-    if P::GROUP == 4 {
-        for (scale, row) in scales.iter_mut().zip(rows.clone()) {
-            let largest = whole_row(row).fold(0f32, |largest, x| largest.max(x.abs()));
-            *scale = P::left_scale(s, &[largest]);
-        }
-    }
-    for start in (0..left.columns).step_by(LANES) {
-        let len = LANES.min(left.columns - start);
-        for (i, row) in rows.clone().enumerate() {
-            let mut xs = [0f32; LANES];
-            for (column, x) in xs[..len].iter_mut().enumerate() {
-                *x = left.at(row, start + column).to_f32();
+            if self.panels.finish(panels.len()) {
+                self.finish.finish(s, self.rows.clone(), self.out);
             }
-            let from = i * row_words + start / P::GROUP;
-            P::left_row(s, &xs[..len], scales[i], &mut words[from..from + len.div_ceil(P::GROUP)]);
         }
     }
 }

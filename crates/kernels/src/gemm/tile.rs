@@ -10,7 +10,7 @@ use crate::memory::Line;
 use crate::simd::Simd;
 
 /// What is multiplied.
-pub(crate) trait Product: 'static {
+pub trait Product: 'static {
     /// Elements in a group of 32 bits.
     const GROUP: usize;
     type Sum<S: Simd>: Copy;
@@ -20,7 +20,7 @@ pub(crate) trait Product: 'static {
 }
 
 /// f32 times f32, summed in f32.
-pub(crate) struct F32;
+pub struct F32;
 /// bf16 times bf16, summed in f32.
 pub(crate) struct Bf16;
 /// Unsigned times signed bytes, summed in i32.

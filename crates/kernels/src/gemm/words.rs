@@ -5,7 +5,7 @@ use crate::simd::{Element, LANES, Simd, load_up_to};
 use half::bf16;
 
 /// How the elements of a product's left or right matrix become words.
-pub(crate) trait Words: Product {
+pub trait Words: Product {
     /// One group of at most [`Product::GROUP`] elements, already scaled to the product's range; zeros fill it up.
     fn word(group: &[f32]) -> u32;
 

@@ -1,0 +1,83 @@
+//! The left operand of a product.
+
+use std::ops::Range;
+
+use super::Words;
+use crate::Matrix;
+use crate::simd::{Element, LANES, Simd};
+
+/// The left operand of a product: a [`Matrix`] or [`QuantisedRows`](crate::QuantisedRows).
+pub trait LeftRows: Sync {
+    /// Rows and columns.
+    #[doc(hidden)]
+    fn shape(&self) -> (usize, usize);
+
+    /// Copies `rows` to where tiles read them, as the words that the product is made of: to `words`, each row `row_words`
+    /// after the one before, with a scale for each.
+    #[doc(hidden)]
+    fn copy<S: Simd, P: Words>(
+        &self,
+        s: S,
+        rows: Range<usize>,
+        words: &mut [u32],
+        row_words: usize,
+        scales: &mut [f32],
+    );
+}
+
+impl<A: Element> LeftRows for Matrix<'_, A> {
+    fn shape(&self) -> (usize, usize) {
+        (self.rows, self.columns)
+    }
+
+    #[inline(always)]
+    fn copy<S: Simd, P: Words>(
+        &self,
+        s: S,
+        rows: Range<usize>,
+        words: &mut [u32],
+        row_words: usize,
+        scales: &mut [f32],
+    ) {
+        copy_rows::<S, P, A>(s, self, rows, words, row_words, scales);
+    }
+}
+
+/// Copies rows of the left matrix to where a tile reads them, converted to what the product is made of.
+#[inline(always)]
+pub(crate) fn copy_rows<S: Simd, P: Words, A: Element>(
+    s: S,
+    left: &Matrix<A>,
+    rows: Range<usize>,
+    words: &mut [u32],
+    row_words: usize,
+    scales: &mut [f32],
+) {
+    if left.column_stride == 1 {
+        for ((row, words), scale) in rows.zip(words.chunks_exact_mut(row_words)).zip(scales) {
+            let row = &left.data[row * left.row_stride..][..left.columns];
+            *scale = P::left_scale(s, row);
+            P::left_row(s, row, *scale, words);
+        }
+        return;
+    }
+    // A transposed matrix: sixteen elements along the depth at a time, of all rows, so that memory is read in order.
+    let whole_row = |row: usize| (0..left.columns).map(move |column| left.at(row, column).to_f32());
+    if P::GROUP == 4 {
+        for (scale, row) in scales.iter_mut().zip(rows.clone()) {
+            let largest = whole_row(row).fold(0f32, |largest, x| largest.max(x.abs()));
+            *scale = P::left_scale(s, &[largest]);
+        }
+    }
+    for start in (0..left.columns).step_by(LANES) {
+        let len = LANES.min(left.columns - start);
+        for (i, row) in rows.clone().enumerate() {
+            let mut xs = [0f32; LANES];
+            for (column, x) in xs[..len].iter_mut().enumerate() {
+                *x = left.at(row, start + column).to_f32();
+            }
+            let from = i * row_words + start / P::GROUP;
+            P::left_row(s, &xs[..len], scales[i], &mut words[from..from + len.div_ceil(P::GROUP)]);
+        }
+    }
+}
