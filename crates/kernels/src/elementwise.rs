@@ -24,30 +24,6 @@ pub fn activate_backward<T: Element>(isa: Isa, activation: Activation, xs: &[T],
     map(isa, ActivateBackward(activation), [xs, dys], dxs);
 }
 
-/// `a + b`, all of one shape.
-///
-/// # Panics
-/// If the lengths differ.
-pub fn add<T: Element>(isa: Isa, a: &[T], b: &[T], ys: &mut [T]) {
-    map(isa, Add, [a, b], ys);
-}
-
-/// `a · b` element by element, all of one shape.
-///
-/// # Panics
-/// If the lengths differ.
-pub fn multiply<T: Element>(isa: Isa, a: &[T], b: &[T], ys: &mut [T]) {
-    map(isa, Multiply, [a, b], ys);
-}
-
-/// `xs` in another type, rounded to nearest even; `ys` is like `xs`.
-///
-/// # Panics
-/// If the lengths differ.
-pub fn convert<A: Element, B: Element>(isa: Isa, xs: &[A], ys: &mut [B]) {
-    map(isa, Activate(Activation::None), [xs], ys);
-}
-
 /// What is computed from one vector of each input. A trait rather than a closure, since a closure is not sure to be
 /// inlined, and would then be compiled without the instructions.
 trait Map<const N: usize>: Copy + Send + Sync {
@@ -74,28 +50,8 @@ impl Map<2> for ActivateBackward {
     }
 }
 
-#[derive(Clone, Copy)]
-struct Add;
-
-impl Map<2> for Add {
-    #[inline(always)]
-    fn apply<S: Simd>(self, s: S, [a, b]: [S::F32; 2]) -> S::F32 {
-        s.add(a, b)
-    }
-}
-
-#[derive(Clone, Copy)]
-struct Multiply;
-
-impl Map<2> for Multiply {
-    #[inline(always)]
-    fn apply<S: Simd>(self, s: S, [a, b]: [S::F32; 2]) -> S::F32 {
-        s.mul(a, b)
-    }
-}
-
 #[track_caller]
-fn map<A: Element, B: Element, M: Map<N>, const N: usize>(isa: Isa, map: M, inputs: [&[A]; N], output: &mut [B]) {
+fn map<T: Element, M: Map<N>, const N: usize>(isa: Isa, map: M, inputs: [&[T]; N], output: &mut [T]) {
     for input in inputs {
         assert_eq!(input.len(), output.len(), "elementwise operands differ in length");
     }
@@ -105,13 +61,13 @@ fn map<A: Element, B: Element, M: Map<N>, const N: usize>(isa: Isa, map: M, inpu
     });
 }
 
-struct Sweep<'a, A, B, M, const N: usize> {
+struct Sweep<'a, T, M, const N: usize> {
     map: M,
-    inputs: [&'a [A]; N],
-    output: &'a mut [B],
+    inputs: [&'a [T]; N],
+    output: &'a mut [T],
 }
 
-impl<A: Element, B: Element, M: Map<N>, const N: usize> Body for Sweep<'_, A, B, M, N> {
+impl<T: Element, M: Map<N>, const N: usize> Body for Sweep<'_, T, M, N> {
     type Output = ();
 
     #[inline(always)]
@@ -141,10 +97,6 @@ mod tests {
             for isa in Isa::available() {
                 let what = format!("{isa:?}, {len} elements");
                 let mut ys = vec![T::default(); len];
-                add(isa, &a, &b, &mut ys);
-                assert_close(&ys, &pairs().map(|(a, b)| a + b).collect::<Vec<_>>(), 1e-7, &what);
-                multiply(isa, &a, &b, &mut ys);
-                assert_close(&ys, &pairs().map(|(a, b)| a * b).collect::<Vec<_>>(), 1e-7, &what);
                 for activation in ALL {
                     let what = format!("{what}, {activation:?}");
                     activate(isa, activation, &a, &mut ys);
@@ -165,20 +117,6 @@ mod tests {
     }
 
     #[test]
-    fn conversions_round_to_nearest() {
-        for isa in Isa::available() {
-            for len in WIDTHS {
-                let xs = random::<f32>(len, 1);
-                let (mut narrow, mut back) = (vec![bf16::ZERO; len], vec![0f32; len]);
-                convert(isa, &xs, &mut narrow);
-                assert_eq!(narrow, xs.iter().map(|x| bf16::from_f32(*x)).collect::<Vec<_>>(), "{isa:?}, {len}");
-                convert(isa, &narrow, &mut back);
-                assert_eq!(back, narrow.iter().map(|x| x.to_f32()).collect::<Vec<_>>(), "{isa:?}, {len}");
-            }
-        }
-    }
-
-    #[test]
     fn threads_do_not_matter() {
         let xs = random::<bf16>(5 * ELEMENTS_PER_TASK + 3, 1);
         let work = || {
@@ -192,6 +130,6 @@ mod tests {
     #[test]
     #[should_panic(expected = "differ in length")]
     fn operands_of_two_lengths_are_refused() {
-        add(Isa::Portable, &[0f32; 4], &[0f32; 5], &mut [0f32; 4]);
+        activate(Isa::Portable, Activation::Silu, &[0f32; 5], &mut [0f32; 4]);
     }
 }

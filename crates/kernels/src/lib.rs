@@ -44,7 +44,7 @@ pub use convolution::{
     ConvWeights, Geometry, Images, Normalise, conv2d, conv2d_backward_input, conv2d_backward_weight,
     upsample_nearest_2x, upsample_nearest_2x_backward,
 };
-pub use elementwise::{activate, activate_backward, add, convert, multiply};
+pub use elementwise::{activate, activate_backward};
 pub use gated_residual::{gated_residual, gated_residual_backward};
 pub use gemm::{
     Arithmetic, Epilogue, Gate, LeftRows, Packed, QuantisedRows, Residual, column_sums, gemm, gemm_quantised,

@@ -22,7 +22,7 @@ mod rms_norm;
 mod tests;
 mod upsample;
 
-pub use activation::{activation, gelu_tanh, silu};
+pub use activation::{activation, silu};
 pub use attention::{attention, cross_attention, self_attention};
 pub use conv2d::{Conv2d, Padding, conv2d};
 pub use gated_residual::gated_residual;
