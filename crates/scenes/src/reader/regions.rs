@@ -1,0 +1,199 @@
+//! Where objects are: the foreground, cut into connected regions of one colour each.
+
+use std::collections::VecDeque;
+
+use super::ground::Ground;
+use super::plane::{Plane, SIDE};
+use crate::lab::Lab;
+use crate::palette::Colour;
+
+/// Regions of fewer cells are no objects; the smallest that is drawn has three times as many.
+const LEAST_AREA: usize = 60;
+
+/// Fewer cells inside a region of another colour, not counting their border, are a blemish and no object.
+const LEAST_CORE: usize = 36;
+
+/// What an object covers.
+pub(crate) struct Region {
+    /// The colour that most of its cells are nearest to.
+    pub(crate) colour: Colour,
+    /// For every cell of the grid, whether it belongs to the object; what is painted on it counts.
+    pub(crate) mask: Vec<bool>,
+}
+
+impl Region {
+    /// How many cells it has.
+    pub(crate) fn area(&self) -> usize {
+        self.mask.iter().filter(|inside| **inside).count()
+    }
+
+    /// The cells that belong to it, as x and y.
+    pub(crate) fn cells(&self) -> impl Iterator<Item = (usize, usize)> {
+        self.mask.iter().enumerate().filter(|(_, inside)| **inside).map(|(cell, _)| (cell % SIDE, cell / SIDE))
+    }
+
+    /// Left, top, right and bottom of its bounding box in cells; right and bottom are behind its last cell.
+    pub(crate) fn bounds(&self) -> [usize; 4] {
+        self.cells().fold([SIDE, SIDE, 0, 0], |[left, top, right, bottom], (x, y)| {
+            [left.min(x), top.min(y), right.max(x + 1), bottom.max(y + 1)]
+        })
+    }
+}
+
+/// Cuts the foreground into objects.
+pub(crate) fn find(plane: &Plane, ground: &Ground) -> Vec<Region> {
+    let nearest: Vec<Option<Colour>> = plane
+        .cells()
+        .iter()
+        .zip(&ground.foreground)
+        .map(|(cell, foreground)| foreground.then(|| nearest_colour(*cell)))
+        .collect();
+    // A gap of two cells does not divide an object.
+    let closed = grown(&ground.foreground);
+    let mut regions = Vec::new();
+    for blob in components(&closed) {
+        let blob: Vec<usize> = blob.into_iter().filter(|cell| ground.foreground[*cell]).collect();
+        if blob.len() >= LEAST_AREA {
+            regions.extend(divide(&blob, &nearest));
+        }
+    }
+    for region in &mut regions {
+        fill_what_is_covered(region, &ground.foreground);
+        trim(region, plane, ground);
+    }
+    regions.retain(|region| region.area() >= LEAST_AREA);
+    regions
+}
+
+/// The colour of the palette that a cell is nearest to, in either of its shades.
+fn nearest_colour(cell: Lab) -> Colour {
+    let distance = |colour: &Colour| distance(cell, *colour);
+    Colour::ALL.into_iter().min_by(|a, b| distance(a).total_cmp(&distance(b))).unwrap_or(Colour::Black)
+}
+
+/// The distance from a cell to the nearer of a colour's shades.
+fn distance(cell: Lab, colour: Colour) -> f32 {
+    cell.distance(Lab::of(colour.rgb())).min(cell.distance(Lab::of(colour.shade())))
+}
+
+/// One region for the colour that most of a blob has, and one for every other colour that covers a part which is more
+/// than a border between two.
+fn divide(blob: &[usize], nearest: &[Option<Colour>]) -> Vec<Region> {
+    let count = |colour: &Colour| blob.iter().filter(|cell| nearest[**cell] == Some(*colour)).count();
+    let Some(main) = Colour::ALL.into_iter().max_by_key(count) else {
+        return Vec::new();
+    };
+
+    // Seeds of the regions: all cells of the main colour; of the others, cores.
+    let mut owners = vec![None; SIDE * SIDE];
+    let mut colours = vec![main];
+    for &cell in blob.iter().filter(|cell| nearest[**cell] == Some(main)) {
+        owners[cell] = Some(0);
+    }
+    for colour in Colour::ALL.into_iter().filter(|colour| *colour != main) {
+        let mut mask = vec![false; SIDE * SIDE];
+        blob.iter().for_each(|cell| mask[*cell] = nearest[*cell] == Some(colour));
+        for core in components(&shrunk(&mask)).into_iter().filter(|core| core.len() >= LEAST_CORE) {
+            core.iter().for_each(|cell| owners[*cell] = Some(colours.len()));
+            colours.push(colour);
+        }
+    }
+
+    // Every other cell joins the region that reaches it first.
+    let mut waiting: VecDeque<usize> = blob.iter().copied().filter(|cell| owners[*cell].is_some()).collect();
+    let mut free = vec![false; SIDE * SIDE];
+    blob.iter().for_each(|cell| free[*cell] = owners[*cell].is_none());
+    while let Some(cell) = waiting.pop_front() {
+        for neighbour in neighbours(cell) {
+            if std::mem::take(&mut free[neighbour]) {
+                owners[neighbour] = owners[cell];
+                waiting.push_back(neighbour);
+            }
+        }
+    }
+    colours
+        .into_iter()
+        .enumerate()
+        .map(|(index, colour)| Region { colour, mask: owners.iter().map(|owner| *owner == Some(index)).collect() })
+        .collect()
+}
+
+/// Adds holes in which something else is; holes through which the background is seen remain.
+fn fill_what_is_covered(region: &mut Region, foreground: &[bool]) {
+    let outside: Vec<bool> = region.mask.iter().map(|inside| !inside).collect();
+    for hole in components(&outside) {
+        let at_edge = hole.iter().any(|cell| {
+            let (x, y) = (cell % SIDE, cell / SIDE);
+            x == 0 || y == 0 || x == SIDE - 1 || y == SIDE - 1
+        });
+        let covered = hole.iter().filter(|cell| foreground[**cell]).count();
+        if !at_edge && 2 * covered > hole.len() {
+            hole.into_iter().for_each(|cell| region.mask[cell] = true);
+        }
+    }
+}
+
+/// Takes away cells of the border that are more like the background than like the object.
+fn trim(region: &mut Region, plane: &Plane, ground: &Ground) {
+    let inner = shrunk(&shrunk(&region.mask));
+    for (cell, inside) in region.mask.iter_mut().enumerate().filter(|(cell, inside)| **inside && !inner[*cell]) {
+        let seen = plane.cells()[cell];
+        *inside = distance(seen, region.colour) < seen.distance(ground.colours[cell]);
+    }
+}
+
+/// The four cells beside one, as far as there are.
+fn neighbours(cell: usize) -> impl Iterator<Item = usize> {
+    let (x, y) = (cell % SIDE, cell / SIDE);
+    let left = (x > 0).then(|| cell - 1);
+    let right = (x + 1 < SIDE).then(|| cell + 1);
+    let above = (y > 0).then(|| cell - SIDE);
+    let below = (y + 1 < SIDE).then(|| cell + SIDE);
+    [left, right, above, below].into_iter().flatten()
+}
+
+/// The connected parts of a mask, each as its cells.
+fn components(mask: &[bool]) -> Vec<Vec<usize>> {
+    let mut left = mask.to_vec();
+    let mut found = Vec::new();
+    for start in 0..left.len() {
+        if !std::mem::take(&mut left[start]) {
+            continue;
+        }
+        let mut part = vec![start];
+        let mut next = 0;
+        while let Some(&cell) = part.get(next) {
+            next += 1;
+            for neighbour in neighbours(cell) {
+                if std::mem::take(&mut left[neighbour]) {
+                    part.push(neighbour);
+                }
+            }
+        }
+        found.push(part);
+    }
+    found
+}
+
+/// A mask with all cells that touch it, corners included.
+fn grown(mask: &[bool]) -> Vec<bool> {
+    around(mask, |a, b, c| a || b || c, false)
+}
+
+/// A mask without the cells that touch what is outside, corners included.
+pub(crate) fn shrunk(mask: &[bool]) -> Vec<bool> {
+    around(mask, |a, b, c| a && b && c, true)
+}
+
+/// Every cell combined with those before and after it, in rows and then in columns; `beyond` is behind the edge.
+fn around(mask: &[bool], combine: impl Fn(bool, bool, bool) -> bool, beyond: bool) -> Vec<bool> {
+    let along = |mask: &[bool], step: usize, place: fn(usize) -> usize| -> Vec<bool> {
+        let value = |cell: usize| {
+            let before = if place(cell) > 0 { mask[cell - step] } else { beyond };
+            let after = if place(cell) + 1 < SIDE { mask[cell + step] } else { beyond };
+            combine(before, mask[cell], after)
+        };
+        (0..mask.len()).map(value).collect()
+    };
+    along(&along(mask, 1, |cell| cell % SIDE), SIDE, |cell| cell / SIDE)
+}
