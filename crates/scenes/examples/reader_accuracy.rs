@@ -13,8 +13,13 @@ use common::{Random, distorted, with_a_mistake};
 use pixart_scenes::{Claims, Reading, Relation, Scene, Sighting, Split, judge, read};
 
 /// Name, deviation of the blur in pixels, and of the noise in levels.
-const CONDITIONS: [(&str, f32, f32); 4] =
-    [("clean", 0.0, 0.0), ("blurred", 1.0, 0.0), ("noisy", 0.0, 8.0), ("blurred and noisy", 1.0, 8.0)];
+const CONDITIONS: [(&str, f32, f32); 5] = [
+    ("clean", 0.0, 0.0),
+    ("blurred", 1.0, 0.0),
+    ("noisy", 0.0, 8.0),
+    ("blurred and noisy", 1.0, 8.0),
+    ("twice as blurred, noisier", 2.0, 12.0),
+];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let count: u64 = std::env::args().nth(1).map_or(Ok(2000), |count| count.parse())?;

@@ -3,7 +3,7 @@
 /// How large an object is: the longer side of its bounding box as a part of the picture's side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Size {
-    /// About a fifth.
+    /// About a quarter.
     Small,
     /// About a third.
     Medium,
@@ -19,8 +19,8 @@ impl Size {
     /// between the sizes that are drawn.
     pub fn of_extent(extent: i32) -> Self {
         match extent {
-            ..275 => Self::Small,
-            275..415 => Self::Medium,
+            ..285 => Self::Small,
+            285..418 => Self::Medium,
             _ => Self::Large,
         }
     }
@@ -28,8 +28,8 @@ impl Size {
     /// The first and last extent that is drawn, in thousandths of the picture's side.
     pub(crate) fn extents(self) -> (i32, i32) {
         match self {
-            Self::Small => (200, 240),
-            Self::Medium => (310, 370),
+            Self::Small => (215, 250),
+            Self::Medium => (320, 375),
             Self::Large => (460, 560),
         }
     }

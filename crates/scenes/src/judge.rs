@@ -45,7 +45,7 @@ pub fn judge(claims: &Claims, reading: &Reading) -> Verdict {
     let score = search.best;
 
     let colours = claims.objects.iter().filter(|object| object.colour.is_some()).count();
-    let details = claims.objects.iter().map(|object| detail_count(object)).sum();
+    let details = claims.objects.iter().map(detail_count).sum();
     let counts = claims.objects.len() == reading.objects.len();
     let background = claims.background.map(|background| reading.background == Some(background));
     let all_right = counts

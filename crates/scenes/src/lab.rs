@@ -41,8 +41,24 @@ impl Lab {
         ])
     }
 
+    pub(crate) fn plus(self, other: Self) -> Self {
+        Self(array::from_fn(|channel| self.0[channel] + other.0[channel]))
+    }
+
     pub(crate) fn minus(self, other: Self) -> Self {
         Self(array::from_fn(|channel| self.0[channel] - other.0[channel]))
+    }
+
+    /// The distance to the nearest of all mixtures of two colours.
+    pub(crate) fn distance_to_mixture(self, first: Self, second: Self) -> f32 {
+        let (here, line) = (self.minus(first), second.minus(first));
+        let length = line.dot(line);
+        let part = if length > 0.0 { (here.dot(line) / length).clamp(0.0, 1.0) } else { 0.0 };
+        here.distance(Self(line.0.map(|value| value * part)))
+    }
+
+    fn dot(self, other: Self) -> f32 {
+        self.0.iter().zip(other.0).map(|(a, b)| a * b).sum()
     }
 
     pub(crate) fn distance(self, other: Self) -> f32 {

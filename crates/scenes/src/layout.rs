@@ -51,7 +51,7 @@ fn sized(dice: &mut Dice, member: &Member, relation: Option<Relation>) -> Object
     let (first, last) = match (relation, member.size) {
         // What surrounds is larger than large things are elsewhere, and what is in it rather small.
         (Some(Relation::Inside), Size::Large) => (580, 640),
-        (Some(Relation::Inside), _) => (200, 220),
+        (Some(Relation::Inside), _) => (205, 225),
         // Two of these fit beside each other with their gap.
         (Some(_), Size::Large) => (460, 500),
         (_, size) => size.extents(),

@@ -16,14 +16,14 @@ const LEAST_AGREEMENT: f32 = 0.25;
 /// The largest difference of a whole background from how it should be.
 const LARGEST_CAST: f32 = 7.0;
 
-/// Rows by which a painted background may be displaced, such as its horizon.
-const DISPLACEMENTS: [isize; 5] = [0, -2, 2, -4, 4];
+/// Rows above and below a cell between which a painted background may be displaced or blurred, such as its horizon.
+const REACHES: [usize; 3] = [0, 2, 4];
 
 /// A background as far as the picture shows it.
 pub(crate) struct Ground {
     /// Which it is.
     pub(crate) background: Option<Background>,
-    /// For every cell, the background's colour.
+    /// For every cell, the background's colour in this picture.
     pub(crate) colours: Vec<Lab>,
     /// For every cell, whether it belongs to an object.
     pub(crate) foreground: Vec<bool>,
@@ -47,22 +47,19 @@ pub(crate) fn find(plane: &Plane) -> Ground {
         return Ground { background: None, colours: plane.cells().to_vec(), foreground: vec![false; SIDE * SIDE] };
     };
     let cast = cast(plane, drawn);
-    let reach = if background.is_painted() { DISPLACEMENTS.as_slice() } else { &DISPLACEMENTS[..1] };
-    let (mut colours, mut foreground) = (Vec::with_capacity(SIDE * SIDE), Vec::with_capacity(SIDE * SIDE));
+    let reaches = if background.is_painted() { REACHES.as_slice() } else { &REACHES[..1] };
+    let mut foreground = Vec::with_capacity(SIDE * SIDE);
     for (cell, seen) in plane.cells().iter().enumerate() {
         let corrected = seen.minus(cast);
-        let (distance, colour) = reach
-            .iter()
-            .map(|shift| {
-                let row = (cell / SIDE).saturating_add_signed(*shift).min(SIDE - 1);
-                let colour = drawn.cells()[row * SIDE + cell % SIDE];
-                (corrected.distance(colour), colour)
-            })
-            .min_by(|a, b| a.0.total_cmp(&b.0))
-            .unwrap_or_default();
-        colours.push(colour);
-        foreground.push(distance > FOREGROUND);
+        let (row, column) = (cell / SIDE, cell % SIDE);
+        let distances = reaches.iter().map(|reach| {
+            let above = drawn.cells()[row.saturating_sub(*reach) * SIDE + column];
+            let below = drawn.cells()[(row + reach).min(SIDE - 1) * SIDE + column];
+            corrected.distance_to_mixture(above, below)
+        });
+        foreground.push(distances.fold(f32::INFINITY, f32::min) > FOREGROUND);
     }
+    let colours = drawn.cells().iter().map(|colour| colour.plus(cast)).collect();
     Ground { background: (agreement >= LEAST_AGREEMENT).then_some(*background), colours, foreground }
 }
 

@@ -12,10 +12,24 @@ use crate::kind::Kind;
 use crate::palette::Colour;
 use crate::scene::{Object, Scene};
 
+/// Pixels of the drawings' sides: smaller ones are blurred by the lens.
+const SIDES: [u32; 3] = [128, 64, 40];
+
 /// Outlines and patterns of drawings.
 pub(crate) struct Memory {
-    outlines: Vec<(Kind, Outline)>,
+    /// With the extent that was drawn, as a part of the picture's side.
+    outlines: Vec<(Kind, Outline, f32)>,
     patterns: Vec<(Kind, Size, Fill, Pattern)>,
+}
+
+/// What an outline is like.
+pub(crate) struct Resemblance {
+    pub(crate) kind: Kind,
+    /// How well it agrees, 0 to 1.
+    pub(crate) likeness: f32,
+    /// The longer side of such an object, if the whole of it is as large as what is seen, as a part of the picture's
+    /// side. Thin ends that are lost change it less than they change the bounding box.
+    pub(crate) extent: f32,
 }
 
 static MEMORY: LazyLock<Memory> = LazyLock::new(Memory::learn);
@@ -33,29 +47,38 @@ impl Memory {
             let (first, last) = size.extents();
             let extent = (first + last) / 2;
             let object = Object { kind, colour: Colour::Blue, fill, extent, centre: (500, 500), mirrored };
-            let drawing = Scene::of_one(Background::PaleYellow, object).draw(super::SIDE as u32);
-            let Some(plane) = Plane::through_lens(&drawing) else {
-                continue;
-            };
-            let (_, regions) = separate(&plane);
-            for region in &regions {
-                if fill == Fill::Plain {
-                    memory.outlines.push((kind, outline::of(region)));
+            let scene = Scene::of_one(Background::PaleYellow, object);
+            for plane in SIDES.iter().filter_map(|side| Plane::through_lens(&scene.draw(*side))) {
+                let (_, regions) = separate(&plane);
+                for region in &regions {
+                    if fill == Fill::Plain {
+                        memory.outlines.push((kind, outline::of(region), extent as f32 / 1000.0));
+                    }
+                    memory
+                        .patterns
+                        .extend(pattern::of(&plane, region, size).map(|pattern| (kind, size, fill, pattern)));
                 }
-                memory.patterns.extend(pattern::of(&plane, region, size).map(|pattern| (kind, size, fill, pattern)));
             }
         }
         memory
     }
 
-    /// The kind whose outline agrees best, and how well.
-    pub(crate) fn resembled(&self, outline: &Outline) -> (Option<Kind>, f32) {
-        let likenesses = self.outlines.iter().map(|(kind, known)| (Some(*kind), outline.likeness(known)));
-        likenesses.max_by(|a, b| a.1.total_cmp(&b.1)).unwrap_or((None, 0.0))
+    /// What the outline agrees with best.
+    pub(crate) fn resembled(&self, outline: &Outline) -> Option<Resemblance> {
+        let resemblances = self.outlines.iter().map(|(kind, known, extent)| Resemblance {
+            kind: *kind,
+            likeness: outline.likeness(known),
+            extent: extent * outline.reach() / known.reach(),
+        });
+        resemblances.max_by(|a, b| a.likeness.total_cmp(&b.likeness))
     }
 
-    /// The fill whose pattern on this kind is most like the one seen.
-    pub(crate) fn fill(&self, kind: Kind, size: Size, seen: Pattern) -> Option<Fill> {
+    /// The fill whose pattern on this kind is most like the one seen; plain on kinds that take no other.
+    pub(crate) fn fill(&self, kind: Kind, size: Size, seen: Option<Pattern>) -> Option<Fill> {
+        if !kind.takes_pattern() {
+            return Some(Fill::Plain);
+        }
+        let seen = seen?;
         let same = self.patterns.iter().filter(|known| (known.0, known.1) == (kind, size));
         same.min_by(|a, b| seen.distance(a.3).total_cmp(&seen.distance(b.3))).map(|known| known.2)
     }

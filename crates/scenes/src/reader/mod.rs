@@ -11,7 +11,10 @@ mod pattern;
 mod plane;
 mod regions;
 
+use std::cmp::Reverse;
+
 use crate::attributes::Size;
+use crate::background::Background;
 use crate::picture::Picture;
 use crate::reading::{Reading, Sighting};
 
@@ -33,12 +36,12 @@ pub fn read(picture: &Picture) -> Reading {
     let memory = Memory::get();
     let mut objects: Vec<(usize, Sighting)> =
         regions.iter().map(|region| (region.area(), sight(&plane, region, memory))).collect();
-    objects.sort_by(|a, b| b.0.cmp(&a.0));
+    objects.sort_by_key(|(area, _)| Reverse(*area));
     Reading { background, objects: objects.into_iter().map(|(_, sighting)| sighting).collect() }
 }
 
 /// The background and what is before it.
-fn separate(plane: &Plane) -> (Option<crate::Background>, Vec<Region>) {
+fn separate(plane: &Plane) -> (Option<Background>, Vec<Region>) {
     let ground = ground::find(plane);
     let regions = regions::find(plane, &ground);
     (ground.background, regions)
@@ -46,11 +49,13 @@ fn separate(plane: &Plane) -> (Option<crate::Background>, Vec<Region>) {
 
 fn sight(plane: &Plane, region: &Region, memory: &Memory) -> Sighting {
     let [left, top, right, bottom] = region.bounds().map(|edge| edge as f32 / SIDE as f32);
-    let extent = (right - left).max(bottom - top);
-    let (kind, likeness) = memory.resembled(&outline::of(region));
-    let kind = kind.filter(|_| likeness >= LEAST_LIKENESS);
+    let resemblance = memory.resembled(&outline::of(region));
+    let likeness = resemblance.as_ref().map_or(0.0, |resemblance| resemblance.likeness);
+    let known = resemblance.filter(|resemblance| resemblance.likeness >= LEAST_LIKENESS);
+    let extent = known.as_ref().map_or((right - left).max(bottom - top), |known| known.extent);
     let size = Size::of_extent((extent * 1000.0) as i32);
-    let fill = kind.and_then(|kind| memory.fill(kind, size, pattern::of(plane, region, size)?));
+    let kind = known.map(|known| known.kind);
+    let fill = kind.and_then(|kind| memory.fill(kind, size, pattern::of(plane, region, size)));
     Sighting {
         kind,
         likeness,

@@ -14,7 +14,10 @@ const SAMPLES: usize = 2;
 
 /// How much of each cell of a grid belongs to an object. The grid lies around the object's centroid, and is as large as
 /// the object's mean distance from it asks: unlike a bounding box, both hardly change with a few pixels more or less.
-pub(crate) struct Outline([f32; CELLS * CELLS]);
+pub(crate) struct Outline {
+    cells: [f32; CELLS * CELLS],
+    reach: f32,
+}
 
 pub(crate) fn of(region: &Region) -> Outline {
     let count = region.area().max(1) as f32;
@@ -31,7 +34,7 @@ pub(crate) fn of(region: &Region) -> Outline {
             cells[row / SAMPLES * CELLS + column / SAMPLES] += sample(&region.mask, at) / (SAMPLES * SAMPLES) as f32;
         }
     }
-    Outline(cells)
+    Outline { cells, reach }
 }
 
 /// The mask between its cells, bilinear; nothing is beyond its edges.
@@ -48,10 +51,15 @@ fn sample(mask: &[bool], [x, y]: [f32; 2]) -> f32 {
 }
 
 impl Outline {
+    /// Half the side of the grid that it is sampled on, in cells of the lens.
+    pub(crate) fn reach(&self) -> f32 {
+        self.reach
+    }
+
     /// How well two outlines agree, 0 to 1: the intersection by the union.
     pub(crate) fn likeness(&self, other: &Self) -> f32 {
         let (mut both, mut either) = (0.0, 0.0);
-        for (a, b) in self.0.iter().zip(&other.0) {
+        for (a, b) in self.cells.iter().zip(&other.cells) {
             both += a.min(*b);
             either += a.max(*b);
         }

@@ -1,6 +1,7 @@
 //! Where objects are: the foreground, cut into connected regions of one colour each.
 
 use std::collections::VecDeque;
+use std::sync::LazyLock;
 
 use super::ground::Ground;
 use super::plane::{Plane, SIDE};
@@ -10,7 +11,7 @@ use crate::palette::Colour;
 /// Regions of fewer cells are no objects; the smallest that is drawn has three times as many.
 const LEAST_AREA: usize = 60;
 
-/// Fewer cells inside a region of another colour, not counting their border, are a blemish and no object.
+/// Fewer cells, not counting those at the border, are a line or a blemish and no object.
 const LEAST_CORE: usize = 36;
 
 /// What an object covers.
@@ -57,11 +58,14 @@ pub(crate) fn find(plane: &Plane, ground: &Ground) -> Vec<Region> {
             regions.extend(divide(&blob, &nearest));
         }
     }
-    for region in &mut regions {
-        fill_what_is_covered(region, &ground.foreground);
+    let holes: Vec<Vec<usize>> = regions.iter().map(|region| covered_holes(region, &regions)).collect();
+    for (region, holes) in regions.iter_mut().zip(holes) {
+        holes.into_iter().for_each(|cell| region.mask[cell] = true);
         trim(region, plane, ground);
     }
-    regions.retain(|region| region.area() >= LEAST_AREA);
+    regions.retain(|region| {
+        region.area() >= LEAST_AREA && shrunk(&region.mask).iter().filter(|inside| **inside).count() >= LEAST_CORE
+    });
     regions
 }
 
@@ -73,14 +77,26 @@ fn nearest_colour(cell: Lab) -> Colour {
 
 /// The distance from a cell to the nearer of a colour's shades.
 fn distance(cell: Lab, colour: Colour) -> f32 {
-    cell.distance(Lab::of(colour.rgb())).min(cell.distance(Lab::of(colour.shade())))
+    let [plain, shade] = SHADES[colour as usize];
+    cell.distance(plain).min(cell.distance(shade))
 }
+
+/// Both shades of every colour.
+static SHADES: LazyLock<[[Lab; 2]; Colour::ALL.len()]> =
+    LazyLock::new(|| Colour::ALL.map(|colour| [Lab::of(colour.rgb()), Lab::of(colour.shade())]));
 
 /// One region for the colour that most of a blob has, and one for every other colour that covers a part which is more
 /// than a border between two.
 fn divide(blob: &[usize], nearest: &[Option<Colour>]) -> Vec<Region> {
-    let count = |colour: &Colour| blob.iter().filter(|cell| nearest[**cell] == Some(*colour)).count();
-    let Some(main) = Colour::ALL.into_iter().max_by_key(count) else {
+    let mut mask = vec![false; SIDE * SIDE];
+    blob.iter().for_each(|cell| mask[*cell] = true);
+    // Cells at the border are mixed with what is beyond it.
+    let core = shrunk(&mask);
+    let mut votes = [0_usize; Colour::ALL.len()];
+    for colour in blob.iter().filter(|cell| core[**cell]).filter_map(|cell| nearest[*cell]) {
+        votes[colour as usize] += 1;
+    }
+    let Some(main) = Colour::ALL.into_iter().max_by_key(|colour| votes[*colour as usize]) else {
         return Vec::new();
     };
 
@@ -90,12 +106,17 @@ fn divide(blob: &[usize], nearest: &[Option<Colour>]) -> Vec<Region> {
     for &cell in blob.iter().filter(|cell| nearest[**cell] == Some(main)) {
         owners[cell] = Some(0);
     }
-    for colour in Colour::ALL.into_iter().filter(|colour| *colour != main) {
+    let others = Colour::ALL.into_iter().filter(|colour| *colour != main && votes[*colour as usize] >= LEAST_CORE);
+    for colour in others {
         let mut mask = vec![false; SIDE * SIDE];
         blob.iter().for_each(|cell| mask[*cell] = nearest[*cell] == Some(colour));
-        for core in components(&shrunk(&mask)).into_iter().filter(|core| core.len() >= LEAST_CORE) {
-            core.iter().for_each(|cell| owners[*cell] = Some(colours.len()));
-            colours.push(colour);
+        let core = shrunk(&mask);
+        for mut part in components(&mask) {
+            part.retain(|cell| core[*cell]);
+            if part.len() >= LEAST_CORE {
+                part.iter().for_each(|cell| owners[*cell] = Some(colours.len()));
+                colours.push(colour);
+            }
         }
     }
 
@@ -118,19 +139,25 @@ fn divide(blob: &[usize], nearest: &[Option<Colour>]) -> Vec<Region> {
         .collect()
 }
 
-/// Adds holes in which something else is; holes through which the background is seen remain.
-fn fill_what_is_covered(region: &mut Region, foreground: &[bool]) {
+/// The cells of holes in which other objects are: nearly all of these lie in the hole. Holes through which the background
+/// is seen, or something that is larger than the region, are left out.
+fn covered_holes(region: &Region, all: &[Region]) -> Vec<usize> {
     let outside: Vec<bool> = region.mask.iter().map(|inside| !inside).collect();
+    let mut found = Vec::new();
     for hole in components(&outside) {
         let at_edge = hole.iter().any(|cell| {
             let (x, y) = (cell % SIDE, cell / SIDE);
             x == 0 || y == 0 || x == SIDE - 1 || y == SIDE - 1
         });
-        let covered = hole.iter().filter(|cell| foreground[**cell]).count();
-        if !at_edge && 2 * covered > hole.len() {
-            hole.into_iter().for_each(|cell| region.mask[cell] = true);
+        let covers = |other: &&Region| {
+            let covered = hole.iter().filter(|cell| other.mask[**cell]).count();
+            2 * covered > hole.len() && 10 * covered > 9 * other.area()
+        };
+        if !at_edge && all.iter().any(|other| covers(&other)) {
+            found.extend(hole);
         }
     }
+    found
 }
 
 /// Takes away cells of the border that are more like the background than like the object.
