@@ -1,4 +1,4 @@
-//! Measures the reader: how often it agrees that a drawn scene shows what is true of it, clean, blurred and noisy; how
+//! Measures the reader: how often it agrees that a drawn scene shows what is true of it, clean and spoilt in several ways; how
 //! often it accepts prompts that are wrong; what it mistakes for what; and how long drawing and reading take.
 //!
 //! `cargo run --release -p pixart-scenes --example reader_accuracy -- [SCENES]`
@@ -9,16 +9,31 @@ mod common;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use common::{Random, distorted, with_a_mistake};
+use common::{Random, bent, distorted, with_a_mistake};
 use pixart_scenes::{Claims, Reading, Relation, Scene, Sighting, Split, judge, read};
 
-/// Name, deviation of the blur in pixels, and of the noise in levels.
-const CONDITIONS: [(&str, f32, f32); 5] = [
-    ("clean", 0.0, 0.0),
-    ("blurred", 1.0, 0.0),
-    ("noisy", 0.0, 8.0),
-    ("blurred and noisy", 1.0, 8.0),
-    ("twice as blurred, noisier", 2.0, 12.0),
+/// What is done to pictures before they are read.
+struct Condition {
+    name: &'static str,
+    /// Deviation in pixels.
+    blur: f32,
+    /// Deviation in levels.
+    noise: f32,
+    /// How far shapes wobble, in pixels.
+    wobble: f32,
+    /// How much lighter or darker channels are, in levels.
+    tint: i32,
+}
+
+const CLEAN: Condition = Condition { name: "clean", blur: 0.0, noise: 0.0, wobble: 0.0, tint: 0 };
+
+const CONDITIONS: [Condition; 6] = [
+    CLEAN,
+    Condition { name: "blurred", blur: 1.0, ..CLEAN },
+    Condition { name: "noisy", noise: 8.0, ..CLEAN },
+    Condition { name: "blurred and noisy", blur: 1.0, noise: 8.0, ..CLEAN },
+    Condition { name: "bent, tinted, blurred and noisy", blur: 1.0, noise: 8.0, wobble: 1.5, tint: 10 },
+    Condition { name: "twice as blurred, noisier", blur: 2.0, noise: 12.0, ..CLEAN },
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -26,10 +41,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     read(&Scene::random(0, Split::Train).draw(128));
     for split in [Split::Train, Split::Test] {
         let scenes: Vec<Scene> = (0..count).map(|seed| Scene::random(seed, split)).collect();
-        for (name, blur, noise) in CONDITIONS {
-            println!("{split:?}, {name}:");
+        for condition in &CONDITIONS {
+            println!("{split:?}, {}:", condition.name);
             let mut report = Report::default();
-            let readings: Vec<Reading> = scenes.iter().map(|scene| report.add(scene, blur, noise)).collect();
+            let readings: Vec<Reading> = scenes.iter().map(|scene| report.add(scene, condition)).collect();
             report.print();
             report_mistakes(&scenes, &readings);
         }
@@ -51,11 +66,12 @@ struct Report {
 }
 
 impl Report {
-    fn add(&mut self, scene: &Scene, blur: f32, noise: f32) -> Reading {
+    fn add(&mut self, scene: &Scene, condition: &Condition) -> Reading {
         let start = Instant::now();
         let drawn = scene.draw(128);
         self.drawing += start.elapsed();
-        let picture = distorted(&drawn, blur, noise, &mut self.random);
+        let picture = bent(&drawn, condition.wobble, condition.tint, &mut self.random);
+        let picture = distorted(&picture, condition.blur, condition.noise, &mut self.random);
         let start = Instant::now();
         let reading = read(&picture);
         self.reading += start.elapsed();

@@ -4,8 +4,8 @@ use crate::claims::{ClaimedObject, ClaimedRelation, Claims};
 use crate::reading::{Reading, Sighting};
 use crate::relation::Relation;
 
-/// How much further apart than their mean two objects must be in one direction to lie left, right, above or below, as a
-/// part of the picture's side.
+/// How far the middles of two objects must be apart for one to lie left, right, above or below, as a part of the picture's
+/// side.
 const LEAST_DISTANCE: f32 = 0.05;
 
 /// The widest gap between two objects that are next to each other, as a part of the picture's side.
@@ -38,7 +38,8 @@ pub struct Verdict {
     pub all_right: bool,
 }
 
-/// Compares what a prompt claims with what a picture shows.
+/// Compares what a prompt claims with what a picture shows. Meant for prompts of up to four objects: the time grows with
+/// the number of ways to assign them.
 pub fn judge(claims: &Claims, reading: &Reading) -> Verdict {
     let mut search = Search { claims, seen: &reading.objects, given: Vec::new(), best: Score::default() };
     search.assign();

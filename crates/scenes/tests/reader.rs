@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Random, distorted, with_a_mistake};
+use common::{Random, bent, distorted, with_a_mistake};
 use pixart_scenes::{
     Background, Claims, Colour, Fill, Kind, Picture, Reading, Relation, Scene, Size, Split, judge, read,
 };
@@ -28,6 +28,12 @@ fn drawn_scenes_are_read() {
 #[test]
 fn blurred_and_noisy_scenes_are_read() {
     let share = share_right(150, 128, |picture, random| distorted(&picture, 1.0, 8.0, random));
+    assert!(share >= 0.95, "{share}");
+}
+
+#[test]
+fn bent_and_tinted_scenes_are_read() {
+    let share = share_right(100, 128, |picture, random| bent(&picture, 1.5, 10, random));
     assert!(share >= 0.95, "{share}");
 }
 

@@ -23,6 +23,8 @@ const REACHES: [usize; 3] = [0, 2, 4];
 pub(crate) struct Ground {
     /// Which it is.
     pub(crate) background: Option<Background>,
+    /// How much everything differs from how it should be.
+    pub(crate) cast: Lab,
     /// For every cell, the background's colour in this picture.
     pub(crate) colours: Vec<Lab>,
     /// For every cell, whether it belongs to an object.
@@ -44,7 +46,12 @@ pub(crate) fn find(plane: &Plane) -> Ground {
         .map(|(background, drawn)| (background, drawn, agreement(plane, drawn)))
         .max_by(|a, b| a.2.total_cmp(&b.2));
     let Some((background, drawn, agreement)) = found else {
-        return Ground { background: None, colours: plane.cells().to_vec(), foreground: vec![false; SIDE * SIDE] };
+        return Ground {
+            background: None,
+            cast: Lab::default(),
+            colours: plane.cells().to_vec(),
+            foreground: vec![false; SIDE * SIDE],
+        };
     };
     let cast = cast(plane, drawn);
     let reaches = if background.is_painted() { REACHES.as_slice() } else { &REACHES[..1] };
@@ -60,7 +67,7 @@ pub(crate) fn find(plane: &Plane) -> Ground {
         foreground.push(distances.fold(f32::INFINITY, f32::min) > FOREGROUND);
     }
     let colours = drawn.cells().iter().map(|colour| colour.plus(cast)).collect();
-    Ground { background: (agreement >= LEAST_AGREEMENT).then_some(*background), colours, foreground }
+    Ground { background: (agreement >= LEAST_AGREEMENT).then_some(*background), cast, colours, foreground }
 }
 
 /// How much of the picture is as the background should be, 0 to 1. Every third cell is looked at.

@@ -48,15 +48,14 @@ impl Memory {
             let extent = (first + last) / 2;
             let object = Object { kind, colour: Colour::Blue, fill, extent, centre: (500, 500), mirrored };
             let scene = Scene::of_one(Background::PaleYellow, object);
-            for plane in SIDES.iter().filter_map(|side| Plane::through_lens(&scene.draw(*side))) {
-                let (_, regions) = separate(&plane);
+            for plane in SIDES.into_iter().filter_map(|side| Plane::through_lens(&scene.draw(side))) {
+                let (ground, regions) = separate(&plane);
                 for region in &regions {
                     if fill == Fill::Plain {
                         memory.outlines.push((kind, outline::of(region), extent as f32 / 1000.0));
                     }
-                    memory
-                        .patterns
-                        .extend(pattern::of(&plane, region, size).map(|pattern| (kind, size, fill, pattern)));
+                    let pattern = pattern::of(&plane, ground.cast, region, size);
+                    memory.patterns.extend(pattern.map(|pattern| (kind, size, fill, pattern)));
                 }
             }
         }

@@ -14,10 +14,10 @@ mod regions;
 use std::cmp::Reverse;
 
 use crate::attributes::Size;
-use crate::background::Background;
 use crate::picture::Picture;
 use crate::reading::{Reading, Sighting};
 
+use ground::Ground;
 use memory::Memory;
 use plane::{Plane, SIDE};
 use regions::Region;
@@ -32,22 +32,22 @@ pub fn read(picture: &Picture) -> Reading {
     let Some(plane) = Plane::through_lens(picture) else {
         return Reading::default();
     };
-    let (background, regions) = separate(&plane);
+    let (ground, regions) = separate(&plane);
     let memory = Memory::get();
     let mut objects: Vec<(usize, Sighting)> =
-        regions.iter().map(|region| (region.area(), sight(&plane, region, memory))).collect();
+        regions.iter().map(|region| (region.area(), sight(&plane, &ground, region, memory))).collect();
     objects.sort_by_key(|(area, _)| Reverse(*area));
-    Reading { background, objects: objects.into_iter().map(|(_, sighting)| sighting).collect() }
+    Reading { background: ground.background, objects: objects.into_iter().map(|(_, sighting)| sighting).collect() }
 }
 
 /// The background and what is before it.
-fn separate(plane: &Plane) -> (Option<Background>, Vec<Region>) {
+fn separate(plane: &Plane) -> (Ground, Vec<Region>) {
     let ground = ground::find(plane);
     let regions = regions::find(plane, &ground);
-    (ground.background, regions)
+    (ground, regions)
 }
 
-fn sight(plane: &Plane, region: &Region, memory: &Memory) -> Sighting {
+fn sight(plane: &Plane, ground: &Ground, region: &Region, memory: &Memory) -> Sighting {
     let [left, top, right, bottom] = region.bounds().map(|edge| edge as f32 / SIDE as f32);
     let resemblance = memory.resembled(&outline::of(region));
     let likeness = resemblance.as_ref().map_or(0.0, |resemblance| resemblance.likeness);
@@ -55,7 +55,7 @@ fn sight(plane: &Plane, region: &Region, memory: &Memory) -> Sighting {
     let extent = known.as_ref().map_or((right - left).max(bottom - top), |known| known.extent);
     let size = Size::of_extent((extent * 1000.0) as i32);
     let kind = known.map(|known| known.kind);
-    let fill = kind.and_then(|kind| memory.fill(kind, size, pattern::of(plane, region, size)));
+    let fill = kind.and_then(|kind| memory.fill(kind, size, pattern::of(plane, ground.cast, region, size)));
     Sighting {
         kind,
         likeness,

@@ -26,12 +26,12 @@ impl Pattern {
     }
 }
 
-/// The pattern of an object; `None` if too little of it is seen.
-pub(crate) fn of(plane: &Plane, region: &Region, size: Size) -> Option<Pattern> {
+/// The pattern of an object in a picture with a colour cast; `None` if too little of it is seen.
+pub(crate) fn of(plane: &Plane, cast: Lab, region: &Region, size: Size) -> Option<Pattern> {
     let (plain, shaded) = (Lab::of(region.colour.rgb()), Lab::of(region.colour.shade()));
     let inner = shrunk(&shrunk(&region.mask));
     let shade = |x: usize, y: usize| {
-        let cell = plane.cells()[y * SIDE + x];
+        let cell = plane.cells()[y * SIDE + x].minus(cast);
         let (from_plain, from_shade) = (cell.distance(plain), cell.distance(shaded));
         from_plain / (from_plain + from_shade).max(f32::EPSILON)
     };

@@ -182,45 +182,49 @@ fn neighbours(cell: usize) -> impl Iterator<Item = usize> {
 /// The connected parts of a mask, each as its cells.
 fn components(mask: &[bool]) -> Vec<Vec<usize>> {
     let mut left = mask.to_vec();
+    let mut reached: Vec<usize> = Vec::with_capacity(mask.len());
     let mut found = Vec::new();
     for start in 0..left.len() {
         if !std::mem::take(&mut left[start]) {
             continue;
         }
-        let mut part = vec![start];
-        let mut next = 0;
-        while let Some(&cell) = part.get(next) {
+        let first = reached.len();
+        reached.push(start);
+        let mut next = first;
+        while let Some(&cell) = reached.get(next) {
             next += 1;
             for neighbour in neighbours(cell) {
                 if std::mem::take(&mut left[neighbour]) {
-                    part.push(neighbour);
+                    reached.push(neighbour);
                 }
             }
         }
-        found.push(part);
+        found.push(reached[first..].to_vec());
     }
     found
 }
 
 /// A mask with all cells that touch it, corners included.
 fn grown(mask: &[bool]) -> Vec<bool> {
-    around(mask, |a, b, c| a || b || c, false)
+    around(mask, |a, b, c| a | b | c, false)
 }
 
 /// A mask without the cells that touch what is outside, corners included.
 pub(crate) fn shrunk(mask: &[bool]) -> Vec<bool> {
-    around(mask, |a, b, c| a && b && c, true)
+    around(mask, |a, b, c| a & b & c, true)
 }
 
 /// Every cell combined with those before and after it, in rows and then in columns; `beyond` is behind the edge.
 fn around(mask: &[bool], combine: impl Fn(bool, bool, bool) -> bool, beyond: bool) -> Vec<bool> {
-    let along = |mask: &[bool], step: usize, place: fn(usize) -> usize| -> Vec<bool> {
-        let value = |cell: usize| {
-            let before = if place(cell) > 0 { mask[cell - step] } else { beyond };
-            let after = if place(cell) + 1 < SIDE { mask[cell + step] } else { beyond };
-            combine(before, mask[cell], after)
-        };
-        (0..mask.len()).map(value).collect()
-    };
-    along(&along(mask, 1, |cell| cell % SIDE), SIDE, |cell| cell / SIDE)
+    let mut across = Vec::with_capacity(mask.len());
+    for row in mask.chunks_exact(SIDE) {
+        let mut padded = [beyond; SIDE + 2];
+        padded[1..=SIDE].copy_from_slice(row);
+        across.extend(padded.windows(3).map(|three| combine(three[0], three[1], three[2])));
+    }
+    let mut padded = vec![beyond; SIDE];
+    padded.append(&mut across);
+    padded.resize(padded.len() + SIDE, beyond);
+    let rows = padded.iter().zip(&padded[SIDE..]).zip(&padded[2 * SIDE..]);
+    rows.map(|((above, here), below)| combine(*above, *here, *below)).collect()
 }

@@ -53,6 +53,28 @@ pub fn distorted(picture: &Picture, blur: f32, noise: f32, random: &mut Random) 
     Picture::from_rgb(width, height, pixels).expect("the picture has kept its size")
 }
 
+/// A picture whose shapes wobble by up to `pixels`, and whose channels are each lighter or darker by up to `levels`.
+pub fn bent(picture: &Picture, pixels: f32, levels: i32, random: &mut Random) -> Picture {
+    let (width, height) = (picture.width(), picture.height());
+    let tint: [i32; 3] = std::array::from_fn(|_| random.below(2 * levels as usize + 1) as i32 - levels);
+    let phases: [f32; 4] = std::array::from_fn(|_| random.below(1000) as f32 / 159.0);
+    // Waves of about a quarter of the picture.
+    let wave = |at: usize, length: usize, phase: f32| (at as f32 / length as f32 * 25.0 + phase).sin() * pixels / 2.0;
+    let mut bytes = Vec::with_capacity(picture.pixels().len());
+    for pixel in 0..width * height {
+        let (x, y) = (pixel % width, pixel / width);
+        let right = wave(x, width, phases[0]) + wave(y, height, phases[1]);
+        let down = wave(x, width, phases[2]) + wave(y, height, phases[3]);
+        let moved =
+            |at: usize, by: f32, length: usize| (at as f32 + by).round().clamp(0.0, (length - 1) as f32) as usize;
+        let from = (moved(y, down, height) * width + moved(x, right, width)) * 3;
+        bytes.extend(
+            (0..3).map(|channel| (i32::from(picture.pixels()[from + channel]) + tint[channel]).clamp(0, 255) as u8),
+        );
+    }
+    Picture::from_rgb(width, height, bytes).expect("the picture has kept its size")
+}
+
 /// Claims with one thing changed: a kind, a colour, the number of objects, or the relation.
 pub fn with_a_mistake(claims: &Claims, random: &mut Random) -> Claims {
     let mut claims = claims.clone();
