@@ -27,6 +27,9 @@ pub enum Command {
     /// Turn an original PixArt .pth transformer into a diffusers folder
     #[command(after_help = CONVERT_EXAMPLES)]
     Convert(ConvertArgs),
+    /// Train a network as a recipe says
+    #[command(after_help = TRAIN_EXAMPLES)]
+    Train(TrainArgs),
     /// Time each stage
     Bench(BenchArgs),
     /// Print a completion script for a shell
@@ -48,6 +51,11 @@ const CONVERT_EXAMPLES: &str = "\
 Examples:
   pixart convert PixArt-XL-2-512x512.pth --output transformer-512
   pixart convert fine-tuned.pth --model PixArt-XL-2-512x512 --output fine-tuned";
+
+const TRAIN_EXAMPLES: &str = "\
+Examples:
+  pixart train recipes/tiny/autoencoder.toml --output runs/autoencoder
+A run that was stopped goes on from its newest checkpoint when the same command is given again.";
 
 /// Where the model is and how to compute.
 #[derive(Debug, ClapArgs)]
@@ -222,4 +230,23 @@ pub struct BenchArgs {
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct TrainArgs {
+    /// What to train, on what and how: a TOML file
+    #[arg(value_name = "RECIPE")]
+    pub recipe: PathBuf,
+    /// Folder for checkpoints, validation pictures and the result
+    #[arg(long, short, value_name = "DIR")]
+    pub output: PathBuf,
+    /// Device: auto, cpu, cuda, cuda:N or metal
+    #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = str::parse::<DeviceChoice>)]
+    pub device: DeviceChoice,
+    /// Threads to compute with on a CPU [default: one for each core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+    /// Show no progress and print no lines
+    #[arg(long, short)]
+    pub quiet: bool,
 }

@@ -9,7 +9,7 @@ use pixart::Pipeline;
 use pixart_diffusion::SchedulerConfig;
 use pixart_weights::{Part, Weights};
 
-use crate::args::{ComputeArgs, ModelArgs};
+use crate::args::ModelArgs;
 use crate::progress::Progress;
 
 /// Opens the pipeline, loading bars shown on `progress`.
@@ -21,7 +21,7 @@ pub fn pipeline(
     scheduler: Option<SchedulerConfig>,
     progress: &Arc<Progress>,
 ) -> Result<Pipeline> {
-    set_threads(&args.compute)?;
+    set_threads(args.compute.threads)?;
     let loading = progress.clone();
     let mut builder = Pipeline::builder(&args.model)
         .device(args.compute.device)
@@ -41,8 +41,9 @@ pub fn pipeline(
     Ok(builder.open()?)
 }
 
-fn set_threads(args: &ComputeArgs) -> Result<()> {
-    if let Some(threads) = args.threads {
+/// Sets how many threads compute; else one for each core does.
+pub fn set_threads(threads: Option<u16>) -> Result<()> {
+    if let Some(threads) = threads {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.into());
         pool.build_global().with_context(|| format!("cannot start {threads} threads"))?;
     }

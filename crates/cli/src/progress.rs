@@ -34,6 +34,16 @@ impl Progress {
         self.show("drawing", total as u64, done as u64, "{msg:24} {bar:30} step {pos} of {len}, {eta} left");
     }
 
+    /// Steps of training done, and how it goes.
+    pub fn train(&self, done: u64, total: u64, how: &str) {
+        self.show("training", total, done, "step {pos} of {len} {bar:20} {eta} left, {prefix}");
+        if let Ok(bar) = self.bar.lock()
+            && let Some((_, bar)) = bar.as_ref()
+        {
+            bar.set_prefix(how.to_string());
+        }
+    }
+
     /// Takes the bar off the screen.
     pub fn clear(&self) {
         if let Ok(mut bar) = self.bar.lock()

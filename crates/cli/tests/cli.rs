@@ -363,3 +363,45 @@ fn help_has_examples_and_shells_have_completions() {
         assert!(succeed(&["completions", shell], folder.path()).contains("prompts-file"), "{shell}");
     }
 }
+
+const RECIPE: &str = r#"
+steps = 3
+batch_size = 2
+checkpoint_every = 2
+optimizer = { lr = 1e-3 }
+data.scenes = { size = 16, crop = 8 }
+stage.autoencoder = { kl_weight = 1e-4, edge_weight = 1.0, network = { block_out_channels = [8], norm_num_groups = 4, layers_per_block = 1 } }
+"#;
+
+#[test]
+fn trains_an_autoencoder() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("recipe.toml"), RECIPE).unwrap();
+    let train = ["train", "recipe.toml", "--output", "run", "--device", "cpu"];
+    let printed = succeed(&train, folder.path());
+    let lines: Vec<_> = printed.lines().collect();
+    let [second, third, result] = lines[..] else { panic!("{printed}") };
+    assert!(second.starts_with("step 2: loss ") && second.contains("saved run/checkpoints/step-00000002"), "{printed}");
+    assert!(third.starts_with("step 3: ") && result.starts_with("run/network, peak "), "{printed}");
+    let weights = std::fs::read(folder.path().join("run/network/diffusion_pytorch_model.safetensors")).unwrap();
+    // A run that is done gives its result once more.
+    succeed(&train, folder.path());
+    let again = std::fs::read(folder.path().join("run/network/diffusion_pytorch_model.safetensors")).unwrap();
+    assert!(weights == again);
+
+    let run = folder.path().join("run");
+    std::fs::write(folder.path().join("other.toml"), format!("seed = 7{RECIPE}")).unwrap();
+    let before = entries(&run);
+    assert!(fail(&["train", "other.toml", "--output", "run"], folder.path()).contains("made by another recipe"));
+    assert_eq!(entries(&run), before);
+    for (recipe, message) in [
+        (format!("learning_rate = 1{RECIPE}"), "unknown field `learning_rate`"),
+        (RECIPE.replace("steps = 3", "steps = -3"), "line 2"),
+        (RECIPE.replace("scenes", "scene"), "unknown variant `scene`"),
+    ] {
+        std::fs::write(folder.path().join("bad.toml"), recipe).unwrap();
+        let error = fail(&["train", "bad.toml", "--output", "bad"], folder.path());
+        assert!(error.contains("bad.toml") && error.contains(message), "{error}");
+    }
+    assert!(fail(&["train", "missing.toml", "--output", "bad"], folder.path()).contains("missing.toml"));
+}

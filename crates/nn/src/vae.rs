@@ -2,14 +2,14 @@
 
 use candle_core::{DType, Result, Tensor};
 use candle_nn::VarBuilder;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::ops::{Conv2d, GroupNorm, Linear, Padding, image_to_tokens, self_attention, tokens_to_image};
 
 const EPS: f64 = 1e-6;
 
 /// Shape of an autoencoder: the fields of diffusers' `vae/config.json` that decide what is computed.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 #[allow(missing_docs, reason = "the names are diffusers'")]
 pub struct VaeConfig {

@@ -21,7 +21,7 @@ pub fn attention(
     scale: f64,
     bias: Option<&Tensor>,
 ) -> Result<Tensor> {
-    if !cpu::is_fast(&[q, k, v]) {
+    if !is_fast(&[q, k, v], bias) {
         return attention_composed(q, k, v, heads, scale, bias);
     }
     let bias = bias.map(|bias| Bias::new(bias, k.dim(1)?)).transpose()?;
@@ -32,7 +32,7 @@ pub fn attention(
 /// [`attention`] of a sequence to itself: `qkv` `[batch, n, 3 · heads · d]` has queries, keys and values side by side.
 pub fn self_attention(qkv: &Tensor, heads: usize, scale: f64, bias: Option<&Tensor>) -> Result<Tensor> {
     let width = qkv.dim(2)? / 3;
-    if !cpu::is_fast(&[qkv]) {
+    if !is_fast(&[qkv], bias) {
         let part = |i: usize| qkv.narrow(2, i * width, width);
         return attention(&part(0)?, &part(1)?, &part(2)?, heads, scale, bias);
     }
@@ -43,12 +43,17 @@ pub fn self_attention(qkv: &Tensor, heads: usize, scale: f64, bias: Option<&Tens
 /// [`attention`] of `q` `[batch, n, heads · d]` to another sequence, whose keys and values stand side by side in `kv`
 /// `[batch, m, 2 · heads · d]`.
 pub fn cross_attention(q: &Tensor, kv: &Tensor, heads: usize, scale: f64, bias: Option<&Tensor>) -> Result<Tensor> {
-    if !cpu::is_fast(&[q, kv]) {
+    if !is_fast(&[q, kv], bias) {
         let part = |i: usize| kv.narrow(2, i * q.dim(2)?, q.dim(2)?);
         return attention(q, &part(0)?, &part(1)?, heads, scale, bias);
     }
     let bias = bias.map(|bias| Bias::new(bias, kv.dim(1)?)).transpose()?;
     cpu::with_rows(q)?.apply_op2(&cpu::with_rows(kv)?, Attention { heads, scale: scale as f32, bias })
+}
+
+/// The kernels have no gradient of the bias, which is learned in T5 alone.
+fn is_fast(tensors: &[&Tensor], bias: Option<&Tensor>) -> bool {
+    cpu::is_fast(tensors) && !bias.is_some_and(Tensor::track_op)
 }
 
 /// What [`attention`] means.

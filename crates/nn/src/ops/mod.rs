@@ -10,6 +10,7 @@
 //! Precision: norms and softmax are computed in f32 whatever the tensors' dtype is, and products are summed in f32.
 
 mod activation;
+mod adamw;
 mod attention;
 mod conv2d;
 mod cpu;
@@ -23,13 +24,14 @@ mod tests;
 mod upsample;
 
 pub use activation::{activation, silu};
+pub use adamw::adamw;
 pub use attention::{attention, cross_attention, self_attention};
 pub use conv2d::{Conv2d, Padding, conv2d};
 pub use gated_residual::gated_residual;
 pub use group_norm::{GroupNorm, group_norm};
 pub use layer_norm::{LayerNorm, layer_norm, layer_norm_modulate};
 pub use linear::{Linear, linear};
-pub use pixart_kernels::Activation;
+pub use pixart_kernels::{Activation, AdamW};
 pub use rms_norm::{RmsNorm, rms_norm};
 pub use upsample::upsample_nearest_2x;
 

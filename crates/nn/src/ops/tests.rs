@@ -4,6 +4,7 @@ use candle_core::{DType, Device, Result, Tensor, Var};
 use pixart_kernels::Activation;
 
 use super::activation::activation_composed;
+use super::adamw::adamw_composed;
 use super::attention::attention_composed;
 use super::conv2d::conv2d_composed;
 use super::gated_residual::gated_residual_composed;
@@ -276,4 +277,24 @@ fn what_is_elementwise_is_its_composition() -> Result<()> {
         |xs| gated_residual_composed(&xs[0], &xs[1], &xs[2]),
     )?;
     hold("upsampling", &[&[2, 5, 3, 7]], |xs| upsample_nearest_2x(&xs[0]), |xs| upsample_nearest_2x_composed(&xs[0]))
+}
+
+#[test]
+fn adamw_is_its_composition() -> Result<()> {
+    for shape in [&[1usize][..], &[17, 33], &[5, 4, 3, 3]] {
+        let start = Tensor::randn(0f32, 1.0, shape, &Device::Cpu)?;
+        let (mine, theirs) = (Var::from_tensor(&start)?, Var::from_tensor(&start.copy()?)?);
+        let moments = || Var::from_tensor(&Tensor::stack(&[start.zeros_like()?, start.zeros_like()?], 0)?);
+        let (my_moments, their_moments) = (moments()?, moments()?);
+        for step in 1..4 {
+            let gradient = Tensor::randn(0f32, 1.0, shape, &Device::Cpu)?;
+            let settings = AdamW { lr: 0.1, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step };
+            adamw(&mine, &gradient, &my_moments, &settings)?;
+            adamw_composed(&theirs, &gradient, &their_moments, &settings)?;
+        }
+        assert!((mine.as_tensor() - &start)?.abs()?.max_all()?.to_scalar::<f32>()? > 0.05);
+        close("adamw", &mine, &theirs, 1e-5)?;
+        close("adamw's moments", &my_moments, &their_moments, 1e-5)?;
+    }
+    Ok(())
 }

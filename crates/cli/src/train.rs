@@ -1,0 +1,48 @@
+use std::sync::atomic::Ordering;
+
+use anyhow::Result;
+use pixart_train::{Outcome, Recipe, StepReport, train};
+
+use crate::args::TrainArgs;
+use crate::output::{peak_memory, print};
+use crate::progress::Progress;
+use crate::{interrupt, open};
+
+pub fn run(args: TrainArgs) -> Result<()> {
+    open::set_threads(args.threads)?;
+    let recipe = Recipe::read(&args.recipe)?;
+    let device = args.device.open()?;
+    let interrupted = interrupt::flag()?;
+    let progress = Progress::new(args.quiet);
+    let mut printed = Ok(());
+    let outcome = train(&recipe, &args.output, &device, |report| {
+        let how = how(report, recipe.batch_size);
+        progress.train(report.step, report.steps, &how);
+        if let Some(path) = &report.checkpoint
+            && !args.quiet
+        {
+            progress.clear();
+            printed = print(&format!("step {}: {how}; saved {}", report.step, path.display()));
+        }
+        printed.is_ok() && !interrupted.load(Ordering::SeqCst)
+    });
+    progress.clear();
+    match (outcome?, printed) {
+        (_, Err(error)) => Err(error),
+        (Outcome::Done(path), _) if !args.quiet => print(&format!("{}, {}", path.display(), peak_memory())),
+        (Outcome::Done(_), _) => Ok(()),
+        (Outcome::Stopped(path), _) => {
+            if !args.quiet {
+                print(&format!("{}: the same command goes on from there", path.display()))?;
+            }
+            Err(pixart::Error::Cancelled.into())
+        }
+    }
+}
+
+/// The loss and what it is made of, and the speed.
+fn how(report: &StepReport, batch_size: usize) -> String {
+    let terms: Vec<_> = report.terms.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
+    let speed = batch_size as f64 / report.time.as_secs_f64();
+    format!("loss {:.4} ({}), {speed:.1} images/s", report.loss, terms.join(", "))
+}

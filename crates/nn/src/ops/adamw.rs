@@ -1,0 +1,83 @@
+use std::cell::RefCell;
+
+use candle_core::{CpuStorage, DType, Error, InplaceOp1, InplaceOp2, Layout, Result, Tensor, Var};
+use pixart_kernels::AdamW;
+
+use super::cpu;
+
+/// One step of AdamW (Loshchilov & Hutter 2019, algorithm 2), as `torch.optim.AdamW` takes it: changes `parameter` and its
+/// `moments`, `[2, ...]`, the first one and then the second, which are zeros before the first step. All are f32;
+/// `gradient` is of the parameter's shape.
+pub fn adamw(parameter: &Var, gradient: &Tensor, moments: &Var, settings: &AdamW) -> Result<()> {
+    if cpu::is_fast_dtype(parameter.device(), parameter.dtype()) && parameter.dtype() == DType::F32 {
+        let update = Update { moments, settings };
+        return parameter.inplace_op2(&gradient.to_dtype(DType::F32)?.contiguous()?, &update);
+    }
+    adamw_composed(parameter, gradient, moments, settings)
+}
+
+/// What [`adamw`] means.
+pub(super) fn adamw_composed(parameter: &Var, gradient: &Tensor, moments: &Var, settings: &AdamW) -> Result<()> {
+    let AdamW { lr, beta1, beta2, eps, weight_decay, step } = *settings;
+    let correction = |beta: f64| 1.0 - beta.powf(f64::from(step));
+    let first = ((moments.get(0)? * beta1)? + (gradient * (1.0 - beta1))?)?;
+    let second = ((moments.get(1)? * beta2)? + (gradient.sqr()? * (1.0 - beta2))?)?;
+    let root = ((&second / correction(beta2))?.sqrt()? + eps)?;
+    let change = ((&first / correction(beta1))? / root)?;
+    parameter.set(&((parameter.as_tensor() * (1.0 - lr * weight_decay))? - (change * lr)?)?)?;
+    moments.set(&Tensor::stack(&[first, second], 0)?)
+}
+
+struct Update<'a> {
+    moments: &'a Var,
+    settings: &'a AdamW,
+}
+
+impl InplaceOp2 for Update<'_> {
+    fn name(&self) -> &'static str {
+        "adamw"
+    }
+
+    fn cpu_fwd(
+        &self,
+        parameter: &mut CpuStorage,
+        layout: &Layout,
+        gradient: &CpuStorage,
+        gradient_layout: &Layout,
+    ) -> Result<()> {
+        let gradient = cpu::View::new(gradient, gradient_layout).slice::<f32>()?;
+        let parameter = RefCell::new(elements_mut(parameter, layout)?);
+        self.moments.inplace_op1(&UpdateBoth { parameter, gradient, settings: self.settings })
+    }
+}
+
+/// Candle lends one tensor at a time to be changed: this has the parameter already.
+struct UpdateBoth<'a> {
+    parameter: RefCell<&'a mut [f32]>,
+    gradient: &'a [f32],
+    settings: &'a AdamW,
+}
+
+impl InplaceOp1 for UpdateBoth<'_> {
+    fn name(&self) -> &'static str {
+        "adamw moments"
+    }
+
+    fn cpu_fwd(&self, moments: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let mut parameter = self.parameter.borrow_mut();
+        let moments = elements_mut(moments, layout)?;
+        if moments.len() != 2 * parameter.len() || self.gradient.len() != parameter.len() {
+            candle_core::bail!("AdamW: {} moments of {} parameters", moments.len(), parameter.len());
+        }
+        let (first, second) = moments.split_at_mut(parameter.len());
+        pixart_kernels::adamw(cpu::isa()?, &mut parameter, self.gradient, first, second, self.settings);
+        Ok(())
+    }
+}
+
+fn elements_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f32]> {
+    match (storage, layout.contiguous_offsets()) {
+        (CpuStorage::F32(data), Some((start, end))) => Ok(&mut data[start..end]),
+        _ => Err(Error::Msg("AdamW changes contiguous f32 tensors only".into())),
+    }
+}

@@ -1,0 +1,176 @@
+//! An autoencoder: pictures to latents and back (Rombach et al. 2022, section 3.1), with a loss that needs no other network.
+
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use image::RgbImage;
+use image::imageops::replace;
+use pixart_nn::vae::{AutoencoderKl, VaeConfig};
+use pixart_scenes::{Scene, Split};
+use pixart_weights::write_atomically;
+use rayon::prelude::*;
+
+use super::{Loss, Objective, WEIGHTS};
+use crate::initialise::generator;
+use crate::{AutoencoderRecipe, Data, Error, Parameters, Recipe, Result, UniformFanIn};
+
+/// Scales at which edges are compared: each has half of the pixels of the one before along a side.
+const SCALES: usize = 3;
+
+/// Scenes of the validation grid, and of those that the latents' scale is measured on.
+const VALIDATION_SCENES: usize = 8;
+
+/// Training of an autoencoder on scenes.
+pub struct AutoencoderObjective {
+    network: AutoencoderKl,
+    parameters: Parameters,
+    recipe: AutoencoderRecipe,
+    seed: u64,
+    batch_size: usize,
+    size: usize,
+    crop: usize,
+    device: Device,
+}
+
+impl AutoencoderObjective {
+    /// A new autoencoder.
+    pub fn new(recipe: &Recipe, stage: &AutoencoderRecipe, device: &Device) -> Result<Self> {
+        let parameters = Parameters::new();
+        let network = AutoencoderKl::new(&stage.network, parameters.fresh(UniformFanIn { seed: recipe.seed }, device))?;
+        let Data::Scenes { size, crop } = recipe.data;
+        Ok(Self {
+            network,
+            parameters,
+            recipe: stage.clone(),
+            seed: recipe.seed,
+            batch_size: recipe.batch_size,
+            size,
+            crop,
+            device: device.clone(),
+        })
+    }
+
+    /// Images of a part of a step, `[batch, 3, crop, crop]` in -1..1.
+    fn images(&self, step: u64, part: usize, parts: usize) -> Result<Tensor> {
+        let batch = self.batch_size / parts;
+        let images: Vec<Vec<f32>> = (0..batch)
+            .into_par_iter()
+            .map(|i| {
+                let index = (step - 1) * self.batch_size as u64 + (part * batch + i) as u64;
+                let mut random = generator(self.seed, ("crop", index));
+                let scene_seed = u64::from(random.rand(1)[0].to_bits()) << 32 | index;
+                let free = (self.size - self.crop + 1) as f32;
+                let corner = random.rand(2).into_iter().map(|x| (x * free) as usize).collect::<Vec<_>>();
+                let picture = Scene::random(scene_seed, Split::Train).draw(self.size as u32);
+                pixels(picture.pixels(), self.size, (corner[0], corner[1]), self.crop)
+            })
+            .collect();
+        Ok(Tensor::from_vec(images.concat(), (batch, 3, self.crop, self.crop), &self.device)?)
+    }
+
+    /// Scenes that are not trained on, whole: `[count, 3, size, size]`.
+    fn validation_images(&self) -> Result<Tensor> {
+        let scenes = (0..VALIDATION_SCENES as u64).map(|i| {
+            let picture = Scene::random(i, Split::Test).draw(self.size as u32);
+            pixels(picture.pixels(), self.size, (0, 0), self.size)
+        });
+        let values = scenes.collect::<Vec<_>>().concat();
+        Ok(Tensor::from_vec(values, (VALIDATION_SCENES, 3, self.size, self.size), &self.device)?)
+    }
+
+    /// What latents are to be multiplied with to have a standard deviation of 1.
+    fn scaling_factor(&self) -> Result<f64> {
+        let mean = self.network.encode(&self.validation_images()?)?.mean.flatten_all()?;
+        let variance = mean.broadcast_sub(&mean.mean_all()?)?.sqr()?.mean_all()?.to_scalar::<f32>()?;
+        Ok(1.0 / f64::from(variance.sqrt()).max(1e-6))
+    }
+}
+
+impl Objective for AutoencoderObjective {
+    fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+
+    fn loss(&self, step: u64, part: usize, parts: usize) -> Result<Loss> {
+        let images = self.images(step, part, parts)?;
+        let posterior = self.network.encode(&images)?;
+        let noise =
+            generator(self.seed, ("noise", step, part)).randn_tensor(posterior.mean.shape().clone(), &self.device)?;
+        let reconstructed = self.network.decode(&posterior.sample(&noise)?)?;
+        let pixels = (&reconstructed - &images)?.abs()?.mean_all()?;
+        let edges = edge_difference(&reconstructed, &images)?;
+        // 0.5 · (mean² + variance − 1 − log variance), averaged over all latent pixels.
+        let divergence = ((posterior.mean.sqr()? + posterior.logvar.exp()?)? - &posterior.logvar)?;
+        let divergence = ((divergence.mean_all()? - 1.0)? * 0.5)?;
+        let total = ((&pixels + (&edges * self.recipe.edge_weight)?)? + (&divergence * self.recipe.kl_weight)?)?;
+        Ok(Loss { total, terms: vec![("pixels", pixels), ("edges", edges), ("kl", divergence)] })
+    }
+
+    fn validate(&self) -> Result<RgbImage> {
+        let images = self.validation_images()?;
+        let reconstructed = self.network.decode(&self.network.encode(&images)?.mean)?;
+        let size = self.size as u32;
+        let mut grid = RgbImage::new(size * VALIDATION_SCENES as u32, 2 * size);
+        for (row, images) in [images, reconstructed].iter().enumerate() {
+            for column in 0..VALIDATION_SCENES {
+                let picture = picture(&images.get(column)?)?;
+                replace(&mut grid, &picture, i64::from(size) * column as i64, i64::from(size) * row as i64);
+            }
+        }
+        Ok(grid)
+    }
+
+    fn save(&self, folder: &Path) -> Result<()> {
+        std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
+        let network = VaeConfig { scaling_factor: self.scaling_factor()?, ..self.recipe.network.clone() };
+        let mut config = serde_json::json!({ "_class_name": "AutoencoderKL", "sample_size": self.size });
+        if let (Some(config), Ok(serde_json::Value::Object(fields))) =
+            (config.as_object_mut(), serde_json::to_value(&network))
+        {
+            config.extend(fields);
+        }
+        write_atomically(&folder.join("config.json"), |path| {
+            std::fs::write(path, format!("{config:#}\n"))
+                .map_err(|cause| pixart_weights::Error::Io { path: path.into(), cause })
+        })?;
+        Ok(self.parameters.save(&folder.join(WEIGHTS))?)
+    }
+}
+
+/// Part of an RGB8 picture of `size` × `size` as channels in -1..1: from `corner` (row, column), `crop` × `crop`.
+fn pixels(rgb: &[u8], size: usize, corner: (usize, usize), crop: usize) -> Vec<f32> {
+    let mut values = Vec::with_capacity(3 * crop * crop);
+    for channel in 0..3 {
+        for row in corner.0..corner.0 + crop {
+            let row = &rgb[3 * (row * size + corner.1)..][..3 * crop];
+            values.extend(row.iter().skip(channel).step_by(3).map(|byte| f32::from(*byte) / 127.5 - 1.0));
+        }
+    }
+    values
+}
+
+/// `[3, height, width]` in -1..1 as a picture.
+fn picture(image: &Tensor) -> Result<RgbImage> {
+    let (_, height, width) = image.dims3()?;
+    let bytes = ((image.clamp(-1.0, 1.0)? + 1.0)? * 127.5)?.round()?.to_dtype(DType::U8)?;
+    let bytes = bytes.permute((1, 2, 0))?.flatten_all()?.to_vec1::<u8>()?;
+    Ok(RgbImage::from_raw(width as u32, height as u32, bytes).unwrap_or_default())
+}
+
+/// How differently two batches of images change from pixel to pixel, on the average over [`SCALES`] scales: what a blurred
+/// edge costs.
+fn edge_difference(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    let mut difference = (a - b)?.contiguous()?;
+    let mut sum = Tensor::zeros((), DType::F32, a.device())?;
+    for scale in 0..SCALES {
+        if scale > 0 {
+            difference = difference.avg_pool2d(2)?;
+        }
+        for dim in [2, 3] {
+            let len = difference.dim(dim)? - 1;
+            let step = (difference.narrow(dim, 1, len)? - difference.narrow(dim, 0, len)?)?;
+            sum = (sum + step.abs()?.mean_all()?)?;
+        }
+    }
+    Ok((sum / (2 * SCALES) as f64)?)
+}

@@ -1,0 +1,98 @@
+//! AdamW over all parameters of a network.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use candle_core::backprop::GradStore;
+use candle_core::{DType, Tensor, Var};
+use pixart_nn::ops::{AdamW, adamw};
+use pixart_weights::{Weights, write_tensors};
+use serde::{Deserialize, Serialize};
+
+use crate::{Parameters, Result};
+
+/// The optimiser's settings, named as PyTorch names them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OptimizerSettings {
+    /// Learning rate.
+    pub lr: f64,
+    /// Decays of the first and the second moment.
+    pub betas: [f64; 2],
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Part of the parameters that a step of learning rate 1 takes away; tensors of one dimension keep theirs.
+    pub weight_decay: f64,
+    /// The largest norm of all gradients together; longer ones are shortened to it.
+    pub max_grad_norm: Option<f64>,
+}
+
+impl Default for OptimizerSettings {
+    fn default() -> Self {
+        Self { lr: 1e-4, betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.0, max_grad_norm: None }
+    }
+}
+
+/// AdamW and what it remembers of each parameter.
+pub struct Optimizer {
+    settings: OptimizerSettings,
+    parameters: Parameters,
+    /// `[2, ...]` for each parameter.
+    moments: BTreeMap<String, Var>,
+    step: u32,
+}
+
+impl Optimizer {
+    /// For all parameters that there are now.
+    pub fn new(settings: OptimizerSettings, parameters: &Parameters) -> Result<Self> {
+        let zeros =
+            |variable: &Var| Var::from_tensor(&Tensor::stack(&[variable.zeros_like()?, variable.zeros_like()?], 0)?);
+        let all = parameters.all();
+        let moments = all.iter().map(|(name, variable)| Ok((name.clone(), zeros(variable)?)));
+        let moments = moments.collect::<Result<_>>()?;
+        Ok(Self { settings, parameters: parameters.clone(), moments, step: 0 })
+    }
+
+    /// Changes the parameters by their gradients, with the learning rate times `factor`. Returns the norm of all gradients
+    /// together; if it is not finite, nothing has changed. A parameter without a gradient stays.
+    pub fn step(&mut self, gradients: &GradStore, factor: f64) -> Result<f64> {
+        let all = self.parameters.all();
+        let mut squares = 0f64;
+        for (_, variable) in &all {
+            if let Some(gradient) = gradients.get(variable) {
+                squares += f64::from(gradient.to_dtype(DType::F32)?.sqr()?.sum_all()?.to_scalar::<f32>()?);
+            }
+        }
+        let norm = squares.sqrt();
+        if !norm.is_finite() {
+            return Ok(norm);
+        }
+        self.step += 1;
+        let shorten = self.settings.max_grad_norm.map_or(1.0, |longest| (longest / (norm + 1e-6)).min(1.0));
+        for (name, variable) in &all {
+            let (Some(gradient), Some(moments)) = (gradients.get(variable), self.moments.get(name)) else { continue };
+            let gradient = if shorten < 1.0 { (gradient * shorten)? } else { gradient.clone() };
+            let OptimizerSettings { lr, betas: [beta1, beta2], eps, weight_decay, .. } = self.settings;
+            let weight_decay = if variable.rank() > 1 { weight_decay } else { 0.0 };
+            let settings = AdamW { lr: lr * factor, beta1, beta2, eps, weight_decay, step: self.step };
+            adamw(variable, &gradient, moments, &settings)?;
+        }
+        Ok(norm)
+    }
+
+    /// Writes what it remembers.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let tensors: Vec<_> = self.moments.iter().map(|(name, moments)| (name.as_str(), moments.as_tensor())).collect();
+        Ok(write_tensors(path, &tensors)?)
+    }
+
+    /// Goes on after `steps` steps with what [`Optimizer::save`] wrote then.
+    pub fn load(&mut self, path: &Path, steps: u32) -> Result<()> {
+        let weights = Weights::open(path)?;
+        for (name, moments) in &self.moments {
+            moments.set(&weights.tensor(name, DType::F32, moments.device())?)?;
+        }
+        self.step = steps;
+        Ok(())
+    }
+}

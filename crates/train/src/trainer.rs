@@ -1,0 +1,161 @@
+//! The loop.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use candle_core::backprop::GradStore;
+use candle_core::{DType, Device};
+
+use crate::events::EventFile;
+use crate::{AutoencoderObjective, Ema, Error, Loss, Objective, Optimizer, Recipe, Result, Stage, checkpoint};
+
+/// What a step did.
+#[derive(Debug, Clone)]
+pub struct StepReport {
+    /// The step, from 1, and how many there are.
+    pub step: u64,
+    #[allow(missing_docs, reason = "beside it")]
+    pub steps: u64,
+    /// The loss, on the average over the batch.
+    pub loss: f64,
+    /// What it is made of.
+    pub terms: Vec<(&'static str, f64)>,
+    /// The norm of the gradient before it was shortened.
+    pub gradient_norm: f64,
+    /// The learning rate.
+    pub lr: f64,
+    /// How long it took.
+    pub time: Duration,
+    /// The checkpoint that was saved after it.
+    pub checkpoint: Option<PathBuf>,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// All steps are done; the network is here, as diffusers reads it.
+    Done(PathBuf),
+    /// It was stopped, and goes on from here.
+    Stopped(PathBuf),
+}
+
+/// Trains as `recipe` says, in the folder `run`, from its newest checkpoint if it has one. `on_step` is told of each step, and
+/// stops the run by returning `false`: it is saved then.
+///
+/// # Errors
+/// A checkpoint of another recipe; a loss that is not finite, after which the last checkpoint is as it was; a disk that is
+/// full.
+pub fn train(
+    recipe: &Recipe,
+    run: &Path,
+    device: &Device,
+    mut on_step: impl FnMut(&StepReport) -> bool,
+) -> Result<Outcome> {
+    let Stage::Autoencoder(stage) = &recipe.stage;
+    let objective = AutoencoderObjective::new(recipe, stage, device)?;
+    let mut optimizer = Optimizer::new(recipe.optimizer.clone(), objective.parameters())?;
+    let mut ema = recipe.ema_decay.map(|_| Ema::new(objective.parameters())).transpose()?;
+    let resumed = checkpoint::resume(run, recipe, &objective, &mut optimizer, ema.as_mut())?;
+    let (done, mut kept) = resumed.map_or((0, None), |(step, path)| (step, Some(path)));
+    let mut events = EventFile::create(run)?;
+    for step in done + 1..=recipe.steps {
+        let start = Instant::now();
+        let factor = recipe.schedule.factor(step, recipe.steps, recipe.warm_up);
+        let BatchGradients { gradients, loss, terms } = gradients(&objective, step, recipe.accumulate)?;
+        let gradient_norm = if loss.is_finite() { optimizer.step(&gradients, factor)? } else { f64::NAN };
+        if !gradient_norm.is_finite() {
+            return Err(Error::NotFinite { step, kept });
+        }
+        if let (Some(ema), Some(decay)) = (&mut ema, recipe.ema_decay) {
+            // An average of few steps must not remember the start.
+            ema.update(decay.min((1 + step) as f64 / (10 + step) as f64))?;
+        }
+        let mut report = StepReport {
+            step,
+            steps: recipe.steps,
+            loss,
+            terms,
+            gradient_norm,
+            lr: recipe.optimizer.lr * factor,
+            time: start.elapsed(),
+            checkpoint: None,
+        };
+        events.scalars(step, &[("loss", report.loss), ("gradient_norm", gradient_norm), ("lr", report.lr)])?;
+        events.scalars(step, &report.terms)?;
+        if recipe.validate_every > 0 && step.is_multiple_of(recipe.validate_every) {
+            let path = validate(run, step, &objective, ema.as_ref())?;
+            events.image(step, "validation", &path)?;
+        }
+        let save = |kept: &mut Option<PathBuf>| -> Result<PathBuf> {
+            let path = checkpoint::save(run, step, recipe, &objective, &optimizer, ema.as_ref())?;
+            *kept = Some(path.clone());
+            Ok(path)
+        };
+        if step.is_multiple_of(recipe.checkpoint_every) || step == recipe.steps {
+            report.checkpoint = Some(save(&mut kept)?);
+        }
+        if !on_step(&report) && step < recipe.steps {
+            return Ok(Outcome::Stopped(match report.checkpoint {
+                Some(path) => path,
+                None => save(&mut kept)?,
+            }));
+        }
+    }
+    let result = run.join("network");
+    with_average(ema.as_ref(), || objective.save(&result))?;
+    Ok(Outcome::Done(result))
+}
+
+/// Means over the parts of a batch.
+struct BatchGradients {
+    gradients: GradStore,
+    loss: f64,
+    /// What the loss is made of.
+    terms: Vec<(&'static str, f64)>,
+}
+
+fn gradients(objective: &dyn Objective, step: u64, parts: usize) -> Result<BatchGradients> {
+    let part = |part| -> Result<BatchGradients> {
+        let Loss { total, terms } = objective.loss(step, part, parts)?;
+        let total = (total / parts as f64)?;
+        let loss = f64::from(total.to_dtype(DType::F32)?.to_scalar::<f32>()?);
+        let terms = terms.iter().map(|(name, term)| Ok((*name, f64::from(term.to_scalar::<f32>()?) / parts as f64)));
+        Ok(BatchGradients { gradients: total.backward()?, loss, terms: terms.collect::<Result<_>>()? })
+    };
+    let mut sum = part(0)?;
+    for index in 1..parts {
+        let BatchGradients { gradients, loss, terms } = part(index)?;
+        for (_, variable) in objective.parameters().all() {
+            if let Some(gradient) = gradients.get(&variable) {
+                let gradient = match sum.gradients.get(&variable) {
+                    Some(sum) => (sum + gradient)?,
+                    None => gradient.clone(),
+                };
+                sum.gradients.insert(&variable, gradient);
+            }
+        }
+        sum.loss += loss;
+        for ((_, sum), (_, term)) in sum.terms.iter_mut().zip(terms) {
+            *sum += term;
+        }
+    }
+    Ok(sum)
+}
+
+/// Writes pictures of how far the run is; returns their path.
+fn validate(run: &Path, step: u64, objective: &dyn Objective, ema: Option<&Ema>) -> Result<PathBuf> {
+    let grid = with_average(ema, || objective.validate())?;
+    let folder = run.join("validation");
+    std::fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
+    let path = folder.join(format!("step-{step:08}.png"));
+    grid.save(&path).map_err(|error| Error::folder(&path, error.to_string()))?;
+    Ok(path)
+}
+
+/// Runs with the average of the weights, where there is one.
+fn with_average<R>(ema: Option<&Ema>, run: impl FnOnce() -> Result<R>) -> Result<R> {
+    match ema {
+        Some(ema) => ema.in_place(run),
+        None => run(),
+    }
+}

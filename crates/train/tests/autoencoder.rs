@@ -1,0 +1,146 @@
+//! Runs of the autoencoder's training, whole, on a network small enough for a test.
+
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use pixart_nn::vae::{AutoencoderKl, VaeConfig};
+use pixart_train::{Error, Outcome, Recipe, StepReport, train};
+use pixart_weights::Weights;
+
+const RECIPE: &str = r#"
+seed = 3
+steps = 20
+batch_size = 4
+accumulate = 2
+warm_up = 3
+schedule = "cosine"
+ema_decay = 0.9
+checkpoint_every = 10
+keep_checkpoints = 2
+validate_every = 10
+optimizer = { lr = 2e-3, max_grad_norm = 1.0, weight_decay = 0.01 }
+data.scenes = { size = 32, crop = 16 }
+
+[stage.autoencoder]
+kl_weight = 1e-4
+edge_weight = 2.0
+
+[stage.autoencoder.network]
+block_out_channels = [8, 16]
+down_block_types = ["DownEncoderBlock2D", "DownEncoderBlock2D"]
+up_block_types = ["UpDecoderBlock2D", "UpDecoderBlock2D"]
+layers_per_block = 1
+norm_num_groups = 4
+"#;
+
+fn recipe(folder: &Path, text: &str) -> pixart_train::Result<Recipe> {
+    let path = folder.join("recipe.toml");
+    std::fs::write(&path, text).expect("a temporary folder can be written");
+    Recipe::read(&path)
+}
+
+fn run(recipe: &Recipe, folder: &Path, stop_after: u64) -> pixart_train::Result<(Outcome, Vec<StepReport>)> {
+    let mut reports = Vec::new();
+    let outcome = train(recipe, folder, &Device::Cpu, |report| {
+        reports.push(report.clone());
+        report.step < stop_after
+    })?;
+    Ok((outcome, reports))
+}
+
+fn bytes(folder: &Path) -> Vec<(String, Vec<u8>)> {
+    let entries = std::fs::read_dir(folder).expect("the folder is there");
+    let mut files: Vec<_> = entries
+        .map(|entry| {
+            let entry = entry.expect("it can be listed");
+            (entry.file_name().to_string_lossy().into_owned(), std::fs::read(entry.path()).expect("it can be read"))
+        })
+        .collect();
+    files.sort();
+    files
+}
+
+/// 20 steps are 10 steps, an end, and 10 steps: in every loss and in every byte of the result.
+#[test]
+fn a_run_that_was_stopped_goes_on_as_if_it_had_not_been() -> pixart_train::Result<()> {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let recipe = recipe(folder.path(), RECIPE)?;
+    let (straight, stopped) = (folder.path().join("straight"), folder.path().join("stopped"));
+    let (outcome, reports) = run(&recipe, &straight, u64::MAX)?;
+    assert_eq!(outcome, Outcome::Done(straight.join("network")));
+    assert_eq!(reports.len(), 20);
+    // Stopped after a step that saves none by itself.
+    let (outcome, mut parts) = run(&recipe, &stopped, 7)?;
+    assert_eq!(outcome, Outcome::Stopped(stopped.join("checkpoints/step-00000007")));
+    parts.extend(run(&recipe, &stopped, u64::MAX)?.1);
+    let losses = |reports: &[StepReport]| reports.iter().map(|r| (r.step, r.loss, r.gradient_norm)).collect::<Vec<_>>();
+    assert_eq!(losses(&parts), losses(&reports));
+    assert_eq!(bytes(&stopped.join("network")), bytes(&straight.join("network")));
+    assert_eq!(bytes(&stopped.join("validation")), bytes(&straight.join("validation")));
+    let kept: Vec<_> = std::fs::read_dir(straight.join("checkpoints"))
+        .expect("checkpoints")
+        .map(|entry| entry.expect("an entry").file_name())
+        .collect();
+    assert_eq!(kept.len(), 2, "{kept:?}");
+    Ok(())
+}
+
+/// It learns, and what it gives is an autoencoder that loads.
+#[test]
+fn the_loss_falls_and_the_result_loads() -> pixart_train::Result<()> {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let recipe = recipe(folder.path(), &RECIPE.replace("steps = 20", "steps = 150"))?;
+    let (_, reports) = run(&recipe, folder.path(), u64::MAX)?;
+    let mean = |reports: &[StepReport]| reports.iter().map(|report| report.loss).sum::<f64>() / reports.len() as f64;
+    let (first, last) = (mean(&reports[..5]), mean(&reports[145..]));
+    assert!(last < 0.6 * first, "from {first} to {last}");
+
+    let network = folder.path().join("network");
+    let config = std::fs::read_to_string(network.join("config.json")).expect("a config");
+    let config: VaeConfig = serde_json::from_str(&config).expect("a config of an autoencoder");
+    let vae = AutoencoderKl::new(
+        &config,
+        Weights::open(network.join("diffusion_pytorch_model.safetensors"))?.var_builder(DType::F32, &Device::Cpu),
+    )?;
+    let latents = vae.encode(&Tensor::zeros((1, 3, 32, 32), DType::F32, &Device::Cpu)?)?.mean;
+    assert_eq!(latents.dims(), [1, 4, 16, 16]);
+    assert!(config.scaling_factor.is_finite() && config.scaling_factor > 0.0);
+    Ok(())
+}
+
+#[test]
+fn what_cannot_be_is_refused() -> pixart_train::Result<()> {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let refused = |from: &str, to: &str, message: &str| {
+        let error = recipe(folder.path(), &RECIPE.replace(from, to)).expect_err(to).to_string();
+        assert!(error.contains(message) && !error.contains('\n'), "{to}: {error}");
+    };
+    refused("warm_up = 3", "warmup = 3", "unknown field `warmup`");
+    refused("steps = 20", "steps = 0", "steps is 0");
+    refused("accumulate = 2", "accumulate = 3", "does not divide into 3 parts");
+    refused("lr = 2e-3", "lr = -1.0", "optimizer.lr is -1");
+    refused("lr = 2e-3", "lr = nan", "optimizer.lr is NaN");
+    refused("crop = 16", "crop = 17", "both must divide by 2");
+    refused("norm_num_groups = 4", "norm_num_groups = 3", "norm_num_groups 3 does not divide");
+    refused("seed = 3", "seed = \"x\"", "line 2");
+
+    let made = recipe(folder.path(), &RECIPE.replace("steps = 20", "steps = 4"))?;
+    run(&made, folder.path(), u64::MAX)?;
+    let other = recipe(folder.path(), &RECIPE.replace("seed = 3", "seed = 4"))?;
+    let error = run(&other, folder.path(), u64::MAX).expect_err("another recipe's run").to_string();
+    assert!(error.contains("was made by another recipe"), "{error}");
+    Ok(())
+}
+
+/// A loss that is not a number ends the run; what was saved stays.
+#[test]
+fn a_loss_that_is_not_finite_stops_the_run() -> pixart_train::Result<()> {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let text = RECIPE.replace("lr = 2e-3, max_grad_norm = 1.0", "lr = 1e30").replace("warm_up = 3", "warm_up = 0");
+    let recipe = recipe(folder.path(), &text.replace("checkpoint_every = 10", "checkpoint_every = 1"))?;
+    let error = run(&recipe, folder.path(), u64::MAX).expect_err("a learning rate of 1e30");
+    let Error::NotFinite { step, kept: Some(kept) } = &error else { panic!("{error}") };
+    assert_eq!(*kept, folder.path().join(format!("checkpoints/step-{:08}", step - 1)));
+    assert!(kept.join("state.json").exists() && error.to_string().contains("last good checkpoint"), "{error}");
+    Ok(())
+}
