@@ -72,15 +72,15 @@ pub struct ModelArgs {
     /// Take the text encoder from this folder or file
     #[arg(long, value_name = "PATH")]
     pub text_encoder: Option<PathBuf>,
+    /// Precision: auto, f32, bf16 or f16 (auto: bf16 on a GPU and on a CPU that multiplies it, else f32)
+    #[arg(long, value_name = "DTYPE", default_value = "auto", value_parser = str::parse::<Precision>)]
+    pub dtype: Precision,
     #[command(flatten)]
     pub compute: ComputeArgs,
 }
 
 #[derive(Debug, ClapArgs)]
 pub struct ComputeArgs {
-    /// Precision: auto, f32, bf16 or f16 (auto: bf16 on a GPU and on a CPU that multiplies it, else f32)
-    #[arg(long, value_name = "DTYPE", default_value = "auto", value_parser = str::parse::<Precision>)]
-    pub dtype: Precision,
     /// Device: auto, cpu, cuda, cuda:N or metal
     #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = str::parse::<DeviceChoice>)]
     pub device: DeviceChoice,
@@ -240,13 +240,6 @@ pub struct TrainArgs {
     /// Folder for checkpoints, validation pictures and the result
     #[arg(long, short, value_name = "DIR")]
     pub output: PathBuf,
-    /// Device: auto, cpu, cuda, cuda:N or metal
-    #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = str::parse::<DeviceChoice>)]
-    pub device: DeviceChoice,
-    /// Threads to compute with on a CPU [default: one for each core]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    pub threads: Option<u16>,
-    /// Show no progress and print no lines
-    #[arg(long, short)]
-    pub quiet: bool,
+    #[command(flatten)]
+    pub compute: ComputeArgs,
 }

@@ -9,7 +9,7 @@ use pixart::Pipeline;
 use pixart_diffusion::SchedulerConfig;
 use pixart_weights::{Part, Weights};
 
-use crate::args::ModelArgs;
+use crate::args::{ComputeArgs, ModelArgs};
 use crate::progress::Progress;
 
 /// Opens the pipeline, loading bars shown on `progress`.
@@ -21,11 +21,11 @@ pub fn pipeline(
     scheduler: Option<SchedulerConfig>,
     progress: &Arc<Progress>,
 ) -> Result<Pipeline> {
-    set_threads(args.compute.threads)?;
+    set_threads(&args.compute)?;
     let loading = progress.clone();
     let mut builder = Pipeline::builder(&args.model)
         .device(args.compute.device)
-        .precision(args.compute.dtype)
+        .precision(args.dtype)
         .keep_loaded(keep_loaded)
         .on_load(move |load| loading.load(load));
     if let Some(scheduler) = scheduler {
@@ -42,8 +42,8 @@ pub fn pipeline(
 }
 
 /// Sets how many threads compute; else one for each core does.
-pub fn set_threads(threads: Option<u16>) -> Result<()> {
-    if let Some(threads) = threads {
+pub fn set_threads(args: &ComputeArgs) -> Result<()> {
+    if let Some(threads) = args.threads {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.into());
         pool.build_global().with_context(|| format!("cannot start {threads} threads"))?;
     }

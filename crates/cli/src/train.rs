@@ -9,17 +9,17 @@ use crate::progress::Progress;
 use crate::{interrupt, open};
 
 pub fn run(args: TrainArgs) -> Result<()> {
-    open::set_threads(args.threads)?;
+    open::set_threads(&args.compute)?;
     let recipe = Recipe::read(&args.recipe)?;
-    let device = args.device.open()?;
+    let device = args.compute.device.open()?;
     let interrupted = interrupt::flag()?;
-    let progress = Progress::new(args.quiet);
+    let progress = Progress::new(args.compute.quiet);
     let mut printed = Ok(());
     let outcome = train(&recipe, &args.output, &device, |report| {
         let how = how(report, recipe.batch_size);
-        progress.train(report.step, report.steps, &how);
+        progress.train(report.step, recipe.steps, &how);
         if let Some(path) = &report.checkpoint
-            && !args.quiet
+            && !args.compute.quiet
         {
             progress.clear();
             printed = print(&format!("step {}: {how}; saved {}", report.step, path.display()));
@@ -29,10 +29,10 @@ pub fn run(args: TrainArgs) -> Result<()> {
     progress.clear();
     match (outcome?, printed) {
         (_, Err(error)) => Err(error),
-        (Outcome::Done(path), _) if !args.quiet => print(&format!("{}, {}", path.display(), peak_memory())),
+        (Outcome::Done(path), _) if !args.compute.quiet => print(&format!("{}, {}", path.display(), peak_memory())),
         (Outcome::Done(_), _) => Ok(()),
         (Outcome::Stopped(path), _) => {
-            if !args.quiet {
+            if !args.compute.quiet {
                 print(&format!("{}: the same command goes on from there", path.display()))?;
             }
             Err(pixart::Error::Cancelled.into())

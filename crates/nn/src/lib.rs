@@ -25,5 +25,7 @@
 pub mod embeddings;
 pub mod ops;
 pub mod t5;
+#[cfg(test)]
+mod testing;
 pub mod transformer;
 pub mod vae;

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use candle_core::Tensor;
 use image::RgbImage;
+use pixart_weights::write_bytes;
 use serde::Serialize;
 
 use crate::{Error, Result};
@@ -77,7 +78,7 @@ impl Image {
     /// file appears whole or not at all.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
-        write_png(path, self.to_png().map_err(Error::io(path))?)
+        Ok(write_bytes(path, &self.to_png().map_err(Error::io(path))?)?)
     }
 
     /// The PNG file's bytes.
@@ -90,14 +91,12 @@ impl Image {
 /// Writes pixels of which nothing more is known to a PNG. The file appears whole or not at all.
 pub fn save_pixels(pixels: &RgbImage, path: impl AsRef<Path>) -> Result<()> {
     let path = path.as_ref();
-    write_png(path, encode_png(pixels, &[]).map_err(Error::io(path))?)
+    Ok(write_bytes(path, &pixels_to_png(pixels).map_err(Error::io(path))?)?)
 }
 
-fn write_png(path: &Path, png: Vec<u8>) -> Result<()> {
-    let write = |temporary: &Path| {
-        std::fs::write(temporary, png).map_err(|cause| pixart_weights::Error::Io { path: path.into(), cause })
-    };
-    Ok(pixart_weights::write_atomically(path, write)?)
+/// The bytes of a PNG file of pixels of which nothing more is known.
+pub fn pixels_to_png(pixels: &RgbImage) -> std::io::Result<Vec<u8>> {
+    encode_png(pixels, &[])
 }
 
 fn encode_png(pixels: &RgbImage, texts: &[(&str, String)]) -> std::io::Result<Vec<u8>> {
@@ -120,7 +119,10 @@ fn encode_png(pixels: &RgbImage, texts: &[(&str, String)]) -> std::io::Result<Ve
 }
 
 /// A decoded image `[1, 3, height, width]` in -1..1 to pixels, as diffusers rounds them.
-pub(crate) fn to_pixels(image: &Tensor) -> Result<RgbImage> {
+///
+/// # Errors
+/// An image of another shape.
+pub fn to_pixels(image: &Tensor) -> Result<RgbImage> {
     let image = image.squeeze(0)?;
     let (_, height, width) = image.dims3()?;
     let scaled = (((image / 2.0)? + 0.5)?.clamp(0f32, 1f32)? * 255.0)?;

@@ -37,7 +37,7 @@ pub use caption::{clean_caption, plain_caption};
 pub use device::{DeviceChoice, Precision, device_name, dtype_name};
 pub use embeddings::PromptEmbeds;
 pub use error::{Error, Result};
-pub use image::{Image, Parameters, save_pixels};
+pub use image::{Image, Parameters, pixels_to_png, save_pixels, to_pixels};
 pub use memory::peak_rss_bytes;
 pub use parts::LoadProgress;
 pub use pipeline::{Generated, Pipeline, StepInfo, Timings};

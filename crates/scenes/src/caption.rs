@@ -4,7 +4,7 @@ use crate::attributes::Fill;
 use crate::claims::{ClaimedObject, ClaimedRelation, Claims, Prompt};
 use crate::dice::{Dice, Purpose};
 use crate::phrases;
-use crate::scene::{Object, Scene};
+use crate::scene::{Object, Scene, is_count};
 
 /// No caption has more words.
 pub const MAX_WORDS: usize = 24;
@@ -61,7 +61,7 @@ impl Scene {
     fn attempt(&self, dice: &mut Dice, manner: Manner) -> Prompt {
         let claims = self.choose(dice, manner);
         let relation = claims.relations.first().map(|claim| claim.relation);
-        let counted = self.is_count();
+        let counted = is_count(self.objects());
 
         let mut text = match claims.objects.as_slice() {
             [only] => match dice.below(8) {
@@ -101,21 +101,9 @@ impl Scene {
         Prompt { text, claims }
     }
 
-    /// Whether its objects can be counted in one word.
-    fn is_count(&self) -> bool {
-        match self.objects() {
-            [first, others @ ..] => {
-                let same =
-                    |other: &Object| (other.kind, other.colour, other.fill) == (first.kind, first.colour, first.fill);
-                !others.is_empty() && others.iter().all(same)
-            }
-            [] => false,
-        }
-    }
-
     /// Which of what is true will be said.
     fn choose(&self, dice: &mut Dice, manner: Manner) -> Claims {
-        let counted = self.is_count();
+        let counted = is_count(self.objects());
         let mut objects: Vec<ClaimedObject> = Vec::with_capacity(self.objects().len());
         for object in self.objects() {
             let repeated = objects.first().copied().filter(|_| counted);

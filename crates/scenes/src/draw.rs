@@ -5,7 +5,6 @@ use std::f32::consts::FRAC_1_SQRT_2;
 use tiny_skia::{Color, FillRule, Mask, Paint, Path, PathBuilder, Pixmap, Shader, Transform};
 
 use crate::attributes::Fill;
-use crate::background::Background;
 use crate::palette::Rgb;
 use crate::picture::Picture;
 use crate::scene::{Object, Scene};
@@ -17,7 +16,7 @@ impl Scene {
     /// empty. The same scene and size give the same bytes on every platform.
     pub fn draw(&self, size: u32) -> Picture {
         let Some(mut canvas) = Some(size).filter(|size| *size <= 8192).and_then(|size| Pixmap::new(size, size)) else {
-            return empty();
+            return Picture::default();
         };
         scenery::paint(&mut canvas, self.background());
         for object in self.objects().iter().rev() {
@@ -27,24 +26,11 @@ impl Scene {
     }
 }
 
-/// A background alone.
-pub(crate) fn draw_background(background: Background, size: u32) -> Picture {
-    let Some(mut canvas) = Pixmap::new(size, size) else {
-        return empty();
-    };
-    scenery::paint(&mut canvas, background);
-    finish(&canvas)
-}
-
 /// Everything is painted on an opaque background, so that the premultiplied colours are the colours.
 fn finish(canvas: &Pixmap) -> Picture {
     let (width, height) = (canvas.width() as usize, canvas.height() as usize);
     let pixels = canvas.data().chunks_exact(4).flat_map(|pixel| [pixel[0], pixel[1], pixel[2]]).collect();
-    Picture::from_rgb(width, height, pixels).unwrap_or_else(|_| empty())
-}
-
-fn empty() -> Picture {
-    Picture::default()
+    Picture::from_rgb(width, height, pixels).unwrap_or_default()
 }
 
 fn paint(canvas: &mut Pixmap, object: &Object) {
@@ -96,17 +82,9 @@ fn stripes(period: f32, extent: f32) -> Option<Path> {
     for stripe in -count..=count {
         let middle = stripe as f32 * period;
         let (first, last) = (middle - period / 4.0, middle + period / 4.0);
-        for (index, (along, across)) in
-            [(-reach, first), (reach, first), (reach, last), (-reach, last)].into_iter().enumerate()
-        {
-            let (x, y) = ((along + across) * FRAC_1_SQRT_2, (along - across) * FRAC_1_SQRT_2);
-            if index == 0 {
-                path.move_to(x, y);
-            } else {
-                path.line_to(x, y);
-            }
-        }
-        path.close();
+        let corners = [(-reach, first), (reach, first), (reach, last), (-reach, last)];
+        let turned = |(along, across)| ((along + across) * FRAC_1_SQRT_2, (along - across) * FRAC_1_SQRT_2);
+        shapes::add_polygon(&mut path, &corners.map(turned));
     }
     path.finish()
 }

@@ -4,7 +4,7 @@ use crate::attributes::Size;
 use crate::cast::{Cast, Member};
 use crate::dice::Dice;
 use crate::relation::Relation;
-use crate::scene::Object;
+use crate::scene::{Object, is_count};
 
 /// The least distance from an object to the picture's edge.
 const MARGIN: i32 = 30;
@@ -19,7 +19,7 @@ const ATTEMPTS: usize = 40;
 pub(crate) fn place(dice: &mut Dice, cast: &Cast) -> Vec<Object> {
     let mirrored = dice.percent(50);
     let mut objects: Vec<Object> = cast.members.iter().map(|member| sized(dice, member, cast.relation)).collect();
-    let counted = objects.len() > 1 && objects.iter().all(|object| alike(object, &objects[0]));
+    let counted = is_count(&objects);
     for object in &mut objects {
         object.mirrored = object.kind.has_sides() && if counted { mirrored } else { dice.percent(50) };
     }
@@ -41,10 +41,6 @@ pub(crate) fn place(dice: &mut Dice, cast: &Cast) -> Vec<Object> {
         (several, _) => scatter(dice, several),
     }
     objects
-}
-
-fn alike(a: &Object, b: &Object) -> bool {
-    (a.kind, a.colour) == (b.kind, b.colour)
 }
 
 fn sized(dice: &mut Dice, member: &Member, relation: Option<Relation>) -> Object {

@@ -47,6 +47,12 @@ pub struct Scene {
     relation: Option<Relation>,
 }
 
+/// Whether objects are several of one sort, which can be counted in one word.
+pub(crate) fn is_count(objects: &[Object]) -> bool {
+    let sort = |object: &Object| (object.kind, object.colour, object.fill);
+    objects.len() > 1 && objects.iter().all(|object| sort(object) == sort(&objects[0]))
+}
+
 /// How many objects a scene has, and what for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Arrangement {
@@ -87,9 +93,9 @@ impl Scene {
         Self { background: cast.background, objects, relation: cast.relation }
     }
 
-    /// A scene with one object of one's own.
-    pub(crate) fn of_one(background: Background, object: Object) -> Self {
-        Self { background, objects: vec![object], relation: None }
+    /// A scene of one's own, for the reader to learn from.
+    pub(crate) fn of(background: Background, objects: Vec<Object>) -> Self {
+        Self { background, objects, relation: None }
     }
 
     /// What is behind the objects.

@@ -89,16 +89,7 @@ impl Shape {
     }
 
     fn polygon(&mut self, layer: Layer, corners: &[(f32, f32)]) {
-        self.add(layer, FillRule::Winding, |path| {
-            for (index, &(x, y)) in corners.iter().enumerate() {
-                if index == 0 {
-                    path.move_to(x, y);
-                } else {
-                    path.line_to(x, y);
-                }
-            }
-            path.close();
-        });
+        self.add(layer, FillRule::Winding, |path| add_polygon(path, corners));
     }
 
     fn star(&mut self) {
@@ -250,6 +241,18 @@ impl Shape {
         self.disc(Layer::Front, -0.27, 0.13, 0.12);
         self.disc(Layer::Front, 0.27, 0.13, 0.12);
     }
+}
+
+/// Adds a closed polygon.
+pub(crate) fn add_polygon(path: &mut PathBuilder, corners: &[(f32, f32)]) {
+    for (index, &(x, y)) in corners.iter().enumerate() {
+        if index == 0 {
+            path.move_to(x, y);
+        } else {
+            path.line_to(x, y);
+        }
+    }
+    path.close();
 }
 
 /// Adds the shorter arc of a circle between two directions, which are of length 1, with one cubic. Only square roots

@@ -5,23 +5,42 @@ use std::path::{Path, PathBuf};
 pub enum Error {
     /// A recipe that cannot be read, or that asks for what cannot be.
     #[error("{}: {message}", path.display())]
-    #[allow(missing_docs, reason = "the names say it")]
-    Recipe { path: PathBuf, message: String },
+    Recipe {
+        /// The recipe.
+        path: PathBuf,
+        /// What is wrong with it.
+        message: String,
+    },
     /// A folder that a run cannot go on from, or start in.
     #[error("{}: {message}", path.display())]
-    #[allow(missing_docs, reason = "the names say it")]
-    Folder { path: PathBuf, message: String },
+    Folder {
+        /// The folder, or a file in it.
+        path: PathBuf,
+        /// What is wrong with it.
+        message: String,
+    },
     /// The loss or its gradients were not finite.
     #[error(
         "step {step}: the loss or its gradient is not a finite number; {}",
         match kept { Some(path) => format!("the last good checkpoint is {}", path.display()), None => "no checkpoint was saved before".into() }
     )]
-    #[allow(missing_docs, reason = "the names say it")]
-    NotFinite { step: u64, kept: Option<PathBuf> },
+    NotFinite {
+        /// The step whose loss it was.
+        step: u64,
+        /// The last checkpoint before it.
+        kept: Option<PathBuf>,
+    },
     /// Reading or writing a file.
     #[error("{}: {cause}", path.display())]
-    #[allow(missing_docs, reason = "the names say it")]
-    Io { path: PathBuf, cause: std::io::Error },
+    Io {
+        /// Which file or folder.
+        path: PathBuf,
+        /// What the system said.
+        cause: std::io::Error,
+    },
+    /// Making a picture.
+    #[error(transparent)]
+    Picture(#[from] pixart::Error),
     /// Reading or writing weights.
     #[error(transparent)]
     Weights(#[from] pixart_weights::Error),

@@ -78,15 +78,10 @@ impl EventFile {
         self.write(&Event { summary: Some(summary), ..Event::at(step) })
     }
 
-    /// The PNG file at `png`, by a name.
-    pub(crate) fn image(&mut self, step: u64, tag: &str, png: &Path) -> Result<()> {
-        let (width, height) = image::image_dimensions(png).map_err(|error| Error::folder(png, error.to_string()))?;
-        let image = EncodedImage {
-            height: height as i32,
-            width: width as i32,
-            colorspace: 3,
-            encoded_image_string: std::fs::read(png).map_err(Error::io(png))?,
-        };
+    /// A PNG file's bytes and its width and height, by a name.
+    pub(crate) fn image(&mut self, step: u64, tag: &str, (width, height): (u32, u32), png: Vec<u8>) -> Result<()> {
+        let image =
+            EncodedImage { height: height as i32, width: width as i32, colorspace: 3, encoded_image_string: png };
         let value = Value { tag: tag.into(), simple_value: None, image: Some(image) };
         self.write(&Event { summary: Some(Summary { value: vec![value] }), ..Event::at(step) })
     }

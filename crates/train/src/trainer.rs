@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device};
+use pixart_weights::write_bytes;
 
 use crate::events::EventFile;
 use crate::{AutoencoderObjective, Ema, Error, Loss, Objective, Optimizer, Recipe, Result, Stage, checkpoint};
@@ -12,10 +13,8 @@ use crate::{AutoencoderObjective, Ema, Error, Loss, Objective, Optimizer, Recipe
 /// What a step did.
 #[derive(Debug, Clone)]
 pub struct StepReport {
-    /// The step, from 1, and how many there are.
+    /// The step, from 1.
     pub step: u64,
-    #[allow(missing_docs, reason = "beside it")]
-    pub steps: u64,
     /// The loss, on the average over the batch.
     pub loss: f64,
     /// What it is made of.
@@ -72,7 +71,6 @@ pub fn train(
         }
         let mut report = StepReport {
             step,
-            steps: recipe.steps,
             loss,
             terms,
             gradient_norm,
@@ -83,8 +81,13 @@ pub fn train(
         events.scalars(step, &[("loss", report.loss), ("gradient_norm", gradient_norm), ("lr", report.lr)])?;
         events.scalars(step, &report.terms)?;
         if recipe.validate_every > 0 && step.is_multiple_of(recipe.validate_every) {
-            let path = validate(run, step, &objective, ema.as_ref())?;
-            events.image(step, "validation", &path)?;
+            let pixels = with_average(ema.as_ref(), || objective.validate())?;
+            let folder = run.join("validation");
+            std::fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
+            let path = folder.join(format!("step-{step:08}.png"));
+            let png = pixart::pixels_to_png(&pixels).map_err(Error::io(&path))?;
+            write_bytes(&path, &png)?;
+            events.image(step, "validation", pixels.dimensions(), png)?;
         }
         let save = |kept: &mut Option<PathBuf>| -> Result<PathBuf> {
             let path = checkpoint::save(run, step, recipe, &objective, &optimizer, ema.as_ref())?;
@@ -140,16 +143,6 @@ fn gradients(objective: &dyn Objective, step: u64, parts: usize) -> Result<Batch
         }
     }
     Ok(sum)
-}
-
-/// Writes pictures of how far the run is; returns their path.
-fn validate(run: &Path, step: u64, objective: &dyn Objective, ema: Option<&Ema>) -> Result<PathBuf> {
-    let grid = with_average(ema, || objective.validate())?;
-    let folder = run.join("validation");
-    std::fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
-    let path = folder.join(format!("step-{step:08}.png"));
-    grid.save(&path).map_err(|error| Error::folder(&path, error.to_string()))?;
-    Ok(path)
 }
 
 /// Runs with the average of the weights, where there is one.

@@ -75,6 +75,14 @@ fn check_all(golden: &BTreeMap<String, Tensor>, parameters: &Parameters, gradien
     Ok(())
 }
 
+fn check_inputs(golden: &BTreeMap<String, Tensor>, gradients: &GradStore, inputs: &[(&str, &Var)]) -> Result {
+    for (name, variable) in inputs {
+        let gradient = gradients.get(variable).ok_or("an input without a gradient")?;
+        check(golden, &format!("input_gradient.{name}"), gradient, 0.0)?;
+    }
+    Ok(())
+}
+
 fn check_loss(golden: &BTreeMap<String, Tensor>, loss: &Tensor) -> Result {
     assert_close("loss", &values(loss)?, &values(&golden["loss"])?, 0.0);
     Ok(())
@@ -107,10 +115,7 @@ fn transformers() -> Result {
         check_loss(&golden, &loss)?;
         let gradients = loss.backward()?;
         check_all(&golden, &parameters, &gradients)?;
-        for (name, variable) in [("hidden_states", &latents), ("encoder_hidden_states", &embeds)] {
-            let gradient = gradients.get(variable).ok_or("an input without a gradient")?;
-            check(&golden, &format!("input_gradient.{name}"), gradient, 0.0)?;
-        }
+        check_inputs(&golden, &gradients, &[("hidden_states", &latents), ("encoder_hidden_states", &embeds)])?;
     }
     Ok(())
 }
@@ -148,9 +153,5 @@ fn autoencoder() -> Result {
     check_loss(&golden, &loss)?;
     let gradients = loss.backward()?;
     check_all(&golden, &parameters, &gradients)?;
-    for (name, variable) in [("image", &image), ("latents", &latents)] {
-        let gradient = gradients.get(variable).ok_or("an input without a gradient")?;
-        check(&golden, &format!("input_gradient.{name}"), gradient, 0.0)?;
-    }
-    Ok(())
+    check_inputs(&golden, &gradients, &[("image", &image), ("latents", &latents)])
 }

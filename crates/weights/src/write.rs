@@ -25,6 +25,11 @@ pub fn write_atomically(path: &Path, write: impl FnOnce(&Path) -> Result<()>) ->
     finish().map_err(Error::io(path))
 }
 
+/// Makes a file of `bytes`, as [`write_atomically`] does.
+pub fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_atomically(path, |temporary| std::fs::write(temporary, bytes).map_err(Error::io(path)))
+}
+
 /// A file that is removed when it goes out of scope; after a rename there is nothing left to remove.
 struct Temporary {
     path: PathBuf,

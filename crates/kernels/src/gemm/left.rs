@@ -39,45 +39,32 @@ impl<A: Element> LeftRows for Matrix<'_, A> {
         row_words: usize,
         scales: &mut [f32],
     ) {
-        copy_rows::<S, P, A>(s, self, rows, words, row_words, scales);
-    }
-}
-
-/// Copies rows of the left matrix to where a tile reads them, converted to what the product is made of.
-#[inline(always)]
-pub(crate) fn copy_rows<S: Simd, P: Words, A: Element>(
-    s: S,
-    left: &Matrix<A>,
-    rows: Range<usize>,
-    words: &mut [u32],
-    row_words: usize,
-    scales: &mut [f32],
-) {
-    if left.column_stride == 1 {
-        for ((row, words), scale) in rows.zip(words.chunks_exact_mut(row_words)).zip(scales) {
-            let row = &left.data[row * left.row_stride..][..left.columns];
-            *scale = P::left_scale(s, row);
-            P::left_row(s, row, *scale, words);
-        }
-        return;
-    }
-    // A transposed matrix: sixteen elements along the depth at a time, of all rows, so that memory is read in order.
-    let whole_row = |row: usize| (0..left.columns).map(move |column| left.at(row, column).to_f32());
-    if P::GROUP == 4 {
-        for (scale, row) in scales.iter_mut().zip(rows.clone()) {
-            let largest = whole_row(row).fold(0f32, |largest, x| largest.max(x.abs()));
-            *scale = P::left_scale(s, &[largest]);
-        }
-    }
-    for start in (0..left.columns).step_by(LANES) {
-        let len = LANES.min(left.columns - start);
-        for (i, row) in rows.clone().enumerate() {
-            let mut xs = [0f32; LANES];
-            for (column, x) in xs[..len].iter_mut().enumerate() {
-                *x = left.at(row, start + column).to_f32();
+        if self.column_stride == 1 {
+            for ((row, words), scale) in rows.zip(words.chunks_exact_mut(row_words)).zip(scales) {
+                let row = &self.data[row * self.row_stride..][..self.columns];
+                *scale = P::left_scale(s, row);
+                P::left_row(s, row, *scale, words);
             }
-            let from = i * row_words + start / P::GROUP;
-            P::left_row(s, &xs[..len], scales[i], &mut words[from..from + len.div_ceil(P::GROUP)]);
+            return;
+        }
+        // A transposed matrix: sixteen elements along the depth at a time, of all rows, so that memory is read in order.
+        let whole_row = |row: usize| (0..self.columns).map(move |column| self.at(row, column).to_f32());
+        if P::GROUP == 4 {
+            for (scale, row) in scales.iter_mut().zip(rows.clone()) {
+                let largest = whole_row(row).fold(0f32, |largest, x| largest.max(x.abs()));
+                *scale = P::left_scale(s, &[largest]);
+            }
+        }
+        for start in (0..self.columns).step_by(LANES) {
+            let len = LANES.min(self.columns - start);
+            for (i, row) in rows.clone().enumerate() {
+                let mut xs = [0f32; LANES];
+                for (column, x) in xs[..len].iter_mut().enumerate() {
+                    *x = self.at(row, start + column).to_f32();
+                }
+                let from = i * row_words + start / P::GROUP;
+                P::left_row(s, &xs[..len], scales[i], &mut words[from..from + len.div_ceil(P::GROUP)]);
+            }
         }
     }
 }

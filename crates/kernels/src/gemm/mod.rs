@@ -18,7 +18,6 @@ use std::sync::atomic::Ordering::{AcqRel, Relaxed};
 use rayon::prelude::*;
 
 pub(crate) use epilogue::*;
-pub(crate) use left::copy_rows;
 pub(crate) use outer::*;
 pub(crate) use pack::*;
 pub(crate) use tile::*;

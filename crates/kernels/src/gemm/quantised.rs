@@ -6,8 +6,8 @@ use crate::isa::{Body, Isa};
 use crate::memory::{Scratch, Shared, line_floats_mut};
 use crate::simd::{Element, LANES, Simd};
 
-/// Activations in 8 bits, as the products of [`Arithmetic::Int8`](crate::Arithmetic::Int8) take them: of each row unsigned bytes around 128, and a
-/// scale, its largest absolute value over 127.
+/// Activations in 8 bits, as the products of [`Arithmetic::Int8`](crate::Arithmetic::Int8) take them: of each row unsigned
+/// bytes around 128, and a scale, its largest absolute value over 127.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct QuantisedRows {
     rows: usize,

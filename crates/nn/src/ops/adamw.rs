@@ -9,7 +9,7 @@ use super::cpu;
 /// `moments`, `[2, ...]`, the first one and then the second, which are zeros before the first step. All are f32;
 /// `gradient` is of the parameter's shape.
 pub fn adamw(parameter: &Var, gradient: &Tensor, moments: &Var, settings: &AdamW) -> Result<()> {
-    if cpu::is_fast_dtype(parameter.device(), parameter.dtype()) && parameter.dtype() == DType::F32 {
+    if parameter.device().is_cpu() && parameter.dtype() == DType::F32 {
         let update = Update { moments, settings };
         return parameter.inplace_op2(&gradient.to_dtype(DType::F32)?.contiguous()?, &update);
     }

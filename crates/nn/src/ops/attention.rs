@@ -24,8 +24,7 @@ pub fn attention(
     if !is_fast(&[q, k, v], bias) {
         return attention_composed(q, k, v, heads, scale, bias);
     }
-    let bias = bias.map(|bias| Bias::new(bias, k.dim(1)?)).transpose()?;
-    let op = Attention { heads, scale: scale as f32, bias };
+    let op = Attention::new(heads, scale, bias, k.dim(1)?)?;
     cpu::with_rows(q)?.apply_op3(&cpu::with_rows(k)?, &cpu::with_rows(v)?, op)
 }
 
@@ -36,8 +35,7 @@ pub fn self_attention(qkv: &Tensor, heads: usize, scale: f64, bias: Option<&Tens
         let part = |i: usize| qkv.narrow(2, i * width, width);
         return attention(&part(0)?, &part(1)?, &part(2)?, heads, scale, bias);
     }
-    let bias = bias.map(|bias| Bias::new(bias, qkv.dim(1)?)).transpose()?;
-    cpu::with_rows(qkv)?.apply_op1(Attention { heads, scale: scale as f32, bias })
+    cpu::with_rows(qkv)?.apply_op1(Attention::new(heads, scale, bias, qkv.dim(1)?)?)
 }
 
 /// [`attention`] of `q` `[batch, n, heads · d]` to another sequence, whose keys and values stand side by side in `kv`
@@ -47,8 +45,8 @@ pub fn cross_attention(q: &Tensor, kv: &Tensor, heads: usize, scale: f64, bias: 
         let part = |i: usize| kv.narrow(2, i * q.dim(2)?, q.dim(2)?);
         return attention(q, &part(0)?, &part(1)?, heads, scale, bias);
     }
-    let bias = bias.map(|bias| Bias::new(bias, kv.dim(1)?)).transpose()?;
-    cpu::with_rows(q)?.apply_op2(&cpu::with_rows(kv)?, Attention { heads, scale: scale as f32, bias })
+    let op = Attention::new(heads, scale, bias, kv.dim(1)?)?;
+    cpu::with_rows(q)?.apply_op2(&cpu::with_rows(kv)?, op)
 }
 
 /// The kernels have no gradient of the bias, which is learned in T5 alone.
@@ -169,6 +167,11 @@ impl<'a, T: CpuElement> Parts<'a, T> {
 }
 
 impl Attention {
+    fn new(heads: usize, scale: f64, bias: Option<&Tensor>, keys: usize) -> Result<Self> {
+        let bias = bias.map(|bias| Bias::new(bias, keys)).transpose()?;
+        Ok(Self { heads, scale: scale as f32, bias })
+    }
+
     fn heads<'a, T: CpuElement>(&'a self, parts: &Parts<'a, T>) -> Result<Heads<'a, T>> {
         let Parts { batch, q, k, v } = *parts;
         let (n, m) = (q.rows() / batch.max(1), k.rows() / batch.max(1));
@@ -308,17 +311,16 @@ impl CustomOp3 for Attention {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::Device;
+    use crate::testing::random;
 
     /// Chunking the queries changes nothing, with a bias per query, a bias per key, and none.
     #[test]
     fn chunks_do_not_change_the_result() -> Result<()> {
-        let device = Device::Cpu;
         let (batch, n, m, heads) = (2, 7, 5, 3);
-        let random = |n: usize| Tensor::randn(0f32, 1.0, (batch, n, heads * 4), &device);
-        let (q, k, v) = (random(n)?, random(m)?, random(m)?);
-        let per_query = Tensor::randn(0f32, 1.0, (1, heads, n, m), &device)?;
-        let per_key = Tensor::randn(0f32, 1.0, (batch, 1, 1, m), &device)?;
+        let tokens = |n: usize| random((batch, n, heads * 4));
+        let (q, k, v) = (tokens(n)?, tokens(m)?, tokens(m)?);
+        let per_query = random((1, heads, n, m))?;
+        let per_key = random((batch, 1, 1, m))?;
         for bias in [None, Some(&per_query), Some(&per_key)] {
             let whole = attention_in_chunks(&q, &k, &v, heads, 0.5, bias, n)?;
             for chunk in [1, 2, 3, 6] {
@@ -334,9 +336,7 @@ mod tests {
     #[test]
     fn agrees_with_the_definition() -> Result<()> {
         let (n, m, d) = (3, 4, 2);
-        let device = Device::Cpu;
-        let random = |n: usize| Tensor::randn(0f32, 1.0, (1, n, d), &device);
-        let (q, k, v) = (random(n)?, random(m)?, random(m)?);
+        let (q, k, v) = (random((1, n, d))?, random((1, m, d))?, random((1, m, d))?);
         let ys = attention_composed(&q, &k, &v, 1, 0.3, None)?.squeeze(0)?.to_vec2::<f32>()?;
         let (q, k, v) =
             (q.squeeze(0)?.to_vec2::<f32>()?, k.squeeze(0)?.to_vec2::<f32>()?, v.squeeze(0)?.to_vec2::<f32>()?);

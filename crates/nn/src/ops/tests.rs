@@ -14,6 +14,7 @@ use super::linear::linear_composed;
 use super::rms_norm::rms_norm_composed;
 use super::upsample::upsample_nearest_2x_composed;
 use super::*;
+use crate::testing::random;
 
 /// Holds `fast` to `composed` in the values of the result, in f32 and in bf16; there the composition takes the same
 /// rounded inputs in f32.
@@ -24,8 +25,7 @@ fn hold_values(
     composed: impl Fn(&[Tensor]) -> Result<Tensor>,
 ) -> Result<()> {
     for (dtype, tolerance) in [(DType::F32, 2e-5), (DType::BF16, 2e-2)] {
-        let random = |shape: &&[usize]| Tensor::randn(0f32, 1.0, *shape, &Device::Cpu)?.to_dtype(dtype);
-        let inputs = shapes.iter().map(random).collect::<Result<Vec<_>>>()?;
+        let inputs = shapes.iter().map(|shape| random(*shape)?.to_dtype(dtype)).collect::<Result<Vec<_>>>()?;
         let wide = inputs.iter().map(|xs| xs.to_dtype(DType::F32)).collect::<Result<Vec<_>>>()?;
         let found = fast(&inputs)?;
         assert_eq!(found.dtype(), dtype, "{name}");
@@ -42,13 +42,12 @@ fn hold(
     composed: impl Fn(&[Tensor]) -> Result<Tensor>,
 ) -> Result<()> {
     hold_values(name, shapes, &fast, &composed)?;
-    let random = |shape: &&[usize]| Tensor::randn(0f32, 1.0, *shape, &Device::Cpu);
-    let inputs = shapes.iter().map(random).collect::<Result<Vec<_>>>()?;
+    let inputs = shapes.iter().map(|shape| random(*shape)).collect::<Result<Vec<_>>>()?;
     let variables = || inputs.iter().map(Var::from_tensor).collect::<Result<Vec<_>>>();
     let (mine, theirs) = (variables()?, variables()?);
     let tensors = |of: &[Var]| of.iter().map(|var| var.as_tensor().clone()).collect::<Vec<_>>();
     let ys = fast(&tensors(&mine))?;
-    let weights = Tensor::randn(0f32, 1.0, ys.shape(), &Device::Cpu)?;
+    let weights = random(ys.shape())?;
     let found = (ys * &weights)?.sum_all()?.backward()?;
     let expected = (composed(&tensors(&theirs))? * &weights)?.sum_all()?.backward()?;
     for (i, (mine, theirs)) in mine.iter().zip(&theirs).enumerate() {
@@ -93,9 +92,8 @@ fn linear_is_its_composition() -> Result<()> {
 fn packed_linear_is_its_composition() -> Result<()> {
     let (rows, width_in, width_out) = (9, 31, 34);
     let device = Device::Cpu;
-    let weights: Vec<_> =
-        (0..2).map(|_| Tensor::randn(0f32, 1.0, (width_out, width_in), &device)).collect::<Result<_>>()?;
-    let biases: Vec<_> = (0..2).map(|_| Tensor::randn(0f32, 1.0, width_out, &device)).collect::<Result<_>>()?;
+    let weights: Vec<_> = (0..2).map(|_| random((width_out, width_in))).collect::<Result<_>>()?;
+    let biases: Vec<_> = (0..2).map(|_| random(width_out)).collect::<Result<_>>()?;
     let tensors = ["a", "b"].iter().zip(weights.iter().zip(&biases)).flat_map(|(name, (weight, bias))| {
         [(format!("{name}.weight"), weight.clone()), (format!("{name}.bias"), bias.clone())]
     });
@@ -133,7 +131,7 @@ fn packed_linear_is_its_composition() -> Result<()> {
 fn attention_is_its_composition() -> Result<()> {
     for (batch, heads, size, n, m) in [(1, 1, 1, 1, 1), (2, 3, 8, 7, 15), (1, 2, 72, 33, 31), (2, 1, 64, 17, 130)] {
         let width = heads * size;
-        let bias = Tensor::randn(0f32, 1.0, (1, heads, n, m), &Device::Cpu)?;
+        let bias = random((1, heads, n, m))?;
         let mask = Tensor::from_iter((0..batch * m).map(|i| if i % m > m / 2 { -1e4f32 } else { 0.0 }), &Device::Cpu)?;
         let mask = mask.reshape((batch, 1, 1, m))?;
         for bias in [None, Some(&bias), Some(&mask)] {
@@ -193,7 +191,6 @@ fn conv2d_is_its_composition() -> Result<()> {
 fn packed_conv2d_is_its_composition() -> Result<()> {
     let (channels, groups) = (12, 3);
     let device = Device::Cpu;
-    let random = |shape: &[usize]| Tensor::randn(0f32, 1.0, shape, &device);
     let (weight, bias) = (random(&[channels, channels, 3, 3])?, random(&[channels])?);
     let (norm_weight, norm_bias) = (random(&[channels])?, random(&[channels])?);
     let tensors =
@@ -282,12 +279,12 @@ fn what_is_elementwise_is_its_composition() -> Result<()> {
 #[test]
 fn adamw_is_its_composition() -> Result<()> {
     for shape in [&[1usize][..], &[17, 33], &[5, 4, 3, 3]] {
-        let start = Tensor::randn(0f32, 1.0, shape, &Device::Cpu)?;
+        let start = random(shape)?;
         let (mine, theirs) = (Var::from_tensor(&start)?, Var::from_tensor(&start.copy()?)?);
         let moments = || Var::from_tensor(&Tensor::stack(&[start.zeros_like()?, start.zeros_like()?], 0)?);
         let (my_moments, their_moments) = (moments()?, moments()?);
         for step in 1..4 {
-            let gradient = Tensor::randn(0f32, 1.0, shape, &Device::Cpu)?;
+            let gradient = random(shape)?;
             let settings = AdamW { lr: 0.1, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step };
             adamw(&mine, &gradient, &my_moments, &settings)?;
             adamw_composed(&theirs, &gradient, &their_moments, &settings)?;

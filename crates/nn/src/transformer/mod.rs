@@ -238,13 +238,14 @@ impl SizeEmbedders {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::random;
 
     /// Cutting an image into patches in the order the last layer writes them, then [`unpatchify`], gives the image back.
     #[test]
     fn unpatchify_undoes_patchify() -> Result<()> {
         for (rows, columns, patch, channels) in [(1, 1, 1, 1), (3, 5, 2, 8), (4, 2, 4, 3), (7, 1, 2, 4)] {
             let (height, width) = (rows * patch, columns * patch);
-            let image = Tensor::randn(0f32, 1.0, (2, channels, height, width), &Device::Cpu)?;
+            let image = random((2, channels, height, width))?;
             let pixels = image.permute((0, 2, 3, 1))?.contiguous()?;
             let mut patches = Vec::new();
             for row in 0..rows {

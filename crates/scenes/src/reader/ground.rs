@@ -4,8 +4,8 @@ use std::sync::LazyLock;
 
 use super::plane::{Plane, SIDE};
 use crate::background::Background;
-use crate::draw::draw_background;
 use crate::lab::Lab;
+use crate::scene::Scene;
 
 /// A cell this far from the background belongs to an object. Objects are at least twice as far in their colour.
 const FOREGROUND: f32 = 11.0;
@@ -35,7 +35,10 @@ pub(crate) struct Ground {
 static DRAWN: LazyLock<Vec<(Background, Plane)>> = LazyLock::new(|| {
     Background::ALL
         .into_iter()
-        .filter_map(|background| Some((background, Plane::through_lens(&draw_background(background, SIDE as u32))?)))
+        .filter_map(|background| {
+            let empty = Scene::of(background, Vec::new()).draw(SIDE as u32);
+            Some((background, Plane::through_lens(&empty)?))
+        })
         .collect()
 });
 

@@ -47,7 +47,7 @@ impl Memory {
             let (first, last) = size.extents();
             let extent = (first + last) / 2;
             let object = Object { kind, colour: Colour::Blue, fill, extent, centre: (500, 500), mirrored };
-            let scene = Scene::of_one(Background::PaleYellow, object);
+            let scene = Scene::of(Background::PaleYellow, vec![object]);
             for plane in SIDES.into_iter().filter_map(|side| Plane::through_lens(&scene.draw(side))) {
                 let (ground, regions) = separate(&plane);
                 for region in &regions {

@@ -7,7 +7,7 @@ use image::RgbImage;
 use image::imageops::replace;
 use pixart_nn::vae::{AutoencoderKl, VaeConfig};
 use pixart_scenes::{Scene, Split};
-use pixart_weights::write_atomically;
+use pixart_weights::write_bytes;
 use rayon::prelude::*;
 
 use super::{Loss, Objective, WEIGHTS};
@@ -113,7 +113,7 @@ impl Objective for AutoencoderObjective {
         let mut grid = RgbImage::new(size * VALIDATION_SCENES as u32, 2 * size);
         for (row, images) in [images, reconstructed].iter().enumerate() {
             for column in 0..VALIDATION_SCENES {
-                let picture = picture(&images.get(column)?)?;
+                let picture = pixart::to_pixels(&images.narrow(0, column, 1)?)?;
                 replace(&mut grid, &picture, i64::from(size) * column as i64, i64::from(size) * row as i64);
             }
         }
@@ -129,10 +129,7 @@ impl Objective for AutoencoderObjective {
         {
             config.extend(fields);
         }
-        write_atomically(&folder.join("config.json"), |path| {
-            std::fs::write(path, format!("{config:#}\n"))
-                .map_err(|cause| pixart_weights::Error::Io { path: path.into(), cause })
-        })?;
+        write_bytes(&folder.join("config.json"), format!("{config:#}\n").as_bytes())?;
         Ok(self.parameters.save(&folder.join(WEIGHTS))?)
     }
 }
@@ -147,14 +144,6 @@ fn pixels(rgb: &[u8], size: usize, corner: (usize, usize), crop: usize) -> Vec<f
         }
     }
     values
-}
-
-/// `[3, height, width]` in -1..1 as a picture.
-fn picture(image: &Tensor) -> Result<RgbImage> {
-    let (_, height, width) = image.dims3()?;
-    let bytes = ((image.clamp(-1.0, 1.0)? + 1.0)? * 127.5)?.round()?.to_dtype(DType::U8)?;
-    let bytes = bytes.permute((1, 2, 0))?.flatten_all()?.to_vec1::<u8>()?;
-    Ok(RgbImage::from_raw(width as u32, height as u32, bytes).unwrap_or_default())
 }
 
 /// How differently two batches of images change from pixel to pixel, on the average over [`SCALES`] scales: what a blurred
