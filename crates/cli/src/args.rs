@@ -27,6 +27,9 @@ pub enum Command {
     /// Turn an original PixArt .pth transformer into a diffusers folder
     #[command(after_help = CONVERT_EXAMPLES)]
     Convert(ConvertArgs),
+    /// Compute latents of pictures and embeddings of captions, once, for training
+    #[command(after_help = FEATURES_EXAMPLES)]
+    Features(FeaturesArgs),
     /// Train a network as a recipe says
     #[command(after_help = TRAIN_EXAMPLES)]
     Train(TrainArgs),
@@ -51,6 +54,11 @@ const CONVERT_EXAMPLES: &str = "\
 Examples:
   pixart convert PixArt-XL-2-512x512.pth --output transformer-512
   pixart convert fine-tuned.pth --model PixArt-XL-2-512x512 --output fine-tuned";
+
+const FEATURES_EXAMPLES: &str = "\
+Examples:
+  pixart features --scenes 100000 --size 128 --vae runs/autoencoder/network --output runs/features
+An extraction that was stopped goes on when the same command is given again.";
 
 const TRAIN_EXAMPLES: &str = "\
 Examples:
@@ -230,6 +238,24 @@ pub struct BenchArgs {
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct FeaturesArgs {
+    /// Take so many scenes of the world that the program draws itself
+    #[arg(long, value_name = "N")]
+    pub scenes: usize,
+    /// Autoencoder: its folder, or a model folder
+    #[arg(long, value_name = "PATH")]
+    pub vae: PathBuf,
+    /// Width and height of pictures in pixels
+    #[arg(long, value_name = "PIXELS")]
+    pub size: usize,
+    /// Folder to write
+    #[arg(long, short, value_name = "DIR")]
+    pub output: PathBuf,
+    #[command(flatten)]
+    pub compute: ComputeArgs,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -6,6 +6,7 @@ mod bench;
 mod convert;
 mod decode;
 mod encode;
+mod features;
 mod generate;
 mod info;
 mod interrupt;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         Command::Decode(args) => decode::run(args),
         Command::Info(args) => info::run(args),
         Command::Convert(args) => convert::run(args),
+        Command::Features(args) => features::run(args),
         Command::Train(args) => train::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Completions { shell } => {

@@ -34,6 +34,11 @@ impl Progress {
         self.show("drawing", total as u64, done as u64, "{msg:24} {bar:30} step {pos} of {len}, {eta} left");
     }
 
+    /// Pictures whose features are computed.
+    pub fn features(&self, done: usize, total: usize) {
+        self.show("features", total as u64, done as u64, "{msg:24} {bar:30} {pos} of {len}, {eta} left");
+    }
+
     /// Steps of training done, and how it goes.
     pub fn train(&self, done: u64, total: u64, how: &str) {
         self.show("training", total, done, "step {pos} of {len} {bar:20} {eta} left, {prefix}");

@@ -23,6 +23,7 @@
 //! ```
 
 pub mod embeddings;
+pub mod lora;
 pub mod ops;
 pub mod t5;
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::VarBuilder;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::ops::{Activation, Linear, RmsNorm, self_attention};
 
@@ -10,7 +10,7 @@ use crate::ops::{Activation, Linear, RmsNorm, self_attention};
 const MASKED: f64 = f32::MIN as f64;
 
 /// Shape of an encoder: the fields of transformers' `text_encoder/config.json` that decide what is computed.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "the names are transformers'")]
 pub struct T5Config {
     pub vocab_size: usize,

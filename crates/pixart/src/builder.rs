@@ -6,7 +6,7 @@ use candle_core::DType;
 use pixart_diffusion::{SchedulerConfig, StepOptions};
 use pixart_nn::transformer::TransformerConfig;
 use pixart_nn::vae::VaeConfig;
-use pixart_weights::{Part, PipelineFolder, Weights, is_original_transformer, original_transformer_config};
+use pixart_weights::{Lora, Part, PipelineFolder, Weights, is_original_transformer, original_transformer_config};
 
 use crate::parts::{LoadProgress, Loader, OnLoad, Parts};
 use crate::{DeviceChoice, Error, Pipeline, Precision, Result};
@@ -18,6 +18,7 @@ pub struct PipelineBuilder {
     parts: Vec<(Part, PathBuf)>,
     device: DeviceChoice,
     precision: Precision,
+    loras: Vec<(PathBuf, f64)>,
     keep_loaded: bool,
     scheduler: Option<SchedulerConfig>,
     on_load: Option<OnLoad>,
@@ -31,6 +32,7 @@ impl PipelineBuilder {
             parts: vec![],
             device: DeviceChoice::default(),
             precision: Precision::default(),
+            loras: vec![],
             keep_loaded: false,
             scheduler: None,
             on_load: None,
@@ -52,6 +54,12 @@ impl PipelineBuilder {
     /// Takes one part from elsewhere: its folder, a pipeline folder, or a weight file, such as an original PixArt `.pth`.
     pub fn part(mut self, part: Part, path: impl Into<PathBuf>) -> Self {
         self.parts.push((part, path.into()));
+        self
+    }
+
+    /// Corrects the transformer by a LoRA: a PEFT folder, or a single file. Its corrections are multiplied with `strength`.
+    pub fn lora(mut self, path: impl Into<PathBuf>, strength: f64) -> Self {
+        self.loras.push((path.into(), strength));
         self
     }
 
@@ -84,6 +92,9 @@ impl PipelineBuilder {
         let mut folder = PipelineFolder::open(&self.path)?;
         for (part, path) in self.parts {
             folder = folder.with_part(part, path)?;
+        }
+        for (path, strength) in self.loras {
+            folder = folder.with_lora(Lora::open(&path)?.scaled(strength));
         }
         let scheduler = match self.scheduler {
             Some(scheduler) => scheduler,

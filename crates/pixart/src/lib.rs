@@ -41,4 +41,5 @@ pub use image::{Image, Parameters, pixels_to_png, save_pixels, to_pixels};
 pub use memory::peak_rss_bytes;
 pub use parts::LoadProgress;
 pub use pipeline::{Generated, Pipeline, StepInfo, Timings};
+pub use prompt::{Tokens, tokenize};
 pub use request::{Request, Seeds};

@@ -10,7 +10,7 @@ const SHOWN: usize = 2000;
 
 /// A batch of prompts as the text encoder takes them.
 #[derive(Debug, Clone)]
-pub(crate) struct Tokens {
+pub struct Tokens {
     /// `[batch, length]`, u32.
     pub input_ids: Tensor,
     /// `[batch, length]`, f32: 1 for a token, 0 for padding.
@@ -19,7 +19,10 @@ pub(crate) struct Tokens {
 
 /// Turns cleaned prompts into `length` ids each: the prompt's tokens, the end of the sequence, padding. A prompt that is
 /// longer is cut, with a warning that shows what was lost.
-pub(crate) fn tokenize(tokenizer: &Tokenizer, prompts: &[String], length: usize, device: &Device) -> Result<Tokens> {
+///
+/// # Errors
+/// A tokenizer without `</s>` and `<pad>`.
+pub fn tokenize(tokenizer: &Tokenizer, prompts: &[String], length: usize, device: &Device) -> Result<Tokens> {
     let special = |token: &str| {
         tokenizer.token_to_id(token).ok_or_else(|| Error::request(format!("the tokenizer has no {token} token")))
     };

@@ -1,7 +1,7 @@
 //! Where a run stands, on disk.
 //!
-//! A run's folder has `checkpoints/step-00001000/` with the network as diffusers reads it (`network/`), the average of the
-//! weights (`ema.safetensors`), the optimiser's moments (`optimizer.safetensors`) and `state.json`.
+//! A run's folder has `checkpoints/step-00001000/` with the network as diffusers reads it (`network/`), the parameters as they
+//! are (`parameters.safetensors`), their average (`ema.safetensors`), the optimiser's moments (`optimizer.safetensors`) and `state.json`.
 
 use std::path::{Path, PathBuf};
 
@@ -9,8 +9,11 @@ use candle_core::DType;
 use pixart_weights::Weights;
 use serde::{Deserialize, Serialize};
 
-use crate::objective::WEIGHTS;
 use crate::{Ema, Error, Objective, Optimizer, Recipe, Result};
+
+const PARAMETERS: &str = "parameters.safetensors";
+const EMA: &str = "ema.safetensors";
+const TARGET: &str = "target.safetensors";
 
 /// What `state.json` holds.
 #[derive(Serialize, Deserialize)]
@@ -40,8 +43,12 @@ pub(crate) fn save(
         objective.save(&part.join("network"))?;
         optimizer.save(&part.join("optimizer.safetensors"))?;
         if let Some(ema) = ema {
-            ema.save(&part.join("ema.safetensors"))?;
+            ema.save(&part.join(EMA))?;
         }
+        if let Some(target) = objective.target_average() {
+            target.save(&part.join(TARGET))?;
+        }
+        objective.parameters().save(&part.join(PARAMETERS))?;
         let state = serde_json::to_string_pretty(&State { step, recipe: recipe.clone() });
         let state_path = part.join("state.json");
         let state = state.map_err(|error| Error::folder(&state_path, error.to_string()))?;
@@ -69,7 +76,7 @@ pub(crate) fn save(
 pub(crate) fn resume(
     run: &Path,
     recipe: &Recipe,
-    objective: &dyn Objective,
+    objective: &mut dyn Objective,
     optimizer: &mut Optimizer,
     ema: Option<&mut Ema>,
 ) -> Result<Option<(u64, PathBuf)>> {
@@ -81,14 +88,17 @@ pub(crate) fn resume(
     if (Recipe { steps: recipe.steps, ..state.recipe }) != *recipe {
         return Err(Error::folder(&path, "was made by another recipe; choose another output folder, or that recipe"));
     }
-    let weights = Weights::open(path.join("network").join(WEIGHTS))?;
+    let weights = Weights::open(path.join(PARAMETERS))?;
     for (name, variable) in objective.parameters().all() {
         variable.set(&weights.tensor(&name, DType::F32, variable.device())?)?;
     }
     let steps = u32::try_from(state.step).map_err(|_| Error::folder(&state_path, format!("step {}", state.step)))?;
     optimizer.load(&path.join("optimizer.safetensors"), steps)?;
     if let Some(ema) = ema {
-        ema.load(&path.join("ema.safetensors"))?;
+        ema.load(&path.join(EMA))?;
+    }
+    if let Some(target) = objective.target_average_mut() {
+        target.load(&path.join(TARGET))?;
     }
     Ok(Some((state.step, path)))
 }

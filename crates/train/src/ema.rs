@@ -1,7 +1,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use candle_core::{DType, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
+use candle_nn::VarBuilder;
 use pixart_weights::{Weights, write_tensors};
 
 use crate::{Parameters, Result};
@@ -49,6 +50,13 @@ impl Ema {
             variable.set(&own)?;
         }
         result
+    }
+
+    /// What a network takes the averages from, in `dtype`.
+    pub fn builder(&self, dtype: DType) -> VarBuilder<'static> {
+        let device = self.averages.values().next().map_or(Device::Cpu, |average| average.device().clone());
+        let averages = self.averages.iter().map(|(name, average)| (name.clone(), average.clone()));
+        VarBuilder::from_tensors(averages.collect(), dtype, &device)
     }
 
     /// Writes the averages.

@@ -5,23 +5,38 @@
 //! it had not been.
 
 mod checkpoint;
+mod dataset;
 mod ema;
 mod error;
 mod events;
+mod features;
 mod initialise;
 mod objective;
 mod optimizer;
+mod order;
 mod parameters;
+mod random;
 mod recipe;
 mod schedule;
 mod trainer;
+mod vocabulary;
 
+pub use dataset::{Dataset, Item, ScenesDataset};
 pub use ema::Ema;
 pub use error::{Error, Result};
-pub use initialise::{Initialise, UniformFanIn};
-pub use objective::{AutoencoderObjective, Loss, Objective};
+pub use features::{
+    Batch, Description, Extracted, ExtractionProgress, Extractor, Features, ITEMS_PER_SHARD, SkippedItem,
+};
+pub use initialise::{Initialise, PixArtInitialise, UniformFanIn};
+pub use objective::{
+    AutoencoderObjective, ConsistencyInputs, ConsistencyLoss, ConsistencyObjective, ConsistencySettings,
+    ConsistencyTerms, DiffusionObjective, HybridLoss, Loss, Losses, Objective,
+};
 pub use optimizer::{Optimizer, OptimizerSettings};
 pub use parameters::Parameters;
-pub use recipe::{AutoencoderRecipe, Data, Recipe, Stage};
+pub use recipe::{
+    AutoencoderRecipe, ConsistencyRecipe, Data, DiffusionRecipe, LoraRecipe, NewModelRecipe, Precision, Recipe,
+    Sampling, Stage,
+};
 pub use schedule::Schedule;
 pub use trainer::{Outcome, StepReport, train};

@@ -1,43 +1,111 @@
 //! The parameters that training changes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::{DType, Device, Result, Shape, Tensor, Var};
 use candle_nn::VarBuilder;
 use candle_nn::var_builder::SimpleBackend;
-use pixart_weights::{Weights, write_tensors};
+use pixart_nn::lora::adapted;
+use pixart_weights::{LoraConfig, PEFT_PREFIX, Weights, write_tensors};
 
-use crate::initialise::Initialise;
+use crate::initialise::{Initialise, UniformFanIn};
 
-/// Named variables of one network, f32, in the order of their names. The network makes them by asking for them.
-#[derive(Clone, Default)]
+/// Named variables, f32, in the order of their names, and what networks get their weights from. The first network that is
+/// built makes them by asking for them; all others share them.
+///
+/// ```
+/// # fn main() -> candle_core::Result<()> {
+/// use candle_core::{DType, Device};
+/// use pixart_train::{Parameters, UniformFanIn};
+///
+/// let parameters = Parameters::fresh(UniformFanIn { seed: 1 }, &Device::Cpu);
+/// let layer = pixart_nn::ops::Linear::new(3, 2, parameters.builder(DType::F32))?;
+/// assert_eq!(parameters.count(), 8);
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
 pub struct Parameters {
     variables: Arc<Mutex<BTreeMap<String, Var>>>,
+    source: Arc<Source>,
+    device: Device,
+}
+
+/// Where weights come from when they are first asked for.
+enum Source {
+    Fresh(Box<dyn Initialise>),
+    Stored(Stored),
+    /// Weights that stay, with corrections that are trained.
+    Adapted {
+        base: Stored,
+        config: LoraConfig,
+        start: Option<Weights>,
+        fresh: UniformFanIn,
+    },
+}
+
+/// Weights on disk, and those of them that were read and stay as they are.
+struct Stored {
+    weights: Weights,
+    builder: VarBuilder<'static>,
+    kept: Mutex<HashMap<(String, DType), Tensor>>,
+}
+
+impl Stored {
+    fn new(weights: Weights, device: &Device) -> Self {
+        let builder = weights.var_builder(DType::F32, device);
+        Self { weights, builder, kept: Mutex::default() }
+    }
+
+    /// A weight that stays, from memory if it was asked for before.
+    fn keep(&self, name: &str, shape: &Shape, dtype: DType) -> Result<Tensor> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(tensor) = kept.get(&(name.to_string(), dtype)) {
+            return Ok(tensor.clone());
+        }
+        let tensor = self.builder.get(shape.clone(), name)?.to_dtype(dtype)?;
+        kept.insert((name.to_string(), dtype), tensor.clone());
+        Ok(tensor)
+    }
 }
 
 impl Parameters {
-    /// None yet.
-    pub fn new() -> Self {
-        Self::default()
+    fn from_source(source: Source, device: &Device) -> Self {
+        Self { variables: Arc::default(), source: Arc::new(source), device: device.clone() }
     }
 
-    /// What a network takes its weights from to become trainable: each is a new variable with the values that
-    /// `initialise` draws.
-    pub fn fresh(&self, initialise: impl Initialise + 'static, device: &Device) -> VarBuilder<'static> {
-        self.builder(Source::Fresh(Box::new(initialise)), device)
+    /// Whatever networks ask for becomes a variable with the values that `initialise` draws.
+    pub fn fresh(initialise: impl Initialise + 'static, device: &Device) -> Self {
+        Self::from_source(Source::Fresh(Box::new(initialise)), device)
     }
 
-    /// As [`Parameters::fresh`], with the values of a checkpoint. Asking for a weight that it lacks is an error.
-    pub fn from_weights(&self, weights: Weights, device: &Device) -> VarBuilder<'static> {
-        let stored = weights.var_builder(DType::F32, device);
-        self.builder(Source::Stored(weights, stored), device)
+    /// Whatever networks ask for becomes a variable with the values of a checkpoint. Asking for a weight that it lacks is an
+    /// error.
+    pub fn stored(weights: Weights, device: &Device) -> Self {
+        Self::from_source(Source::Stored(Stored::new(weights, device)), device)
     }
 
-    fn builder(&self, source: Source, device: &Device) -> VarBuilder<'static> {
-        let backend = Backend { parameters: self.clone(), source };
-        VarBuilder::from_backend(Box::new(backend), DType::F32, device.clone())
+    /// The weights of a checkpoint, which stay; the variables are a LoRA's corrections of those layers that `config` names.
+    /// They start from the adapter `start`, or as PEFT makes them: by `seed`, and so that they change nothing at first.
+    pub fn adapted(weights: Weights, config: LoraConfig, start: Option<Weights>, seed: u64, device: &Device) -> Self {
+        let base = Stored::new(weights, device);
+        Self::from_source(Source::Adapted { base, config, start, fresh: UniformFanIn { seed } }, device)
+    }
+
+    /// What a network takes its weights from, in `dtype`. Gradients of what it computes reach the variables.
+    pub fn builder(&self, dtype: DType) -> VarBuilder<'static> {
+        self.backend(dtype, true)
+    }
+
+    /// As [`Parameters::builder`], for a network that has the present values and no gradients.
+    pub fn detached(&self, dtype: DType) -> VarBuilder<'static> {
+        self.backend(dtype, false)
+    }
+
+    fn backend(&self, dtype: DType, tracked: bool) -> VarBuilder<'static> {
+        let backend = Backend { parameters: self.clone(), tracked };
+        VarBuilder::from_backend(Box::new(backend), dtype, self.device.clone())
     }
 
     /// The variables with their names.
@@ -52,63 +120,113 @@ impl Parameters {
 
     /// Writes all of them to a safetensors file.
     pub fn save(&self, path: &Path) -> pixart_weights::Result<()> {
+        self.save_part("", path)
+    }
+
+    /// Writes those whose names begin with `prefix`, without it, to a safetensors file.
+    pub(crate) fn save_part(&self, prefix: &str, path: &Path) -> pixart_weights::Result<()> {
         let all = self.all();
-        let tensors: Vec<_> = all.iter().map(|(name, variable)| (name.as_str(), variable.as_tensor())).collect();
-        write_tensors(path, &tensors)
+        let tensors =
+            all.iter().filter_map(|(name, variable)| Some((name.strip_prefix(prefix)?, variable.as_tensor())));
+        write_tensors(path, &tensors.collect::<Vec<_>>())
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Var>> {
         // Variables are only ever added whole, so a panic elsewhere leaves a sound map.
         self.variables.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
 
-/// Where the first values come from.
-enum Source {
-    Fresh(Box<dyn Initialise>),
-    Stored(Weights, VarBuilder<'static>),
-}
-
-struct Backend {
-    parameters: Parameters,
-    source: Source,
-}
-
-impl SimpleBackend for Backend {
-    fn get(&self, shape: Shape, name: &str, _: candle_nn::Init, dtype: DType, device: &Device) -> Result<Tensor> {
-        let mut variables = self.parameters.lock();
+    /// The variable `name`, which gets its first values from `first` if it is new.
+    fn variable(&self, name: &str, shape: &Shape, first: impl FnOnce() -> Result<Tensor>) -> Result<Var> {
+        let mut variables = self.lock();
         let variable = match variables.get(name) {
             Some(variable) => variable.clone(),
             None => {
-                let values = match &self.source {
-                    Source::Fresh(initialise) => {
-                        Tensor::from_vec(initialise.values(name, shape.dims()), shape.clone(), device)?
-                    }
-                    Source::Stored(_, stored) => stored.get(shape.clone(), name)?,
-                };
-                let variable = Var::from_tensor(&values.to_dtype(DType::F32)?)?;
+                let variable = Var::from_tensor(&first()?.to_dtype(DType::F32)?)?;
                 variables.insert(name.into(), variable.clone());
                 variable
             }
         };
-        if variable.shape() != &shape {
+        if variable.shape() != shape {
             candle_core::bail!("{name} is {:?}, not {shape:?}", variable.shape());
         }
-        variable.as_tensor().to_dtype(dtype)
+        Ok(variable)
+    }
+}
+
+struct Backend {
+    parameters: Parameters,
+    tracked: bool,
+}
+
+impl Backend {
+    fn value(&self, variable: &Var) -> Tensor {
+        if self.tracked { variable.as_tensor().clone() } else { variable.as_detached_tensor() }
+    }
+
+    fn fresh(&self, initialise: &dyn Initialise, name: &str, shape: &Shape) -> Result<Tensor> {
+        Tensor::from_vec(initialise.values(name, shape.dims()), shape.clone(), &self.parameters.device)
+    }
+
+    /// One half of a layer's correction, `[rank, in]` or `[out, rank]`, for convolutions with their kernel.
+    fn correction(
+        &self,
+        name: String,
+        shape: Vec<usize>,
+        start: Option<&Weights>,
+        first: impl FnOnce(&str, &Shape) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let shape = Shape::from(shape);
+        let variable = self.parameters.variable(&name, &shape, || match start {
+            Some(start) => {
+                Ok(start.tensor(&name, DType::F32, &self.parameters.device).map_err(candle_core::Error::wrap)?)
+            }
+            None => first(&name, &shape),
+        })?;
+        Ok(self.value(&variable))
+    }
+}
+
+impl SimpleBackend for Backend {
+    fn get(&self, shape: Shape, name: &str, _: candle_nn::Init, dtype: DType, _: &Device) -> Result<Tensor> {
+        let variable = match &*self.parameters.source {
+            Source::Fresh(initialise) => {
+                self.parameters.variable(name, &shape, || self.fresh(initialise.as_ref(), name, &shape))?
+            }
+            Source::Stored(stored) => {
+                self.parameters.variable(name, &shape, || stored.builder.get(shape.clone(), name))?
+            }
+            Source::Adapted { base, config, start, fresh } => {
+                let weight = base.keep(name, &shape, dtype)?;
+                let Some(module) = name.strip_suffix(".weight").filter(|module| config.adapts(module)) else {
+                    return Ok(weight);
+                };
+                let (mut a, mut b) = (shape.dims().to_vec(), vec![1; shape.rank()]);
+                (b[0], b[1], a[0]) = (a[0], config.r, config.r);
+                let half = |letter: char| format!("{PEFT_PREFIX}{module}.lora_{letter}.weight");
+                let a = self.correction(half('A'), a, start.as_ref(), |name, shape| self.fresh(fresh, name, shape))?;
+                let zeros = |_: &str, shape: &Shape| Tensor::zeros(shape, DType::F32, &self.parameters.device);
+                let b = self.correction(half('B'), b, start.as_ref(), zeros)?;
+                return adapted(&weight, &a, &b, config.scale());
+            }
+        };
+        self.value(&variable).to_dtype(dtype)
     }
 
     fn get_unchecked(&self, name: &str, dtype: DType, _: &Device) -> Result<Tensor> {
         match self.parameters.lock().get(name) {
-            Some(variable) => variable.as_tensor().to_dtype(dtype),
+            Some(variable) => self.value(variable).to_dtype(dtype),
             None => candle_core::bail!("{name} is asked for without its shape"),
         }
     }
 
     fn contains_tensor(&self, name: &str) -> bool {
-        match &self.source {
+        match &*self.parameters.source {
             // A new network has what its config says, and nothing optional.
             Source::Fresh(_) => false,
-            Source::Stored(weights, _) => weights.tensors().contains_key(name),
+            Source::Stored(stored) | Source::Adapted { base: stored, .. } => {
+                stored.weights.tensors().contains_key(name)
+            }
         }
     }
 }

@@ -1,11 +1,15 @@
 //! What a run is to do: a TOML file.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use candle_core::DType;
+use pixart_nn::t5::T5Config;
+use pixart_nn::transformer::TransformerConfig;
 use pixart_nn::vae::VaeConfig;
+use pixart_weights::LoraConfig;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, OptimizerSettings, Result, Schedule};
+use crate::{ConsistencySettings, Error, OptimizerSettings, Result, Schedule};
 
 /// A training run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -39,6 +43,9 @@ pub struct Recipe {
     /// Steps from one grid of validation images to the next; 0 for none.
     #[serde(default)]
     pub validate_every: u64,
+    /// What networks compute in; parameters and the optimiser are f32.
+    #[serde(default)]
+    pub precision: Precision,
     /// The optimiser.
     #[serde(default)]
     pub optimizer: OptimizerSettings,
@@ -64,6 +71,28 @@ fn constant() -> Schedule {
     Schedule::Constant
 }
 
+/// What networks compute in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs, reason = "the names say it")]
+pub enum Precision {
+    #[default]
+    F32,
+    Bf16,
+    F16,
+}
+
+impl Precision {
+    /// As tensors have it.
+    pub fn dtype(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::Bf16 => DType::BF16,
+            Self::F16 => DType::F16,
+        }
+    }
+}
+
 /// Where images come from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -75,6 +104,8 @@ pub enum Data {
         /// Width and height of the random part of it that is trained on.
         crop: usize,
     },
+    /// A folder that `pixart features` has made. Paths in a recipe start from the folder that the program is run in.
+    Features(PathBuf),
 }
 
 /// What is trained.
@@ -83,18 +114,154 @@ pub enum Data {
 pub enum Stage {
     /// An autoencoder.
     Autoencoder(AutoencoderRecipe),
+    /// A diffusion transformer.
+    Diffusion(DiffusionRecipe),
+    /// A latent consistency model.
+    Consistency(ConsistencyRecipe),
 }
 
 /// Training of an autoencoder.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AutoencoderRecipe {
+    /// The autoencoder that training starts from, which is of the same shape; without one, a new one.
+    #[serde(default)]
+    pub base: Option<PathBuf>,
     /// The fields of its `config.json`.
     pub network: VaeConfig,
     /// Weight of the Kullback–Leibler divergence of the latents from a standard normal distribution.
     pub kl_weight: f64,
     /// Weight of the differences between neighbouring pixels, at several scales: edges count more than areas.
     pub edge_weight: f64,
+}
+
+/// Training of a diffusion transformer: a new one with its text encoder, or that of a pipeline.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiffusionRecipe {
+    /// What to make new.
+    #[serde(default)]
+    pub new: Option<NewModelRecipe>,
+    /// The pipeline whose transformer is trained on.
+    #[serde(default)]
+    pub base: Option<PathBuf>,
+    /// Trains corrections of the base's layers, and leaves the base as it is.
+    #[serde(default)]
+    pub lora: Option<LoraRecipe>,
+    /// The share of captions that are replaced by the empty text, for guidance.
+    #[serde(default = "tenth")]
+    pub text_dropout: f64,
+    /// Where it is given, timesteps whose signal-to-noise ratio is higher count as much less: min-SNR's γ.
+    #[serde(default)]
+    pub snr_gamma: Option<f64>,
+    /// How validation pictures are drawn.
+    #[serde(default)]
+    pub validation: Sampling,
+}
+
+fn tenth() -> f64 {
+    0.1
+}
+
+/// A transformer and a text encoder that begin with nothing.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewModelRecipe {
+    /// The autoencoder that the features were made with.
+    pub vae: PathBuf,
+    /// The fields of `transformer/config.json`.
+    pub transformer: TransformerConfig,
+    /// The fields of `text_encoder/config.json`; `vocab_size` is at least the number of words in the captions and three.
+    pub text_encoder: T5Config,
+}
+
+/// A LoRA, in the terms of PEFT.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LoraRecipe {
+    /// Rank of the corrections.
+    pub rank: usize,
+    /// Corrections are multiplied with this, divided by the rank; the rank if it is not given.
+    #[serde(default)]
+    pub alpha: Option<f64>,
+    /// Names, or ends of names, of the layers that are adapted; those of the published LCM-LoRA if it is not given.
+    #[serde(default)]
+    pub target_modules: Option<Vec<String>>,
+}
+
+/// The layers of PixArt's published LCM-LoRA.
+const LORA_TARGETS: [&str; 11] = [
+    "to_q",
+    "to_k",
+    "to_v",
+    "to_out.0",
+    "proj",
+    "proj_out",
+    "linear",
+    "linear_1",
+    "linear_2",
+    "ff.net.0.proj",
+    "ff.net.2",
+];
+
+impl LoraRecipe {
+    /// As PEFT has it.
+    pub fn config(&self) -> LoraConfig {
+        LoraConfig {
+            r: self.rank,
+            lora_alpha: self.alpha.unwrap_or(self.rank as f64),
+            target_modules: self
+                .target_modules
+                .clone()
+                .unwrap_or_else(|| LORA_TARGETS.iter().map(ToString::to_string).collect()),
+        }
+    }
+
+    fn validate(&self) -> Result<(), String> {
+        match self.alpha.unwrap_or(1.0) {
+            _ if self.rank == 0 => Err("lora.rank is 0".into()),
+            alpha if !alpha.is_finite() || alpha == 0.0 => Err(format!("lora.alpha is {alpha}")),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Distillation of a pipeline's transformer into a latent consistency model: all of it (LCD), or a LoRA for it (LCM-LoRA).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConsistencyRecipe {
+    /// The pipeline that is distilled, which is the teacher.
+    pub base: PathBuf,
+    /// Trains corrections of the base's layers, and leaves the base as it is; the student is its own target then.
+    #[serde(default)]
+    pub lora: Option<LoraRecipe>,
+    /// Decay of the moving average of the student that is its target, where all of it is trained.
+    #[serde(default = "target_decay")]
+    pub target_ema_decay: f64,
+    /// How it is distilled.
+    #[serde(default)]
+    pub settings: ConsistencySettings,
+    /// How validation pictures are drawn; by the LCM solver if it is not given.
+    #[serde(default)]
+    pub validation: Sampling,
+}
+
+fn target_decay() -> f64 {
+    0.95
+}
+
+/// How pictures are drawn. What is not given is the model's own.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Sampling {
+    /// Of what; without any, of the first captions.
+    pub prompts: Vec<String>,
+    /// The solver's steps.
+    pub steps: Option<usize>,
+    /// The strength of guidance.
+    pub guidance_scale: Option<f64>,
+    /// The solver, by the names that `pixart generate --scheduler` takes.
+    pub scheduler: Option<String>,
 }
 
 impl Recipe {
@@ -143,15 +310,73 @@ impl Recipe {
         if let Some((name, value, _)) = settings.iter().find(|(_, value, right)| !right || !value.is_finite()) {
             return Err(format!("{name} is {value}"));
         }
-        let Stage::Autoencoder(stage) = &self.stage;
-        stage.network.validate().map_err(|message| format!("stage.autoencoder.network: {message}"))?;
-        let Data::Scenes { size, crop } = self.data;
-        let multiple = stage.network.downscale();
+        match &self.stage {
+            Stage::Autoencoder(stage) => stage.validate(&self.data),
+            Stage::Diffusion(_) | Stage::Consistency(_) if !matches!(self.data, Data::Features(_)) => {
+                Err("this stage takes data.features, a folder that `pixart features` makes".into())
+            }
+            Stage::Diffusion(stage) => stage.validate(),
+            Stage::Consistency(stage) => stage.validate(),
+        }
+    }
+}
+
+impl AutoencoderRecipe {
+    fn validate(&self, data: &Data) -> Result<(), String> {
+        self.network.validate().map_err(|message| format!("stage.autoencoder.network: {message}"))?;
+        for (name, weight) in [("kl_weight", self.kl_weight), ("edge_weight", self.edge_weight)] {
+            if !(weight.is_finite() && weight >= 0.0) {
+                return Err(format!("stage.autoencoder.{name} is {weight}"));
+            }
+        }
+        let Data::Scenes { size, crop } = *data else {
+            return Err("an autoencoder is trained on data.scenes".into());
+        };
+        let multiple = self.network.downscale();
         if crop == 0 || crop > size || !crop.is_multiple_of(multiple) || !size.is_multiple_of(multiple) {
             return Err(format!(
                 "data.scenes: crops of {crop} from scenes of {size} pixels; both must divide by {multiple}"
             ));
         }
         Ok(())
+    }
+}
+
+impl DiffusionRecipe {
+    fn validate(&self) -> Result<(), String> {
+        if self.new.is_some() == self.base.is_some() {
+            return Err("stage.diffusion takes either `new` or `base`".into());
+        }
+        if !(0.0..=1.0).contains(&self.text_dropout) {
+            return Err(format!("stage.diffusion.text_dropout is {}", self.text_dropout));
+        }
+        if let Some(gamma) = self.snr_gamma.filter(|gamma| !(gamma.is_finite() && *gamma > 0.0)) {
+            return Err(format!("stage.diffusion.snr_gamma is {gamma}"));
+        }
+        if self.new.is_some() && self.lora.is_some() {
+            return Err("stage.diffusion.lora needs a `base`".into());
+        }
+        self.lora.as_ref().map_or(Ok(()), LoraRecipe::validate)?;
+        if let Some(new) = &self.new {
+            let of = |part: &'static str| move |message: String| format!("stage.diffusion.new.{part}: {message}");
+            new.transformer.validate().map_err(of("transformer"))?;
+            new.text_encoder.validate().map_err(of("text_encoder"))?;
+            let (caption, text) = (new.transformer.caption_channels, new.text_encoder.d_model);
+            if caption != Some(text) {
+                return Err(format!("stage.diffusion.new: caption_channels is {caption:?}, d_model {text}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl ConsistencyRecipe {
+    fn validate(&self) -> Result<(), String> {
+        self.lora.as_ref().map_or(Ok(()), LoraRecipe::validate)?;
+        self.settings.validate()?;
+        match self.target_ema_decay {
+            decay if (0.0..1.0).contains(&decay) => Ok(()),
+            decay => Err(format!("stage.consistency.target_ema_decay is {decay}")),
+        }
     }
 }

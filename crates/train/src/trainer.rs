@@ -8,7 +8,8 @@ use candle_core::{DType, Device};
 use pixart_weights::write_bytes;
 
 use crate::events::EventFile;
-use crate::{AutoencoderObjective, Ema, Error, Loss, Objective, Optimizer, Recipe, Result, Stage, checkpoint};
+use crate::objective;
+use crate::{Ema, Error, Loss, Objective, Optimizer, Recipe, Result, checkpoint};
 
 /// What a step did.
 #[derive(Debug, Clone)]
@@ -50,21 +51,21 @@ pub fn train(
     device: &Device,
     mut on_step: impl FnMut(&StepReport) -> bool,
 ) -> Result<Outcome> {
-    let Stage::Autoencoder(stage) = &recipe.stage;
-    let objective = AutoencoderObjective::new(recipe, stage, device)?;
+    let mut objective = objective::of(recipe, device)?;
     let mut optimizer = Optimizer::new(recipe.optimizer.clone(), objective.parameters())?;
     let mut ema = recipe.ema_decay.map(|_| Ema::new(objective.parameters())).transpose()?;
-    let resumed = checkpoint::resume(run, recipe, &objective, &mut optimizer, ema.as_mut())?;
+    let resumed = checkpoint::resume(run, recipe, objective.as_mut(), &mut optimizer, ema.as_mut())?;
     let (done, mut kept) = resumed.map_or((0, None), |(step, path)| (step, Some(path)));
     let mut events = EventFile::create(run)?;
     for step in done + 1..=recipe.steps {
         let start = Instant::now();
         let factor = recipe.schedule.factor(step, recipe.steps, recipe.warm_up);
-        let BatchGradients { gradients, loss, terms } = gradients(&objective, step, recipe.accumulate)?;
+        let BatchGradients { gradients, loss, terms } = gradients(objective.as_ref(), step, recipe.accumulate)?;
         let gradient_norm = if loss.is_finite() { optimizer.step(&gradients, factor)? } else { f64::NAN };
         if !gradient_norm.is_finite() {
             return Err(Error::NotFinite { step, kept });
         }
+        objective.step_done()?;
         if let (Some(ema), Some(decay)) = (&mut ema, recipe.ema_decay) {
             // An average of few steps must not remember the start.
             ema.update(decay.min((1 + step) as f64 / (10 + step) as f64))?;
@@ -90,7 +91,7 @@ pub fn train(
             events.image(step, "validation", pixels.dimensions(), png)?;
         }
         let save = |kept: &mut Option<PathBuf>| -> Result<PathBuf> {
-            let path = checkpoint::save(run, step, recipe, &objective, &optimizer, ema.as_ref())?;
+            let path = checkpoint::save(run, step, recipe, objective.as_ref(), &optimizer, ema.as_ref())?;
             *kept = Some(path.clone());
             Ok(path)
         };

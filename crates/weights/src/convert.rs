@@ -41,15 +41,16 @@ pub fn convert_transformer(file: &Path, base: Option<&PipelineFolder>, output: &
     };
     std::fs::create_dir_all(&transformer).map_err(Error::io(&transformer))?;
     let config_path = transformer.join("config.json");
-    std::fs::write(&config_path, format!("{:#}\n", diffusers_config(&config)?)).map_err(Error::io(&config_path))?;
+    std::fs::write(&config_path, format!("{:#}\n", transformer_config_json(&config)?))
+        .map_err(Error::io(&config_path))?;
     weights.save(&transformer.join("diffusion_pytorch_model.safetensors"))?;
     make_readable(temporary.path())?;
     std::fs::rename(temporary.path(), output).map_err(Error::io(output))?;
     Ok(config)
 }
 
-/// The config with what diffusers wants to see beside the fields that are read here.
-fn diffusers_config(config: &TransformerConfig) -> Result<Value> {
+/// A transformer's `config.json`, with what diffusers wants to see beside the fields that are read here.
+pub fn transformer_config_json(config: &TransformerConfig) -> Result<Value> {
     let mut value = serde_json::to_value(config).map_err(|error| Error::Tensor(error.to_string()))?;
     if let Some(fields) = value.as_object_mut() {
         fields.insert("_class_name".into(), json!(Part::Transformer.classes()[0]));

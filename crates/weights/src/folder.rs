@@ -4,7 +4,7 @@ use candle_core::DType;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::{Error, Result, StoredTensor, Weights, is_original_transformer, original_transformer};
+use crate::{Error, Lora, Result, StoredTensor, Weights, is_original_transformer, original_transformer};
 
 /// The parts of a pipeline that have weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -83,6 +83,7 @@ pub struct PipelineFolder {
     path: PathBuf,
     kind: PipelineKind,
     overrides: Vec<(Part, PathBuf)>,
+    loras: Vec<Lora>,
 }
 
 impl PipelineFolder {
@@ -117,7 +118,7 @@ impl PipelineFolder {
                 return Err(Error::unsupported(path, reason));
             }
         };
-        Ok(Self { path: path.into(), kind, overrides: vec![] })
+        Ok(Self { path: path.into(), kind, overrides: vec![], loras: vec![] })
     }
 
     /// Takes one part from elsewhere: a part's folder, a pipeline folder, or a weight file.
@@ -130,6 +131,12 @@ impl PipelineFolder {
         let path = if path.is_dir() && !path.join("config.json").exists() && inner.is_dir() { inner } else { path };
         self.overrides.push((part, path));
         Ok(self)
+    }
+
+    /// Corrects the transformer's weights by an adapter.
+    pub fn with_lora(mut self, lora: Lora) -> Self {
+        self.loras.push(lora);
+        self
     }
 
     /// The folder itself.
@@ -157,32 +164,16 @@ impl PipelineFolder {
     /// A part's config, checked to be of a class that this program has.
     pub fn config<C: DeserializeOwned>(&self, part: Part) -> Result<C> {
         self.check_present(part)?;
-        let path = self.config_path(part);
-        let json = read_json(&path)?;
-        let class = json
-            .get("_class_name")
-            .and_then(Value::as_str)
-            .or_else(|| json.get("architectures").and_then(|list| list.get(0)).and_then(Value::as_str));
-        if let Some(class) = class
-            && !part.classes().contains(&class)
-        {
-            let reason = format!("is of class {class}, the {} must be {}", part.name(), part.classes()[0]);
-            return Err(Error::unsupported(&path, reason));
-        }
-        serde_json::from_value(json)
-            .map_err(|error| Error::corrupt(&path, format!("is no config of this part: {error}")))
+        read_config(&self.config_path(part), part)
     }
 
     /// A part's weights under diffusers' names. Where a folder has full-precision and fp16 files, fp16 ones are taken
     /// if `dtype` is f16.
     pub fn weights(&self, part: Part, dtype: DType) -> Result<Weights> {
         self.check_present(part)?;
-        let path = self.part_path(part);
-        let weights =
-            if path.is_dir() { Weights::open(weight_file(&path, part, dtype)?)? } else { Weights::open(&path)? };
+        let weights = read_weights(&self.part_path(part), part, dtype)?;
         match part {
-            Part::Transformer if is_original_transformer(&weights) => original_transformer(&weights),
-            Part::Vae => Ok(modern_attention_names(&weights)),
+            Part::Transformer => self.loras.iter().cloned().try_fold(weights, Weights::with_lora),
             _ => Ok(weights),
         }
     }
@@ -208,6 +199,41 @@ impl PipelineFolder {
     /// The tokenizer's folder.
     pub fn tokenizer_path(&self) -> PathBuf {
         self.path.join("tokenizer")
+    }
+}
+
+/// A part on its own, from its folder or from the pipeline folder that it is in: config and weights, as
+/// [`PipelineFolder::config`] and [`PipelineFolder::weights`] give them.
+pub fn open_part<C: DeserializeOwned>(path: &Path, part: Part, dtype: DType) -> Result<(C, Weights)> {
+    let inner = path.join(part.name());
+    let path = if inner.is_dir() { &inner } else { path };
+    if !path.join("config.json").exists() {
+        return Err(Error::missing(path, format!("there is no {} (config.json and weights)", part.name())));
+    }
+    Ok((read_config(&path.join("config.json"), part)?, read_weights(path, part, dtype)?))
+}
+
+fn read_config<C: DeserializeOwned>(path: &Path, part: Part) -> Result<C> {
+    let json = read_json(path)?;
+    let class = json
+        .get("_class_name")
+        .and_then(Value::as_str)
+        .or_else(|| json.get("architectures").and_then(|list| list.get(0)).and_then(Value::as_str));
+    if let Some(class) = class
+        && !part.classes().contains(&class)
+    {
+        let reason = format!("is of class {class}, the {} must be {}", part.name(), part.classes()[0]);
+        return Err(Error::unsupported(path, reason));
+    }
+    serde_json::from_value(json).map_err(|error| Error::corrupt(path, format!("is no config of this part: {error}")))
+}
+
+fn read_weights(path: &Path, part: Part, dtype: DType) -> Result<Weights> {
+    let weights = if path.is_dir() { Weights::open(weight_file(path, part, dtype)?)? } else { Weights::open(path)? };
+    match part {
+        Part::Transformer if is_original_transformer(&weights) => original_transformer(&weights),
+        Part::Vae => Ok(modern_attention_names(&weights)),
+        _ => Ok(weights),
     }
 }
 

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor, WithDType};
+use half::{bf16, f16};
 
-use crate::{Result, Weights, write_atomically, write_safetensors};
+use crate::{Error, Result, StoredDtype, Weights, write_atomically, write_safetensors};
 
 /// Reads every tensor of a safetensors (or PyTorch) file as f32.
 pub fn read_tensors(path: &Path, device: &Device) -> Result<BTreeMap<String, Tensor>> {
@@ -16,11 +17,27 @@ pub fn read_tensors(path: &Path, device: &Device) -> Result<BTreeMap<String, Ten
 
 /// Writes tensors as f32.
 pub fn write_tensors(path: &Path, tensors: &[(&str, &Tensor)]) -> Result<()> {
-    let mut views = Vec::new();
+    write_tensors_as(path, StoredDtype::F32, tensors)
+}
+
+/// Writes tensors as f32, f16 or bf16.
+///
+/// # Errors
+/// A file that cannot be written; another dtype.
+pub fn write_tensors_as(path: &Path, dtype: StoredDtype, tensors: &[(&str, &Tensor)]) -> Result<()> {
+    fn bytes<T: WithDType, const N: usize>(tensor: &Tensor, to_bytes: fn(T) -> [u8; N]) -> Result<Vec<u8>> {
+        let values = tensor.to_dtype(T::DTYPE)?.flatten_all()?.to_vec1::<T>()?;
+        Ok(values.into_iter().flat_map(to_bytes).collect())
+    }
+    let mut views = Vec::with_capacity(tensors.len());
     for (name, tensor) in tensors {
-        let values = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        views.push((name.to_string(), crate::write::Bytes::new(crate::StoredDtype::F32, tensor.dims(), bytes)));
+        let bytes = match dtype {
+            StoredDtype::F32 => bytes(tensor, f32::to_le_bytes)?,
+            StoredDtype::F16 => bytes(tensor, f16::to_le_bytes)?,
+            StoredDtype::Bf16 => bytes(tensor, bf16::to_le_bytes)?,
+            other => return Err(Error::unsupported(path, format!("weights are not written as {}", other.name()))),
+        };
+        views.push((name.to_string(), crate::write::Bytes::new(dtype, tensor.dims(), bytes)));
     }
     write_atomically(path, |temporary| write_safetensors(views, temporary))
 }

@@ -9,7 +9,7 @@ use candle_nn::var_builder::SimpleBackend;
 use safetensors::SafeTensors;
 
 use crate::mapped::MappedFile;
-use crate::{Error, Result, StoredDtype, elements, pickle, read_json};
+use crate::{Error, Lora, Result, StoredDtype, elements, pickle, read_json};
 
 /// Where a tensor is on disk.
 #[derive(Debug, Clone)]
@@ -42,6 +42,8 @@ pub struct Weights {
     files: Vec<Arc<MappedFile>>,
     tensors: BTreeMap<String, StoredTensor>,
     on_read: Option<Arc<dyn Fn(u64) + Send + Sync>>,
+    /// Corrections of some of the tensors.
+    loras: Vec<Lora>,
     /// Names of the tensors that were asked for, by this or a clone of it.
     read: Arc<Mutex<BTreeSet<String>>>,
 }
@@ -116,7 +118,17 @@ impl Weights {
 
     /// The same files with their tensors under other names.
     pub(crate) fn mapped_to(&self, tensors: BTreeMap<String, StoredTensor>) -> Self {
-        Self { files: self.files.clone(), tensors, on_read: self.on_read.clone(), read: Arc::default() }
+        Self { tensors, read: Arc::default(), ..self.clone() }
+    }
+
+    /// Corrects the tensors by an adapter, after those that correct them already.
+    ///
+    /// # Errors
+    /// An adapter of another network.
+    pub fn with_lora(mut self, lora: Lora) -> Result<Self> {
+        lora.check(&self)?;
+        self.loras.push(lora);
+        Ok(self)
     }
 
     /// Calls `on_read` with the bytes of each tensor that was read, for a progress display.
@@ -181,7 +193,14 @@ impl Weights {
         })?;
         let (file, start) = (&self.files[stored.file], stored.bytes.start);
         let release = |range: Range<usize>| file.release(start + range.start..start + range.end);
-        let tensor = elements::tensor(self.bytes(stored), stored.dtype, dtype, &stored.shape, device, release)?;
+        let read = |dtype| elements::tensor(self.bytes(stored), stored.dtype, dtype, &stored.shape, device, release);
+        let tensor = match self.loras.as_slice() {
+            [] => read(dtype)?,
+            loras => {
+                let corrected = loras.iter().try_fold(read(DType::F32)?, |tensor, lora| lora.correct(name, tensor))?;
+                corrected.to_dtype(dtype)?
+            }
+        };
         self.read.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_string());
         if let Some(on_read) = &self.on_read {
             on_read(stored.bytes.len() as u64);

@@ -128,7 +128,7 @@ impl Conv2d {
     /// Packs the weights if they can be and will stay as they are.
     fn packed(self) -> Result<Self> {
         let Weights::Tensors { weight, bias } = &self.weights else { return Ok(self) };
-        if weight.is_variable() || !cpu::is_fast(&[weight]) {
+        if weight.track_op() || !cpu::is_fast(&[weight]) {
             return Ok(self);
         }
         let (isa, (channels_out, channels_in, kernel, _)) = (cpu::isa()?, weight.dims4()?);

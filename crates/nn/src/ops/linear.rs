@@ -75,8 +75,8 @@ impl Linear {
             Ok((weight, if bias { Some(vb.get(width_out, "bias")?) } else { None }))
         };
         let parts = parts.iter().map(read).collect::<Result<Vec<_>>>()?;
-        // Variables change from step to step.
-        if parts.iter().any(|(weight, _)| weight.is_variable()) {
+        // Weights that are trained, or made from such, change from step to step.
+        if parts.iter().any(|(weight, _)| weight.track_op()) {
             return Ok(Self { weights: Weights::Tensors(parts) });
         }
         let (weight, bias) = join(&parts)?;

@@ -7,12 +7,12 @@ use image::RgbImage;
 use image::imageops::replace;
 use pixart_nn::vae::{AutoencoderKl, VaeConfig};
 use pixart_scenes::{Scene, Split};
-use pixart_weights::write_bytes;
+use pixart_weights::{Part, open_part, write_bytes};
 use rayon::prelude::*;
 
 use super::{Loss, Objective, WEIGHTS};
-use crate::initialise::generator;
-use crate::{AutoencoderRecipe, Data, Error, Parameters, Recipe, Result, UniformFanIn};
+use crate::random::generator;
+use crate::{AutoencoderRecipe, Error, Parameters, Recipe, Result, UniformFanIn};
 
 /// Scales at which edges are compared: each has half of the pixels of the one before along a side.
 const SCALES: usize = 3;
@@ -22,8 +22,8 @@ const VALIDATION_SCENES: usize = 8;
 
 /// Training of an autoencoder on scenes.
 pub struct AutoencoderObjective {
-    network: AutoencoderKl,
     parameters: Parameters,
+    dtype: DType,
     recipe: AutoencoderRecipe,
     seed: u64,
     batch_size: usize,
@@ -33,14 +33,22 @@ pub struct AutoencoderObjective {
 }
 
 impl AutoencoderObjective {
-    /// A new autoencoder.
-    pub fn new(recipe: &Recipe, stage: &AutoencoderRecipe, device: &Device) -> Result<Self> {
-        let parameters = Parameters::new();
-        let network = AutoencoderKl::new(&stage.network, parameters.fresh(UniformFanIn { seed: recipe.seed }, device))?;
-        let Data::Scenes { size, crop } = recipe.data;
+    /// A new autoencoder, for scenes of `size` pixels of which it is shown parts of `crop`.
+    pub fn new(
+        recipe: &Recipe,
+        stage: &AutoencoderRecipe,
+        (size, crop): (usize, usize),
+        device: &Device,
+    ) -> Result<Self> {
+        let parameters = match &stage.base {
+            Some(base) => Parameters::stored(open_part::<VaeConfig>(base, Part::Vae, DType::F32)?.1, device),
+            None => Parameters::fresh(UniformFanIn { seed: recipe.seed }, device),
+        };
+        // Asking for the parameters makes them.
+        AutoencoderKl::new(&stage.network, parameters.builder(DType::F32))?;
         Ok(Self {
-            network,
             parameters,
+            dtype: recipe.precision.dtype(),
             recipe: stage.clone(),
             seed: recipe.seed,
             batch_size: recipe.batch_size,
@@ -50,6 +58,11 @@ impl AutoencoderObjective {
         })
     }
 
+    /// The network for pictures that are looked at: as it is now, in f32, without gradients.
+    fn network(&self) -> Result<AutoencoderKl> {
+        Ok(AutoencoderKl::new(&self.recipe.network, self.parameters.detached(DType::F32))?)
+    }
+
     /// Images of a part of a step, `[batch, 3, crop, crop]` in -1..1.
     fn images(&self, step: u64, part: usize, parts: usize) -> Result<Tensor> {
         let batch = self.batch_size / parts;
@@ -57,7 +70,7 @@ impl AutoencoderObjective {
             .into_par_iter()
             .map(|i| {
                 let index = (step - 1) * self.batch_size as u64 + (part * batch + i) as u64;
-                let mut random = generator(self.seed, ("crop", index));
+                let mut random = generator(self.seed, "crop", &[index]);
                 let scene_seed = u64::from(random.rand(1)[0].to_bits()) << 32 | index;
                 let free = (self.size - self.crop + 1) as f32;
                 let corner = random.rand(2).into_iter().map(|x| (x * free) as usize).collect::<Vec<_>>();
@@ -80,7 +93,7 @@ impl AutoencoderObjective {
 
     /// What latents are to be multiplied with to have a standard deviation of 1.
     fn scaling_factor(&self) -> Result<f64> {
-        let mean = self.network.encode(&self.validation_images()?)?.mean.flatten_all()?;
+        let mean = self.network()?.encode(&self.validation_images()?)?.mean.flatten_all()?;
         let variance = mean.broadcast_sub(&mean.mean_all()?)?.sqr()?.mean_all()?.to_scalar::<f32>()?;
         Ok(1.0 / f64::from(variance.sqrt()).max(1e-6))
     }
@@ -93,22 +106,27 @@ impl Objective for AutoencoderObjective {
 
     fn loss(&self, step: u64, part: usize, parts: usize) -> Result<Loss> {
         let images = self.images(step, part, parts)?;
-        let posterior = self.network.encode(&images)?;
-        let noise =
-            generator(self.seed, ("noise", step, part)).randn_tensor(posterior.mean.shape().clone(), &self.device)?;
-        let reconstructed = self.network.decode(&posterior.sample(&noise)?)?;
-        let pixels = (&reconstructed - &images)?.abs()?.mean_all()?;
+        let network = AutoencoderKl::new(&self.recipe.network, self.parameters.builder(self.dtype))?;
+        let posterior = network.encode(&images)?;
+        let noise = generator(self.seed, "noise", &[step, part as u64])
+            .randn_tensor(posterior.mean.shape().clone(), &self.device)?;
+        let reconstructed = network.decode(&posterior.sample(&noise)?)?;
+        // Distances make edges sharp; their squares bring colours right, which distances alone do late.
+        let difference = (&reconstructed - &images)?;
+        let (pixels, squares) = (difference.abs()?.mean_all()?, difference.sqr()?.mean_all()?);
         let edges = edge_difference(&reconstructed, &images)?;
         // 0.5 · (mean² + variance − 1 − log variance), averaged over all latent pixels.
         let divergence = ((posterior.mean.sqr()? + posterior.logvar.exp()?)? - &posterior.logvar)?;
         let divergence = ((divergence.mean_all()? - 1.0)? * 0.5)?;
-        let total = ((&pixels + (&edges * self.recipe.edge_weight)?)? + (&divergence * self.recipe.kl_weight)?)?;
-        Ok(Loss { total, terms: vec![("pixels", pixels), ("edges", edges), ("kl", divergence)] })
+        let total =
+            (((&pixels + &squares)? + (&edges * self.recipe.edge_weight)?)? + (&divergence * self.recipe.kl_weight)?)?;
+        Ok(Loss { total, terms: vec![("pixels", pixels), ("squares", squares), ("edges", edges), ("kl", divergence)] })
     }
 
     fn validate(&self) -> Result<RgbImage> {
         let images = self.validation_images()?;
-        let reconstructed = self.network.decode(&self.network.encode(&images)?.mean)?;
+        let network = self.network()?;
+        let reconstructed = network.decode(&network.encode(&images)?.mean)?;
         let size = self.size as u32;
         let mut grid = RgbImage::new(size * VALIDATION_SCENES as u32, 2 * size);
         for (row, images) in [images, reconstructed].iter().enumerate() {

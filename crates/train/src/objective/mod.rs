@@ -1,15 +1,24 @@
 //! What is trained, and towards what.
 
 mod autoencoder;
+mod consistency;
+mod consistency_loss;
+mod diffusion;
+mod hybrid_loss;
+mod model;
 
 pub use autoencoder::AutoencoderObjective;
+pub use consistency::ConsistencyObjective;
+pub use consistency_loss::{ConsistencyInputs, ConsistencyLoss, ConsistencySettings, ConsistencyTerms};
+pub use diffusion::DiffusionObjective;
+pub use hybrid_loss::{HybridLoss, Losses};
 
 use std::path::Path;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use image::RgbImage;
 
-use crate::{Parameters, Result};
+use crate::{Data, Ema, Error, Parameters, Recipe, Result, Stage};
 
 /// The file of a network's weights in its folder, by diffusers' name.
 pub(crate) const WEIGHTS: &str = "diffusion_pytorch_model.safetensors";
@@ -22,6 +31,30 @@ pub struct Loss {
     pub terms: Vec<(&'static str, Tensor)>,
 }
 
+/// What a recipe trains.
+///
+/// # Errors
+/// Parts that are missing or do not belong together.
+pub(crate) fn of(recipe: &Recipe, device: &Device) -> Result<Box<dyn Objective>> {
+    Ok(match (&recipe.stage, &recipe.data) {
+        (Stage::Autoencoder(stage), Data::Scenes { size, crop }) => {
+            Box::new(AutoencoderObjective::new(recipe, stage, (*size, *crop), device)?)
+        }
+        (Stage::Diffusion(stage), Data::Features(folder)) => {
+            Box::new(DiffusionObjective::new(recipe, stage, folder, device)?)
+        }
+        (Stage::Consistency(stage), Data::Features(folder)) => {
+            Box::new(ConsistencyObjective::new(recipe, stage, folder, device)?)
+        }
+        (Stage::Autoencoder(_), Data::Features(folder)) => {
+            return Err(Error::folder(folder, "an autoencoder is not trained on features"));
+        }
+        (Stage::Diffusion(_) | Stage::Consistency(_), Data::Scenes { .. }) => {
+            return Err(Error::recipe(Path::new("data.scenes"), "this stage is trained on features"));
+        }
+    })
+}
+
 /// A network in training.
 pub trait Objective {
     /// What the optimiser changes.
@@ -30,6 +63,21 @@ pub trait Objective {
     /// The loss of part `part` of `parts` of the batch of step `step`, which is counted from 1. It depends on nothing
     /// else but the parameters.
     fn loss(&self, step: u64, part: usize, parts: usize) -> Result<Loss>;
+
+    /// Called when the optimiser has changed the parameters.
+    fn step_done(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// An average of the parameters that the loss depends on, which a checkpoint has to keep.
+    fn target_average(&self) -> Option<&Ema> {
+        None
+    }
+
+    /// As [`Objective::target_average`], to be changed.
+    fn target_average_mut(&mut self) -> Option<&mut Ema> {
+        None
+    }
 
     /// Pictures by which to see how far it is, beside each other; the same scenes each time.
     fn validate(&self) -> Result<RgbImage>;

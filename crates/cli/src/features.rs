@@ -1,0 +1,32 @@
+use std::sync::atomic::Ordering;
+
+use anyhow::Result;
+use pixart_train::{Extractor, ScenesDataset};
+
+use crate::args::FeaturesArgs;
+use crate::output::{complain, print};
+use crate::progress::Progress;
+use crate::{interrupt, open};
+
+pub fn run(args: FeaturesArgs) -> Result<()> {
+    open::set_threads(&args.compute)?;
+    let device = args.compute.device.open()?;
+    let dataset = ScenesDataset { count: args.scenes, size: args.size };
+    let mut extractor = Extractor::new(&args.vae, None, args.size, &device)?;
+    let interrupted = interrupt::flag()?;
+    let progress = Progress::new(args.compute.quiet);
+    let extracted = extractor.extract(&dataset, &args.output, |now| {
+        progress.features(now.done, now.items);
+        !interrupted.load(Ordering::SeqCst)
+    });
+    progress.clear();
+    let extracted = extracted?;
+    for item in &extracted.skipped {
+        complain(&format!("skipped {}: {}", item.name, item.reason));
+    }
+    if !args.compute.quiet {
+        let (items, skipped) = (extracted.items, extracted.skipped.len());
+        print(&format!("{}: {items} pictures, {skipped} skipped", args.output.display()))?;
+    }
+    if extracted.stopped { Err(pixart::Error::Cancelled.into()) } else { Ok(()) }
+}

@@ -1,0 +1,272 @@
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+use image::RgbImage;
+use image::imageops::{FilterType, crop_imm, resize};
+use pixart::{Pipeline, clean_caption, nearest_bin};
+use pixart_nn::vae::{AutoencoderKl, VaeConfig};
+use pixart_weights::{Part, StoredDtype, open_part, read_json, write_bytes, write_tensors_as};
+use rayon::prelude::*;
+use serde::Serialize;
+
+use super::{
+    Description, ITEMS_PER_SHARD, Shard, ShardItem, SkippedItem, VERSION, description_path, null_path, shard_path,
+};
+use crate::{Dataset, Error, Result};
+
+/// Pixels that the encoder is given at once, in whole pictures.
+const PIXELS_AT_ONCE: usize = 512 * 512;
+
+/// Computes features.
+pub struct Extractor {
+    vae_config: VaeConfig,
+    vae: AutoencoderKl,
+    /// What encodes captions, where they are encoded.
+    text: Option<Pipeline>,
+    size: usize,
+    device: Device,
+}
+
+/// How far an extraction is.
+#[derive(Debug, Clone, Copy)]
+pub struct ExtractionProgress {
+    /// Items that are done, skipped ones included.
+    pub done: usize,
+    /// Items in all.
+    pub items: usize,
+}
+
+/// What an extraction has given.
+#[derive(Debug)]
+pub struct Extracted {
+    /// Items that have features.
+    pub items: usize,
+    /// The others.
+    pub skipped: Vec<SkippedItem>,
+    /// Whether it was stopped before the end.
+    pub stopped: bool,
+}
+
+/// An item as the encoder takes it.
+struct Prepared {
+    name: String,
+    captions: Vec<String>,
+    pixels: Vec<f32>,
+    height: usize,
+    width: usize,
+}
+
+impl Extractor {
+    /// With the autoencoder at `vae`, its own folder or a pipeline's, for pictures of about `size` × `size` pixels, and with
+    /// the text encoder of `text`, if captions are to be encoded.
+    ///
+    /// # Errors
+    /// An autoencoder that is missing, broken, or does not divide `size`.
+    pub fn new(vae: &Path, text: Option<Pipeline>, size: usize, device: &Device) -> Result<Self> {
+        let (vae_config, weights) = open_part::<VaeConfig>(vae, Part::Vae, DType::F32)?;
+        vae_config.validate().map_err(|reason| Error::folder(vae, reason))?;
+        if size == 0 || !size.is_multiple_of(vae_config.downscale()) {
+            let message = format!("pictures of {size} pixels do not divide by {}", vae_config.downscale());
+            return Err(Error::folder(vae, message));
+        }
+        let network = AutoencoderKl::new(&vae_config, weights.var_builder(DType::F32, device))?;
+        Ok(Self { vae_config, vae: network, text, size, device: device.clone() })
+    }
+
+    /// Writes the features of `dataset` to `folder`, or what is still missing of them. `on_progress` stops it by returning
+    /// `false`; the next call goes on after the last whole shard.
+    ///
+    /// # Errors
+    /// An empty dataset; a folder with features of something else; a full disk.
+    pub fn extract(
+        &mut self,
+        dataset: &dyn Dataset,
+        folder: &Path,
+        mut on_progress: impl FnMut(ExtractionProgress) -> bool,
+    ) -> Result<Extracted> {
+        let items = dataset.len();
+        if items == 0 {
+            return Err(Error::folder(Path::new(&dataset.description()), "there are no pictures"));
+        }
+        std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
+        let null = match &mut self.text {
+            Some(text) => Some(encode(text, &[String::new()])?.remove(0)),
+            None => None,
+        };
+        let description = Description {
+            version: VERSION,
+            dataset: dataset.description(),
+            items,
+            size: self.size,
+            latent_channels: self.vae_config.latent_channels,
+            scaling_factor: self.vae_config.scaling_factor,
+            text_width: null.as_ref().map(|null| null.dim(1)).transpose()?,
+        };
+        begin(folder, &description)?;
+        if let Some(null) = &null {
+            write_tensors_as(&null_path(folder), StoredDtype::F16, &[("prompt_embeds", null)])?;
+        }
+        let mut extracted = Extracted { items: 0, skipped: Vec::new(), stopped: false };
+        for shard in 0..items.div_ceil(ITEMS_PER_SHARD) {
+            let range = shard * ITEMS_PER_SHARD..items.min((shard + 1) * ITEMS_PER_SHARD);
+            let path = shard_path(folder, shard, "json");
+            let written = if path.exists() {
+                read_shard(&path)?
+            } else {
+                match self.shard(dataset, folder, shard, range.clone(), &mut on_progress)? {
+                    Some(written) => written,
+                    None => return Ok(Extracted { stopped: true, ..extracted }),
+                }
+            };
+            extracted.items += written.items.len();
+            extracted.skipped.extend(written.skipped);
+            if !on_progress(ExtractionProgress { done: range.end, items }) && range.end < items {
+                return Ok(Extracted { stopped: true, ..extracted });
+            }
+        }
+        Ok(extracted)
+    }
+
+    /// Computes and writes one shard; `None` if it was stopped.
+    fn shard(
+        &mut self,
+        dataset: &dyn Dataset,
+        folder: &Path,
+        number: usize,
+        range: std::ops::Range<usize>,
+        on_progress: &mut impl FnMut(ExtractionProgress) -> bool,
+    ) -> Result<Option<Shard>> {
+        let mut shard = Shard::default();
+        let mut tensors: Vec<(String, Tensor)> = Vec::new();
+        let at_once = (PIXELS_AT_ONCE / (self.size * self.size)).max(1);
+        let indices: Vec<usize> = range.collect();
+        for indices in indices.chunks(at_once) {
+            let prepared: Vec<_> = indices.par_iter().map(|index| self.prepare(dataset, *index)).collect();
+            let mut readable = Vec::new();
+            for (index, item) in indices.iter().zip(prepared) {
+                match item {
+                    Ok(item) => readable.push(item),
+                    Err(reason) => shard.skipped.push(SkippedItem { name: dataset.name(*index), reason }),
+                }
+            }
+            // Neighbours of one size go through the encoder together.
+            for group in readable.chunk_by(|a, b| (a.height, a.width) == (b.height, b.width)) {
+                let moments = self.moments(group)?;
+                let embeds = match &mut self.text {
+                    Some(text) => {
+                        let first = |item: &Prepared| item.captions.first().cloned().unwrap_or_default();
+                        Some(encode(text, &group.iter().map(first).collect::<Vec<_>>())?)
+                    }
+                    None => None,
+                };
+                for (i, item) in group.iter().enumerate() {
+                    let index = shard.items.len();
+                    tensors.push((format!("{index}.moments"), moments.get(i)?));
+                    if let Some(embeds) = &embeds {
+                        tensors.push((format!("{index}.prompt_embeds"), embeds[i].clone()));
+                    }
+                    shard.items.push(ShardItem {
+                        name: item.name.clone(),
+                        captions: item.captions.clone(),
+                        height: item.height,
+                        width: item.width,
+                    });
+                }
+            }
+            let done = indices.last().map_or(0, |last| last + 1);
+            if !on_progress(ExtractionProgress { done, items: dataset.len() }) {
+                return Ok(None);
+            }
+        }
+        let named: Vec<_> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+        write_tensors_as(&shard_path(folder, number, "safetensors"), StoredDtype::F16, &named)?;
+        // The list comes last: a shard that has one is whole.
+        write_json(&shard_path(folder, number, "json"), &shard)?;
+        Ok(Some(shard))
+    }
+
+    fn prepare(&self, dataset: &dyn Dataset, index: usize) -> Result<Prepared, String> {
+        let item = dataset.read(index)?;
+        let captions: Vec<String> = item.captions.iter().map(|caption| clean_caption(caption)).collect();
+        if captions.is_empty() || captions.iter().any(|caption| caption.trim().is_empty()) {
+            return Err("its caption is empty".into());
+        }
+        let (width, height) = item.image.dimensions();
+        if width == 0 || height == 0 {
+            return Err("it has no pixels".into());
+        }
+        let wanted = nearest_bin(self.size, height as usize, width as usize).unwrap_or((self.size, self.size));
+        let picture = cover(&item.image, wanted.1 as u32, wanted.0 as u32);
+        let mut pixels = Vec::with_capacity(3 * wanted.0 * wanted.1);
+        for channel in 0..3 {
+            pixels.extend(picture.pixels().map(|pixel| f32::from(pixel.0[channel]) / 127.5 - 1.0));
+        }
+        Ok(Prepared { name: dataset.name(index), captions, pixels, height: wanted.0, width: wanted.1 })
+    }
+
+    /// Of pictures of one size, `[batch, 2 · channels, height, width]`.
+    fn moments(&self, items: &[Prepared]) -> Result<Tensor> {
+        let (height, width) = items.first().map_or((0, 0), |item| (item.height, item.width));
+        let pixels: Vec<f32> = items.iter().flat_map(|item| item.pixels.iter().copied()).collect();
+        let images = Tensor::from_vec(pixels, (items.len(), 3, height, width), &self.device)?;
+        let posterior = self.vae.encode(&images)?;
+        Ok(Tensor::cat(&[posterior.mean, posterior.logvar], 1)?.to_device(&Device::Cpu)?)
+    }
+}
+
+/// The smallest picture of the same proportions that covers `width` × `height`, its middle.
+fn cover(image: &RgbImage, width: u32, height: u32) -> RgbImage {
+    let scale = f64::max(f64::from(width) / f64::from(image.width()), f64::from(height) / f64::from(image.height()));
+    let scaled = |side: u32, least: u32| ((f64::from(side) * scale).round() as u32).max(least);
+    let (scaled_width, scaled_height) = (scaled(image.width(), width), scaled(image.height(), height));
+    let resized;
+    let image = if (scaled_width, scaled_height) == image.dimensions() {
+        image
+    } else {
+        resized = resize(image, scaled_width, scaled_height, FilterType::CatmullRom);
+        &resized
+    };
+    crop_imm(image, (scaled_width - width) / 2, (scaled_height - height) / 2, width, height).to_image()
+}
+
+/// Embeddings of texts that are clean already, `[tokens, width]` each, without padding.
+fn encode(pipeline: &mut Pipeline, texts: &[String]) -> Result<Vec<Tensor>> {
+    let embeds = pipeline.encode(texts, None, false)?;
+    let masks = embeds.prompt_attention_mask.to_dtype(DType::F32)?.sum(1)?.to_vec1::<f32>()?;
+    let rows = masks.iter().enumerate();
+    Ok(rows
+        .map(|(row, tokens)| embeds.prompt_embeds.get(row)?.narrow(0, 0, *tokens as usize)?.to_device(&Device::Cpu))
+        .collect::<candle_core::Result<_>>()?)
+}
+
+/// Writes the description, or makes sure that the one there is the same.
+fn begin(folder: &Path, description: &Description) -> Result<()> {
+    let path = description_path(folder);
+    if !path.exists() {
+        return write_json(&path, description);
+    }
+    let found: Description = from_json(&path)?;
+    if found == *description {
+        return Ok(());
+    }
+    Err(Error::folder(
+        folder,
+        format!(
+            "has features of {}, made with other settings or another autoencoder; choose another output folder",
+            found.dataset
+        ),
+    ))
+}
+
+pub(super) fn read_shard(path: &Path) -> Result<Shard> {
+    from_json(path)
+}
+
+pub(super) fn from_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
+    serde_json::from_value(read_json(path)?).map_err(|error| Error::folder(path, format!("cannot be read: {error}")))
+}
+
+fn write_json(path: &PathBuf, value: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(value).map_err(|error| Error::folder(path, error.to_string()))?;
+    Ok(write_bytes(path, text.as_bytes())?)
+}

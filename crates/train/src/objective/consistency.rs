@@ -1,0 +1,128 @@
+//! Distillation into a model that needs few steps, or into a LoRA that makes one of its base.
+
+use std::path::Path;
+
+use candle_core::{Device, Tensor};
+use image::RgbImage;
+use pixart_nn::transformer::{PixArtTransformer, ProjectedText};
+
+use super::diffusion::{Data, draw_validation};
+use super::model::{Model, Text};
+use super::{ConsistencyInputs, ConsistencyLoss, Loss, Objective};
+use crate::features::Batch;
+use crate::random::generator;
+use crate::{ConsistencyRecipe, Ema, Parameters, Recipe, Result, Sampling};
+
+/// Distillation of a pipeline's transformer on features.
+pub struct ConsistencyObjective {
+    model: Model,
+    teacher: PixArtTransformer,
+    /// Where all of the student is trained, the average that it is held to; else that is the student itself.
+    target: Option<Ema>,
+    data: Data,
+    loss: ConsistencyLoss,
+    recipe: ConsistencyRecipe,
+}
+
+impl ConsistencyObjective {
+    /// As `stage` says.
+    ///
+    /// # Errors
+    /// Features or a base model that are missing or do not belong together.
+    pub fn new(recipe: &Recipe, stage: &ConsistencyRecipe, features: &Path, device: &Device) -> Result<Self> {
+        let data = Data::open(recipe, features, device)?;
+        let model = Model::of_base(recipe, &stage.base, stage.lora.as_ref(), &data.features, device)?;
+        let teacher = model.base_transformer()?;
+        let target = match stage.lora {
+            Some(_) => None,
+            None => Some(Ema::new(&model.parameters)?),
+        };
+        let validation = Sampling {
+            scheduler: Some(stage.validation.scheduler.clone().unwrap_or_else(|| "lcm".into())),
+            ..stage.validation.clone()
+        };
+        let recipe = ConsistencyRecipe { validation, ..stage.clone() };
+        Ok(Self { model, teacher, target, data, loss: ConsistencyLoss::new(stage.settings.clone())?, recipe })
+    }
+
+    fn target(&self) -> Result<PixArtTransformer> {
+        match &self.target {
+            Some(target) => self.model.transformer_of(target.builder(self.model.dtype())),
+            None => self.model.detached_transformer(),
+        }
+    }
+}
+
+/// A transformer's prediction of noise, given texts.
+fn noise(
+    model: &Model,
+    batch: &Batch,
+    transformer: &PixArtTransformer,
+    text: &ProjectedText,
+    latents: &Tensor,
+    ts: &[usize],
+) -> Result<Tensor> {
+    let prediction = Model::predict(transformer, latents, ts, text, model.size(batch)?.as_ref())?;
+    Ok(prediction.narrow(1, 0, latents.dim(1)?)?)
+}
+
+impl Objective for ConsistencyObjective {
+    fn parameters(&self) -> &Parameters {
+        &self.model.parameters
+    }
+
+    fn loss(&self, step: u64, part: usize, parts: usize) -> Result<Loss> {
+        let batch = self.data.batch(step, part, parts)?;
+        let size = batch.captions.len();
+        let (latents, noises) = self.data.latents(&batch, self.model.scaling_factor, step, part)?;
+        let steps = self.loss.timesteps().len();
+        let draws = generator(self.data.seed, "consistency", &[step, part as u64]).rand(size);
+        let indices: Vec<usize> = draws.iter().map(|draw| ((draw * steps as f32) as usize).min(steps - 1)).collect();
+        let text = self.model.text(&batch, &self.data.features, |_, _| Some(0))?;
+        let null = self.model.text(&batch, &self.data.features, |_, _| None)?;
+
+        let project = |transformer: &PixArtTransformer, text: &Text| -> Result<ProjectedText> {
+            Ok(transformer.project_text(&text.embeds, Some(&text.mask))?)
+        };
+        let (student, target) = (self.model.transformer()?, self.target()?);
+        let of_student = project(&student, &text)?;
+        let of_target = project(&target, &text)?;
+        let (of_teacher, of_nothing) = (project(&self.teacher, &text)?, project(&self.teacher, &null)?);
+        let inputs = ConsistencyInputs { latents: &latents, noise: &noises, indices: &indices };
+        let terms = self.loss.terms(
+            &inputs,
+            |z, ts| noise(&self.model, &batch, &student, &of_student, z, ts),
+            |z, ts| noise(&self.model, &batch, &target, &of_target, z, ts),
+            |z, ts| {
+                Ok([
+                    noise(&self.model, &batch, &self.teacher, &of_teacher, z, ts)?,
+                    noise(&self.model, &batch, &self.teacher, &of_nothing, z, ts)?,
+                ])
+            },
+        )?;
+        Ok(Loss { total: terms.loss, terms: vec![] })
+    }
+
+    fn step_done(&mut self) -> Result<()> {
+        match &mut self.target {
+            Some(target) => target.update(self.recipe.target_ema_decay),
+            None => Ok(()),
+        }
+    }
+
+    fn target_average(&self) -> Option<&Ema> {
+        self.target.as_ref()
+    }
+
+    fn target_average_mut(&mut self) -> Option<&mut Ema> {
+        self.target.as_mut()
+    }
+
+    fn validate(&self) -> Result<RgbImage> {
+        draw_validation(&self.model, &self.data.features, &self.recipe.validation)
+    }
+
+    fn save(&self, folder: &Path) -> Result<()> {
+        self.model.save(folder)
+    }
+}

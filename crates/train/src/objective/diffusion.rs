@@ -1,0 +1,157 @@
+//! Ordinary training: predict the noise, and how uncertain the step is.
+
+use std::path::Path;
+
+use candle_core::{Device, Tensor};
+use image::RgbImage;
+use image::imageops::replace;
+use pixart::{Request, Seeds};
+
+use super::hybrid_loss::{HybridLoss, TIMESTEPS, column};
+use super::model::Model;
+use super::{Loss, Objective};
+use crate::features::{Batch, Features};
+use crate::order::Order;
+use crate::random::generator;
+use crate::{DiffusionRecipe, Error, Parameters, Recipe, Result, Sampling};
+
+/// Pictures of the validation grid.
+const VALIDATION_PICTURES: usize = 8;
+
+/// Training of a diffusion transformer on features, with its text encoder if both are new.
+pub struct DiffusionObjective {
+    model: Model,
+    data: Data,
+    recipe: DiffusionRecipe,
+    losses: HybridLoss,
+}
+
+/// What all stages on features share: the features and the order they come in.
+pub(crate) struct Data {
+    pub features: Features,
+    order: Order,
+    pub seed: u64,
+    pub device: Device,
+}
+
+impl Data {
+    pub(crate) fn open(recipe: &Recipe, folder: &Path, device: &Device) -> Result<Self> {
+        let features = Features::open(folder)?;
+        let order = Order::new(features.sizes(), recipe.batch_size, recipe.seed);
+        Ok(Self { features, order, seed: recipe.seed, device: device.clone() })
+    }
+
+    /// Part `part` of `parts` of the batch of step `step`.
+    pub(crate) fn batch(&self, step: u64, part: usize, parts: usize) -> Result<Batch> {
+        let items = self.order.batch(step);
+        let size = items.len() / parts;
+        self.features.batch(&items[part * size..(part + 1) * size])
+    }
+
+    /// Latents drawn from a batch's moments and scaled as transformers take them, and noise of their shape.
+    pub(crate) fn latents(
+        &self,
+        batch: &Batch,
+        scaling_factor: f64,
+        step: u64,
+        part: usize,
+    ) -> Result<(Tensor, Tensor)> {
+        let moments = batch.moments.to_device(&self.device)?;
+        let channels = moments.dim(1)? / 2;
+        let (mean, logvar) = (moments.narrow(1, 0, channels)?, moments.narrow(1, channels, channels)?);
+        let draw = |purpose: &str| {
+            generator(self.seed, purpose, &[step, part as u64]).randn_tensor(mean.shape().clone(), &self.device)
+        };
+        let sample = (&mean + (draw("latents")? * (logvar * 0.5)?.exp()?)?)?;
+        Ok(((sample * scaling_factor)?, draw("noise")?))
+    }
+}
+
+impl DiffusionObjective {
+    /// As `stage` says.
+    ///
+    /// # Errors
+    /// Features or a base model that are missing or do not belong together.
+    pub fn new(recipe: &Recipe, stage: &DiffusionRecipe, features: &Path, device: &Device) -> Result<Self> {
+        let data = Data::open(recipe, features, device)?;
+        let model = match (&stage.new, &stage.base) {
+            (Some(new), _) => Model::new(recipe, new, &data.features, device)?,
+            (None, Some(base)) => Model::of_base(recipe, base, stage.lora.as_ref(), &data.features, device)?,
+            (None, None) => return Err(Error::folder(features, "neither `new` nor `base` says what to train")),
+        };
+        Ok(Self { model, data, recipe: stage.clone(), losses: HybridLoss::new() })
+    }
+}
+
+impl Objective for DiffusionObjective {
+    fn parameters(&self) -> &Parameters {
+        &self.model.parameters
+    }
+
+    fn loss(&self, step: u64, part: usize, parts: usize) -> Result<Loss> {
+        let batch = self.data.batch(step, part, parts)?;
+        let size = batch.captions.len();
+        let (x0, noise) = self.data.latents(&batch, self.model.scaling_factor, step, part)?;
+        let draws = generator(self.data.seed, "diffusion", &[step, part as u64]).rand(3 * size);
+        let ts: Vec<usize> = draws[..size].iter().map(|draw| (draw * TIMESTEPS as f32) as usize).collect();
+        let text = self.model.text(&batch, &self.data.features, |item, captions| {
+            let keeps = f64::from(draws[size + item]) >= self.recipe.text_dropout;
+            keeps.then(|| ((draws[2 * size + item] * captions.len() as f32) as usize).min(captions.len() - 1))
+        })?;
+        let x_t = self.losses.add_noise(&x0, &noise, &ts)?;
+        let transformer = self.model.transformer()?;
+        let text = transformer.project_text(&text.embeds, Some(&text.mask))?;
+        let output = Model::predict(&transformer, &x_t, &ts, &text, self.model.size(&batch)?.as_ref())?;
+        let losses = self.losses.losses(&output, &x_t, &x0, &noise, &ts)?;
+        let weighted = match self.recipe.snr_gamma {
+            // Hang et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting Strategy".
+            Some(gamma) => {
+                let weight = column(&ts, &self.data.device, |t| {
+                    let ratio = self.losses.signal_to_noise(t);
+                    ratio.min(gamma) / ratio
+                })?;
+                (&losses.mse * weight.flatten_all()?)?
+            }
+            None => losses.mse.clone(),
+        };
+        let total = (weighted.mean_all()? + losses.vb.mean_all()?)?;
+        Ok(Loss { total, terms: vec![("mse", losses.mse.mean_all()?), ("vb", losses.vb.mean_all()?)] })
+    }
+
+    fn validate(&self) -> Result<RgbImage> {
+        draw_validation(&self.model, &self.data.features, &self.recipe.validation)
+    }
+
+    fn save(&self, folder: &Path) -> Result<()> {
+        self.model.save(folder)
+    }
+}
+
+/// Saves the networks for a moment, and draws with them as anyone would.
+pub(crate) fn draw_validation(model: &Model, features: &Features, sampling: &Sampling) -> Result<RgbImage> {
+    let folder = tempfile::tempdir().map_err(Error::io(&std::env::temp_dir()))?;
+    model.save(folder.path())?;
+    let mut pipeline = model.pipeline(folder.path()).open()?;
+    if let Some(scheduler) = &sampling.scheduler {
+        pipeline.set_scheduler(pipeline.scheduler().named(scheduler)?);
+    }
+    let prompts = match sampling.prompts.as_slice() {
+        [] => features.captions().take(VALIDATION_PICTURES).filter_map(|captions| captions.first().cloned()).collect(),
+        prompts => prompts.to_vec(),
+    };
+    let seeds = Seeds::PerImage((0..prompts.len() as u64).collect());
+    let request = Request {
+        prompts,
+        steps: sampling.steps,
+        guidance_scale: sampling.guidance_scale,
+        seeds,
+        ..Request::default()
+    };
+    let images = pipeline.generate(&request)?.images;
+    let (width, height) = images.first().map_or((0, 0), |image| image.pixels.dimensions());
+    let mut row = RgbImage::new(width * images.len() as u32, height);
+    for (column, image) in images.iter().enumerate() {
+        replace(&mut row, &image.pixels, i64::from(width) * column as i64, 0);
+    }
+    Ok(row)
+}

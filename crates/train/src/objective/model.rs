@@ -1,0 +1,359 @@
+//! The networks of a diffusion stage: those that are trained, as their parameters make them, and those that stay.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+use candle_nn::VarBuilder;
+use pixart::{Pipeline, PipelineBuilder, tokenize};
+use pixart_nn::t5::{T5Config, T5Encoder};
+use pixart_nn::transformer::{PixArtTransformer, ProjectedText, SizeConditions, TransformerConfig};
+use pixart_nn::vae::VaeConfig;
+use pixart_weights::{LoraConfig, Part, PipelineFolder, open_part, transformer_config_json, write_bytes, write_peft};
+use serde_json::{Value, json};
+use tokenizers::Tokenizer;
+
+use super::WEIGHTS;
+use crate::features::{Batch, Features};
+use crate::vocabulary::word_tokenizer;
+use crate::{Error, LoraRecipe, NewModelRecipe, Parameters, PixArtInitialise, Recipe, Result};
+
+/// The file of a text encoder's weights, by transformers' name.
+const TEXT_WEIGHTS: &str = "model.safetensors";
+
+/// What is trained.
+pub(crate) struct Model {
+    pub parameters: Parameters,
+    /// What networks compute in.
+    dtype: DType,
+    config: TransformerConfig,
+    source: Source,
+    pub scaling_factor: f64,
+    device: Device,
+}
+
+enum Source {
+    /// A new transformer with a new text encoder, for an autoencoder that is there.
+    New { vae: PathBuf, text_config: T5Config, tokenizer: Box<Tokenizer> },
+    /// The transformer of a pipeline, or a LoRA for it.
+    Base { folder: PathBuf, lora: Option<LoraConfig> },
+}
+
+/// Captions as text encoders take and give them.
+pub(crate) struct Text {
+    /// `[batch, tokens, width]`.
+    pub embeds: Tensor,
+    /// `[batch, tokens]`: 1 for a token, 0 for padding.
+    pub mask: Tensor,
+}
+
+impl Model {
+    /// A new one, whose tokenizer knows the captions of `features`.
+    pub(crate) fn new(run: &Recipe, recipe: &NewModelRecipe, features: &Features, device: &Device) -> Result<Self> {
+        let (vae_config, _) = open_part::<VaeConfig>(&recipe.vae, Part::Vae, DType::F32)?;
+        let inner = recipe.vae.join(Part::Vae.name());
+        let captions = features.captions().flatten().map(String::as_str);
+        let broken = |error: tokenizers::Error| Error::folder(&recipe.vae, format!("no tokenizer: {error}"));
+        let tokenizer = word_tokenizer(captions).map_err(broken)?;
+        let (words, room) = (tokenizer.get_vocab_size(true), recipe.text_encoder.vocab_size);
+        if words > room {
+            let message = format!("the captions have {words} words, text_encoder.vocab_size is {room}");
+            return Err(Error::folder(&recipe.vae, message));
+        }
+        let T5Config { d_model, d_kv, .. } = recipe.text_encoder;
+        let parameters = Parameters::fresh(PixArtInitialise { seed: run.seed, d_model, d_kv }, device);
+        let model = Self {
+            parameters,
+            dtype: run.precision.dtype(),
+            config: recipe.transformer.clone(),
+            source: Source::New {
+                vae: if inner.is_dir() { inner } else { recipe.vae.clone() },
+                text_config: recipe.text_encoder.clone(),
+                tokenizer: Box::new(tokenizer),
+            },
+            scaling_factor: vae_config.scaling_factor,
+            device: device.clone(),
+        };
+        model.check(features, &recipe.vae)?;
+        // Asking for the parameters makes them.
+        model.transformer()?;
+        model.text_encoder()?;
+        Ok(model)
+    }
+
+    /// The transformer of the pipeline at `base`, to be changed, or to be adapted by a LoRA.
+    pub(crate) fn of_base(
+        run: &Recipe,
+        base: &Path,
+        lora: Option<&LoraRecipe>,
+        features: &Features,
+        device: &Device,
+    ) -> Result<Self> {
+        let folder = PipelineFolder::open(base)?;
+        let config: TransformerConfig = folder.config(Part::Transformer)?;
+        config.validate().map_err(|reason| Error::folder(&folder.config_path(Part::Transformer), reason))?;
+        let vae_config: VaeConfig = folder.config(Part::Vae)?;
+        let weights = folder.weights(Part::Transformer, DType::F32)?;
+        let lora = lora.map(LoraRecipe::config);
+        let parameters = match &lora {
+            Some(lora) => Parameters::adapted(weights, lora.clone(), None, run.seed, device),
+            None => Parameters::stored(weights, device),
+        };
+        let model = Self {
+            parameters,
+            dtype: run.precision.dtype(),
+            config,
+            source: Source::Base { folder: base.into(), lora },
+            scaling_factor: vae_config.scaling_factor,
+            device: device.clone(),
+        };
+        model.check(features, base)?;
+        model.transformer()?;
+        Ok(model)
+    }
+
+    /// Whether features are what these networks take.
+    fn check(&self, features: &Features, path: &Path) -> Result<()> {
+        let found = features.description();
+        if found.latent_channels != self.config.in_channels || found.scaling_factor != self.scaling_factor {
+            return Err(Error::folder(path, "the features were made with another autoencoder; make them anew"));
+        }
+        let wanted = matches!(self.source, Source::Base { .. }).then_some(self.config.caption_channels).flatten();
+        if found.text_width != wanted {
+            let has = |width: Option<usize>| width.map_or("no".into(), |width| format!("{width} wide"));
+            let (found, wanted) = (has(found.text_width), has(wanted));
+            return Err(Error::folder(
+                path,
+                format!("the features have {found} embeddings of captions; {wanted} ones are needed"),
+            ));
+        }
+        if self.config.channels_out() != 2 * self.config.in_channels {
+            return Err(Error::folder(path, "the transformer predicts no variance; it is not trained here"));
+        }
+        Ok(())
+    }
+
+    /// The transformer's weights among those that `builder` gives.
+    fn of_transformer(&self, builder: VarBuilder<'static>) -> VarBuilder<'static> {
+        match self.source {
+            Source::New { .. } => builder.pp("transformer"),
+            Source::Base { .. } => builder,
+        }
+    }
+
+    /// The transformer as it is now.
+    pub(crate) fn transformer(&self) -> Result<PixArtTransformer> {
+        Ok(PixArtTransformer::new(&self.config, self.of_transformer(self.parameters.builder(self.dtype)))?)
+    }
+
+    /// The transformer as it is now, without gradients.
+    pub(crate) fn detached_transformer(&self) -> Result<PixArtTransformer> {
+        Ok(PixArtTransformer::new(&self.config, self.of_transformer(self.parameters.detached(self.dtype)))?)
+    }
+
+    /// A transformer of the same shape with other weights.
+    pub(crate) fn transformer_of(&self, weights: VarBuilder) -> Result<PixArtTransformer> {
+        Ok(PixArtTransformer::new(&self.config, weights)?)
+    }
+
+    /// The transformer that training started from.
+    pub(crate) fn base_transformer(&self) -> Result<PixArtTransformer> {
+        let Source::Base { folder, .. } = &self.source else {
+            return Err(candle_core::Error::Msg("a new model has no base".into()).into());
+        };
+        let weights = PipelineFolder::open(folder)?.weights(Part::Transformer, self.dtype)?;
+        self.transformer_of(weights.var_builder(self.dtype, &self.device))
+    }
+
+    /// What networks compute in.
+    pub(crate) fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    fn text_encoder(&self) -> Result<Option<T5Encoder>> {
+        match &self.source {
+            Source::New { text_config, .. } => {
+                Ok(Some(T5Encoder::new(text_config, self.parameters.builder(self.dtype).pp("text_encoder"))?))
+            }
+            Source::Base { .. } => Ok(None),
+        }
+    }
+
+    /// One caption of each item of a batch, the empty text where `choose` gives none.
+    pub(crate) fn text(
+        &self,
+        batch: &Batch,
+        features: &Features,
+        choose: impl Fn(usize, &[String]) -> Option<usize>,
+    ) -> Result<Text> {
+        let chosen = batch.captions.iter().enumerate().map(|(item, captions)| choose(item, captions));
+        let chosen: Vec<Option<usize>> = chosen.collect();
+        if let (Some(encoder), Source::New { tokenizer, .. }) = (self.text_encoder()?, &self.source) {
+            let texts = batch.captions.iter().zip(&chosen);
+            let texts: Vec<String> = texts
+                .map(|(captions, chosen)| chosen.map(|index| captions[index].clone()).unwrap_or_default())
+                .collect();
+            let longest = texts.iter().map(|text| Ok(tokenizer.encode(text.as_str(), true)?.len()));
+            let longest = longest.collect::<Result<Vec<_>, tokenizers::Error>>();
+            let longest = longest.map_err(|error| candle_core::Error::Msg(error.to_string()))?;
+            let tokens = tokenize(tokenizer, &texts, longest.into_iter().max().unwrap_or(1), &self.device)?;
+            let embeds = encoder.forward(&tokens.input_ids, &tokens.attention_mask)?;
+            return Ok(Text { embeds, mask: tokens.attention_mask });
+        }
+        let (Some(embeds), Some(null)) = (&batch.prompt_embeds, features.null()) else {
+            return Err(candle_core::Error::Msg("the features have no embeddings of captions".into()).into());
+        };
+        let rows: Vec<&Tensor> =
+            embeds.iter().zip(&chosen).map(|(embeds, chosen)| if chosen.is_some() { embeds } else { null }).collect();
+        pad(&rows, &self.device)
+    }
+
+    /// What tells a transformer of the picture's size, where it asks.
+    pub(crate) fn size(&self, batch: &Batch) -> Result<Option<SizeConditions>> {
+        let (height, width) = batch.pixels;
+        let size = self.config.has_size_conditions();
+        Ok(size.then(|| SizeConditions::new(height, width, batch.captions.len(), &self.device)).transpose()?)
+    }
+
+    /// A transformer's prediction, f32.
+    pub(crate) fn predict(
+        transformer: &PixArtTransformer,
+        latents: &Tensor,
+        ts: &[usize],
+        text: &ProjectedText,
+        size: Option<&SizeConditions>,
+    ) -> Result<Tensor> {
+        let ts: Vec<f32> = ts.iter().map(|t| *t as f32).collect();
+        let ts = Tensor::from_vec(ts, latents.dim(0)?, latents.device())?;
+        Ok(transformer.forward(latents, &ts, text, size)?.to_dtype(DType::F32)?)
+    }
+
+    /// Writes the networks as diffusers reads them: a whole pipeline if they are new, else the transformer, or the LoRA as
+    /// PEFT reads it.
+    pub(crate) fn save(&self, folder: &Path) -> Result<()> {
+        match &self.source {
+            Source::New { vae, text_config, tokenizer } => {
+                write_json(&folder.join("model_index.json"), &model_index())?;
+                write_json(&folder.join("scheduler/scheduler_config.json"), &scheduler_config())?;
+                write_json(&folder.join("tokenizer/tokenizer_config.json"), &tokenizer_config())?;
+                let path = folder.join("tokenizer/tokenizer.json");
+                let text = tokenizer.to_string(true);
+                let text = text.map_err(|error| Error::folder(&path, error.to_string()))?;
+                write_bytes(&path, text.as_bytes())?;
+                write_json(&folder.join("text_encoder/config.json"), &text_encoder_config(text_config)?)?;
+                self.parameters.save_part("text_encoder.", &folder.join("text_encoder").join(TEXT_WEIGHTS))?;
+                self.save_transformer("transformer.", &folder.join("transformer"))?;
+                let to = folder.join("vae");
+                std::fs::create_dir_all(&to).map_err(Error::io(&to))?;
+                for file in ["config.json", WEIGHTS] {
+                    let from = vae.join(file);
+                    std::fs::copy(&from, to.join(file)).map_err(Error::io(&from))?;
+                }
+                Ok(())
+            }
+            Source::Base { lora: None, .. } => self.save_transformer("", folder),
+            Source::Base { lora: Some(config), .. } => {
+                let all = self.parameters.all();
+                let tensors: Vec<_> =
+                    all.iter().map(|(name, variable)| (name.as_str(), variable.as_tensor())).collect();
+                Ok(write_peft(folder, config, &tensors)?)
+            }
+        }
+    }
+
+    fn save_transformer(&self, prefix: &str, folder: &Path) -> Result<()> {
+        write_json(&folder.join("config.json"), &transformer_config_json(&self.config)?)?;
+        Ok(self.parameters.save_part(prefix, &folder.join(WEIGHTS))?)
+    }
+
+    /// What draws with the networks that [`Model::save`] wrote.
+    pub(crate) fn pipeline(&self, saved: &Path) -> PipelineBuilder {
+        match &self.source {
+            Source::New { .. } => Pipeline::builder(saved),
+            Source::Base { folder, lora: None } => Pipeline::builder(folder).part(Part::Transformer, saved),
+            Source::Base { folder, lora: Some(_) } => Pipeline::builder(folder).lora(saved, 1.0),
+        }
+    }
+}
+
+/// Embeddings of several lengths as one batch.
+fn pad(rows: &[&Tensor], device: &Device) -> Result<Text> {
+    let longest = rows.iter().map(|row| row.dim(0)).collect::<candle_core::Result<Vec<_>>>()?;
+    let longest = longest.into_iter().max().unwrap_or(0);
+    let (mut embeds, mut masks) = (Vec::new(), Vec::new());
+    for row in rows {
+        let tokens = row.dim(0)?;
+        embeds.push(row.pad_with_zeros(0, 0, longest - tokens)?);
+        masks.extend((0..longest).map(|i| f32::from(u8::from(i < tokens))));
+    }
+    Ok(Text {
+        embeds: Tensor::stack(&embeds, 0)?.to_device(device)?,
+        mask: Tensor::from_vec(masks, (rows.len(), longest), device)?,
+    })
+}
+
+fn write_json(path: &Path, value: &Value) -> Result<()> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
+    }
+    Ok(write_bytes(path, format!("{value:#}\n").as_bytes())?)
+}
+
+fn model_index() -> Value {
+    json!({
+        "_class_name": "PixArtAlphaPipeline",
+        "scheduler": ["diffusers", "DPMSolverMultistepScheduler"],
+        "text_encoder": ["transformers", "T5EncoderModel"],
+        "tokenizer": ["transformers", "T5TokenizerFast"],
+        "transformer": ["diffusers", "PixArtTransformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    })
+}
+
+/// The solver that published PixArt models come with.
+fn scheduler_config() -> Value {
+    json!({
+        "_class_name": "DPMSolverMultistepScheduler",
+        "algorithm_type": "dpmsolver++",
+        "beta_end": 0.02,
+        "beta_schedule": "linear",
+        "beta_start": 0.0001,
+        "num_train_timesteps": 1000,
+        "prediction_type": "epsilon",
+        "solver_order": 2,
+        "solver_type": "midpoint",
+        "lower_order_final": true,
+    })
+}
+
+fn tokenizer_config() -> Value {
+    json!({
+        "tokenizer_class": "T5TokenizerFast",
+        "pad_token": "<pad>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "extra_ids": 0,
+        "additional_special_tokens": [],
+        "model_max_length": 512,
+    })
+}
+
+fn text_encoder_config(config: &T5Config) -> Result<Value> {
+    let mut value = serde_json::to_value(config).map_err(|error| Error::Tensor(candle_core::Error::wrap(error)))?;
+    if let Some(fields) = value.as_object_mut() {
+        let more = json!({
+            "architectures": ["T5EncoderModel"],
+            "model_type": "t5",
+            "is_gated_act": true,
+            "dense_act_fn": "gelu_new",
+            "dropout_rate": 0.0,
+            "pad_token_id": 0,
+            "eos_token_id": 1,
+            "tie_word_embeddings": false,
+            "use_cache": false,
+        });
+        if let Value::Object(more) = more {
+            fields.extend(more);
+        }
+    }
+    Ok(value)
+}

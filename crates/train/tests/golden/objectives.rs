@@ -1,0 +1,263 @@
+//! Losses and steps of training against PyTorch's, on the golden checkpoint (`tools/reference/training.py`).
+
+use std::collections::BTreeMap;
+
+use candle_core::{DType, Device, Tensor, Var};
+use pixart_nn::transformer::{PixArtTransformer, TransformerConfig};
+use pixart_train::{
+    ConsistencyInputs, ConsistencyLoss, ConsistencySettings, ConsistencyTerms, Ema, HybridLoss, Optimizer,
+    OptimizerSettings, Parameters,
+};
+use pixart_weights::{Lora, LoraConfig, Part, PipelineFolder, Weights, read_json, write_tensors};
+
+use crate::{Result, STRIDE, assert_close, assert_within, check, check_all, fixtures, golden, values};
+
+/// AdamW divides by the size of gradients: where they are next to nothing, rounding decides where a weight moves. PyTorch's
+/// own f32 is within 1e-4 of its f64.
+const UPDATE_TOLERANCE: f64 = 1e-3;
+
+fn folder() -> Result<PipelineFolder> {
+    Ok(PipelineFolder::open(fixtures().join("checkpoints/alpha-256"))?)
+}
+
+fn weights() -> Result<Weights> {
+    Ok(folder()?.weights(Part::Transformer, DType::F32)?)
+}
+
+fn config() -> Result<TransformerConfig> {
+    Ok(folder()?.config(Part::Transformer)?)
+}
+
+fn indices(tensor: &Tensor) -> Result<Vec<usize>> {
+    Ok(values(tensor)?.into_iter().map(|value| value as usize).collect())
+}
+
+/// The noise that a network predicts, or with `whole` also what it says of the variance.
+fn predict(
+    network: &PixArtTransformer,
+    latents: &Tensor,
+    ts: &[usize],
+    text: (&Tensor, &Tensor),
+    whole: bool,
+) -> pixart_train::Result<Tensor> {
+    let ts = Tensor::from_vec(ts.iter().map(|t| *t as f32).collect(), latents.dim(0)?, &Device::Cpu)?;
+    let text = network.project_text(text.0, Some(text.1))?;
+    let output = network.forward(latents, &ts, &text, None)?;
+    Ok(if whole { output } else { output.narrow(1, 0, latents.dim(1)?)? })
+}
+
+#[test]
+fn diffusion_with_a_learned_variance() -> Result {
+    let golden = golden("training/diffusion")?;
+    let (x0, noise) = (&golden["latents"], &golden["noise"]);
+    let ts = indices(&golden["timestep"])?;
+    let losses = HybridLoss::new();
+    let x_t = losses.add_noise(x0, noise, &ts)?;
+    check(&golden, "x_t", &x_t, 0.0)?;
+
+    let parameters = Parameters::stored(weights()?, &Device::Cpu);
+    let network = PixArtTransformer::new(&config()?, parameters.builder(DType::F32))?;
+    let text = (&golden["prompt_embeds"], &golden["prompt_attention_mask"]);
+    let output = predict(&network, &x_t, &ts, text, true)?;
+    check(&golden, "output", &output, 0.0)?;
+
+    let of_output = Var::from_tensor(&output.detach())?;
+    let found = losses.losses(&of_output, &x_t, x0, noise, &ts)?;
+    check(&golden, "mse", &found.mse, 0.0)?;
+    check(&golden, "vb", &found.vb, 0.0)?;
+    let gradients = (found.mse + found.vb)?.sum_all()?.backward()?;
+    check(&golden, "output_gradient", gradients.get(&of_output).ok_or("no gradient")?, 0.0)?;
+
+    let found = losses.losses(&output, &x_t, x0, noise, &ts)?;
+    let loss = (found.mse + found.vb)?;
+    for (place, t) in ts.iter().enumerate() {
+        check_all(&golden, &format!("t_{t}.gradient."), &parameters, &loss.get(place)?.backward()?)?;
+    }
+    Ok(())
+}
+
+/// Every weight of the checkpoint times `1 + share` at even places and `1 - share` at odd ones.
+fn alternating(share: f64) -> Result<BTreeMap<String, Tensor>> {
+    let weights = weights()?;
+    let mut changed = BTreeMap::new();
+    for name in weights.tensors().keys().filter(|name| *name != "pos_embed.pos_embed") {
+        let weight = weights.tensor(name, DType::F32, &Device::Cpu)?;
+        let factors: Vec<f32> = (0..weight.elem_count())
+            .map(|i| if i % 2 == 0 { 1.0 + share as f32 } else { 1.0 - share as f32 })
+            .collect();
+        let factors = Tensor::from_vec(factors, weight.shape(), &Device::Cpu)?;
+        changed.insert(name.clone(), (weight * factors)?);
+    }
+    Ok(changed)
+}
+
+fn saved(tensors: &BTreeMap<String, Tensor>) -> Result<(tempfile::TempDir, std::path::PathBuf)> {
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("tensors.safetensors");
+    write_tensors(&path, &tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect::<Vec<_>>())?;
+    Ok((folder, path))
+}
+
+/// What the golden steps were optimised with.
+fn optimizer(parameters: &Parameters) -> Result<Optimizer> {
+    let settings =
+        OptimizerSettings { lr: 1e-3, betas: [0.9, 0.999], eps: 1e-10, weight_decay: 0.0, max_grad_norm: Some(0.01) };
+    Ok(Optimizer::new(settings, parameters)?)
+}
+
+/// One golden step's terms, as these networks have them.
+fn terms(
+    golden: &BTreeMap<String, Tensor>,
+    step: usize,
+    student: &PixArtTransformer,
+    target: &PixArtTransformer,
+) -> Result<ConsistencyTerms> {
+    let get = |name: &str| &golden[&format!("step_{step}.{name}")];
+    let latents = get("latents");
+    let indices = indices(get("indices"))?;
+    let teacher = PixArtTransformer::new(&config()?, weights()?.var_builder(DType::F32, &Device::Cpu))?;
+    let text = (get("prompt_embeds"), get("prompt_attention_mask"));
+    let batch = latents.dim(0)?;
+    let null = (get("null_embeds").repeat((batch, 1, 1))?, get("null_attention_mask").repeat((batch, 1))?);
+    let loss = ConsistencyLoss::new(ConsistencySettings::default())?;
+    Ok(loss.terms(
+        &ConsistencyInputs { latents, noise: get("noise"), indices: &indices },
+        |z, ts| predict(student, z, ts, text, false),
+        |z, ts| predict(target, z, ts, text, false),
+        |z, ts| Ok([predict(&teacher, z, ts, text, false)?, predict(&teacher, z, ts, (&null.0, &null.1), false)?]),
+    )?)
+}
+
+/// Holds what training added to each weight to what it added in PyTorch, but for those that have no gradient but rounding.
+fn check_updates(
+    golden: &BTreeMap<String, Tensor>,
+    prefix: &str,
+    start: &BTreeMap<String, Tensor>,
+    after: impl IntoIterator<Item = (String, Tensor)>,
+) -> Result {
+    let mut compared = 0;
+    for (name, after) in after {
+        if name.ends_with("to_k.bias") {
+            continue;
+        }
+        let whole = golden.get(&format!("{prefix}{name}"));
+        let thinned = golden.get(&format!("{prefix}{name}.every_{STRIDE}"));
+        let (expected, stride) = match (whole, thinned) {
+            (Some(whole), _) => (whole, 1),
+            (None, thinned) => (thinned.ok_or(format!("no golden {name}"))?, STRIDE),
+        };
+        let thin = |tensor: &Tensor| -> Result<Vec<f64>> { Ok(values(tensor)?.into_iter().step_by(stride).collect()) };
+        let start = thin(&start[&name])?;
+        let update =
+            |after: Vec<f64>| -> Vec<f64> { after.iter().zip(&start).map(|(after, start)| after - start).collect() };
+        assert_within(&name, &update(thin(&after)?), &update(values(expected)?), 0.0, UPDATE_TOLERANCE);
+        compared += 1;
+    }
+    assert!(compared > 20, "only {compared} weights were compared");
+    Ok(())
+}
+
+#[test]
+fn latent_consistency_distillation() -> Result {
+    let golden = golden("training/consistency")?;
+    let schedule = ConsistencyLoss::new(ConsistencySettings::default())?;
+    let grid = schedule.timesteps();
+    assert_eq!((grid[0], grid[1], grid[49], grid.len()), (19, 39, 999, 50));
+
+    let (student_start, target_start) = (alternating(0.02)?, alternating(-0.01)?);
+    let (_student_folder, student_path) = saved(&student_start)?;
+    let (_target_folder, target_path) = saved(&target_start)?;
+    let parameters = Parameters::stored(Weights::open(&student_path)?, &Device::Cpu);
+    let student = PixArtTransformer::new(&config()?, parameters.builder(DType::F32))?;
+    let mut target = Ema::new(&parameters)?;
+    target.load(&target_path)?;
+    let mut optimizer = optimizer(&parameters)?;
+    for step in 0..3 {
+        let held_to = PixArtTransformer::new(&config()?, target.builder(DType::F32))?;
+        let terms = terms(&golden, step, &student, &held_to)?;
+        let name = |name: &str| format!("step_{step}.{name}");
+        check(&golden, &name("z_s"), &terms.z_s, 0.0)?;
+        check(&golden, &name("target"), &terms.target, 0.0)?;
+        check(&golden, &name("prediction"), &terms.prediction, 0.0)?;
+        check(&golden, &name("loss"), &terms.loss, 0.0)?;
+        let gradients = terms.loss.backward()?;
+        if step == 0 {
+            check_all(&golden, "step_0.gradient.", &parameters, &gradients)?;
+        }
+        let norm = optimizer.step(&gradients, 1.0)?;
+        assert_close(&name("gradient_norm"), &[norm], &values(&golden[&name("gradient_norm")])?, 0.0);
+        target.update(0.95)?;
+    }
+    let all = parameters.all().into_iter().map(|(name, variable)| (name, variable.as_detached_tensor()));
+    check_updates(&golden, "student.", &student_start, all)?;
+    let (_folder, target_after) = {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("target.safetensors");
+        target.save(&path)?;
+        (folder, pixart_weights::read_tensors(&path, &Device::Cpu)?)
+    };
+    check_updates(&golden, "target.", &target_start, target_after)
+}
+
+#[test]
+fn latent_consistency_lora() -> Result {
+    let inputs = golden("training/consistency")?;
+    let golden = golden("training/consistency-lora")?;
+    let adapter = fixtures().join("training/lora");
+    let lora: LoraConfig = serde_json::from_value(read_json(&adapter.join("adapter_config.json"))?)?;
+    let start = Weights::open(adapter.join("adapter_model.safetensors"))?;
+    let parameters = Parameters::adapted(weights()?, lora, Some(start.clone()), 0, &Device::Cpu);
+    let student = PixArtTransformer::new(&config()?, parameters.builder(DType::F32))?;
+    assert_eq!(parameters.all().len(), start.tensors().len(), "the same layers are adapted");
+    let mut optimizer = optimizer(&parameters)?;
+    for step in 0..3 {
+        // Corrected weights are made anew from the corrections as they are now.
+        let student = if step == 0 {
+            student.clone()
+        } else {
+            PixArtTransformer::new(&config()?, parameters.builder(DType::F32))?
+        };
+        let target = PixArtTransformer::new(&config()?, parameters.detached(DType::F32))?;
+        let terms = terms(&inputs, step, &student, &target)?;
+        let name = |name: &str| format!("step_{step}.{name}");
+        check(&golden, &name("target"), &terms.target, 0.0)?;
+        check(&golden, &name("prediction"), &terms.prediction, 0.0)?;
+        check(&golden, &name("loss"), &terms.loss, 0.0)?;
+        let gradients = terms.loss.backward()?;
+        if step == 0 {
+            check_all(&golden, "step_0.gradient.", &parameters, &gradients)?;
+        }
+        let norm = optimizer.step(&gradients, 1.0)?;
+        assert_close(&name("gradient_norm"), &[norm], &values(&golden[&name("gradient_norm")])?, 0.0);
+    }
+    let start: BTreeMap<_, _> = start
+        .tensors()
+        .keys()
+        .map(|name| Ok((name.clone(), start.tensor(name, DType::F32, &Device::Cpu)?)))
+        .collect::<Result<_>>()?;
+    let all = parameters.all().into_iter().map(|(name, variable)| (name, variable.as_detached_tensor()));
+    check_updates(&golden, "lora.", &start, all)
+}
+
+/// A transformer with an adapter draws what it draws in PEFT.
+#[test]
+fn an_adapter_is_peft_s() -> Result {
+    let golden = golden("training/consistency-lora")?;
+    let inputs = crate::golden("networks/transformer-alpha-256")?;
+    let input = |name: &str| &inputs[&format!("wide.{name}")];
+    let output = |weights: Weights| -> Result<Tensor> {
+        let network = PixArtTransformer::new(&config()?, weights.var_builder(DType::F32, &Device::Cpu))?;
+        let ts = indices(input("timestep"))?;
+        let text = (input("encoder_hidden_states"), input("encoder_attention_mask"));
+        Ok(predict(&network, input("hidden_states"), &ts, text, true)?)
+    };
+    let lora = Lora::open(&fixtures().join("training/lora"))?;
+    check(&golden, "adapted_output", &output(weights()?.with_lora(lora.clone())?)?, 0.0)?;
+    check(&golden, "merged_output", &output(weights()?.with_lora(lora.clone())?)?, 0.0)?;
+    // Without any strength it changes nothing, and together with its opposite neither.
+    let plain = values(&output(weights()?)?)?;
+    assert_close("no strength", &values(&output(weights()?.with_lora(lora.clone().scaled(0.0))?)?)?, &plain, 0.0);
+    let both = weights()?.with_lora(lora.clone())?.with_lora(lora.scaled(-1.0))?;
+    assert_close("its opposite", &values(&output(both)?)?, &plain, 0.0);
+    Ok(())
+}
