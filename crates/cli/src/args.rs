@@ -33,6 +33,11 @@ pub enum Command {
     /// Train a network as a recipe says
     #[command(after_help = TRAIN_EXAMPLES)]
     Train(TrainArgs),
+    /// Measure how well a model draws what it is asked for
+    Eval {
+        #[command(subcommand)]
+        what: EvalCommand,
+    },
     /// Time each stage
     Bench(BenchArgs),
     /// Print a completion script for a shell
@@ -80,6 +85,12 @@ pub struct ModelArgs {
     /// Take the text encoder from this folder or file
     #[arg(long, value_name = "PATH")]
     pub text_encoder: Option<PathBuf>,
+    /// Correct the transformer by a LoRA: a PEFT folder, or a .safetensors file
+    #[arg(long, value_name = "PATH")]
+    pub lora: Option<PathBuf>,
+    /// Strength of the LoRA
+    #[arg(long, value_name = "S", default_value_t = 1.0, requires = "lora", allow_negative_numbers = true)]
+    pub lora_scale: f64,
     /// Precision: auto, f32, bf16 or f16 (auto: bf16 on a GPU and on a CPU that multiplies it, else f32)
     #[arg(long, value_name = "DTYPE", default_value = "auto", value_parser = str::parse::<Precision>)]
     pub dtype: Precision,
@@ -240,17 +251,64 @@ pub struct BenchArgs {
     pub json: bool,
 }
 
+#[derive(Debug, Subcommand)]
+pub enum EvalCommand {
+    /// Draw held-out prompts of the world of scenes, and read from the pictures what they show
+    Faithfulness(Box<FaithfulnessArgs>),
+    /// Encode and decode held-out scenes
+    Reconstruction(ReconstructionArgs),
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct FaithfulnessArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// How many prompts
+    #[arg(long, value_name = "N", default_value_t = 500)]
+    pub prompts: usize,
+    /// Solver steps [default: the model's]
+    #[arg(long, value_name = "N")]
+    pub steps: Option<usize>,
+    /// Strength of guidance [default: the model's]
+    #[arg(long, value_name = "G", allow_negative_numbers = true)]
+    pub guidance_scale: Option<f64>,
+    /// Solver, as `generate` takes it [default: the model's]
+    #[arg(long, value_name = "NAME")]
+    pub scheduler: Option<String>,
+    /// Folder for the pictures
+    #[arg(long, short, value_name = "DIR")]
+    pub output: Option<PathBuf>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct ReconstructionArgs {
+    /// Autoencoder: its folder, or a model folder
+    #[arg(long, value_name = "PATH")]
+    pub vae: PathBuf,
+    /// How many scenes
+    #[arg(long, value_name = "N", default_value_t = 500)]
+    pub scenes: u64,
+    /// Width and height of a scene in pixels
+    #[arg(long, value_name = "PIXELS", default_value_t = 128)]
+    pub size: usize,
+    #[command(flatten)]
+    pub compute: ComputeArgs,
+}
+
 #[derive(Debug, ClapArgs)]
 pub struct FeaturesArgs {
     /// Take so many scenes of the world that the program draws itself
     #[arg(long, value_name = "N")]
     pub scenes: usize,
-    /// Autoencoder: its folder, or a model folder
+    /// Model whose autoencoder and text encoder make the features
+    #[arg(long, value_name = "PATH", required_unless_present = "vae")]
+    pub model: Option<PathBuf>,
+    /// Take this autoencoder; without --model, captions are not encoded, for training with a new text encoder
     #[arg(long, value_name = "PATH")]
-    pub vae: PathBuf,
-    /// Width and height of pictures in pixels
-    #[arg(long, value_name = "PIXELS")]
-    pub size: usize,
+    pub vae: Option<PathBuf>,
+    /// Native size of pictures in pixels; pictures of other shapes get about as many [default: the model's]
+    #[arg(long, value_name = "PIXELS", required_unless_present = "model")]
+    pub size: Option<usize>,
     /// Folder to write
     #[arg(long, short, value_name = "DIR")]
     pub output: PathBuf,

@@ -1,6 +1,7 @@
 use std::sync::atomic::Ordering;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use pixart::Pipeline;
 use pixart_train::{Extractor, ScenesDataset};
 
 use crate::args::FeaturesArgs;
@@ -11,8 +12,17 @@ use crate::{interrupt, open};
 pub fn run(args: FeaturesArgs) -> Result<()> {
     open::set_threads(&args.compute)?;
     let device = args.compute.device.open()?;
-    let dataset = ScenesDataset { count: args.scenes, size: args.size };
-    let mut extractor = Extractor::new(&args.vae, None, args.size, &device)?;
+    let (text, vae, native) = match &args.model {
+        Some(model) => {
+            let pipeline = Pipeline::builder(model).device(args.compute.device).keep_loaded(true).open()?;
+            let native = pipeline.native_size();
+            (Some(pipeline), args.vae.as_ref().unwrap_or(model), Some(native))
+        }
+        None => (None, args.vae.as_ref().context("neither --model nor --vae is given")?, None),
+    };
+    let size = args.size.or(native).context("--size is not given")?;
+    let dataset = ScenesDataset { count: args.scenes, size };
+    let mut extractor = Extractor::new(vae, text, size, &device)?;
     let interrupted = interrupt::flag()?;
     let progress = Progress::new(args.compute.quiet);
     let extracted = extractor.extract(&dataset, &args.output, |now| {

@@ -6,6 +6,7 @@ mod bench;
 mod convert;
 mod decode;
 mod encode;
+mod eval;
 mod features;
 mod generate;
 mod info;
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         Command::Convert(args) => convert::run(args),
         Command::Features(args) => features::run(args),
         Command::Train(args) => train::run(args),
+        Command::Eval { what } => eval::run(what),
         Command::Bench(args) => bench::run(args),
         Command::Completions { shell } => {
             let mut script = Vec::new();

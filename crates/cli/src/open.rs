@@ -38,6 +38,9 @@ pub fn pipeline(
             builder = builder.part(part, path);
         }
     }
+    if let Some(lora) = &args.lora {
+        builder = builder.lora(lora, args.lora_scale);
+    }
     Ok(builder.open()?)
 }
 

@@ -34,6 +34,11 @@ impl Progress {
         self.show("drawing", total as u64, done as u64, "{msg:24} {bar:30} step {pos} of {len}, {eta} left");
     }
 
+    /// Pictures drawn.
+    pub fn pictures(&self, done: usize, total: usize) {
+        self.show("drawing", total as u64, done as u64, "{msg:24} {bar:30} {pos} of {len}, {eta} left");
+    }
+
     /// Pictures whose features are computed.
     pub fn features(&self, done: usize, total: usize) {
         self.show("features", total as u64, done as u64, "{msg:24} {bar:30} {pos} of {len}, {eta} left");

@@ -101,6 +101,11 @@ impl Pipeline {
         &self.transformer_config
     }
 
+    /// Width and height in pixels of the pictures it was trained on.
+    pub fn native_size(&self) -> usize {
+        self.transformer_config.sample_size * self.vae_config.downscale()
+    }
+
     /// The autoencoder's config.
     pub fn vae_config(&self) -> &VaeConfig {
         &self.vae_config

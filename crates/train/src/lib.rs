@@ -8,6 +8,7 @@ mod checkpoint;
 mod dataset;
 mod ema;
 mod error;
+mod evaluation;
 mod events;
 mod features;
 mod initialise;
@@ -24,6 +25,7 @@ mod vocabulary;
 pub use dataset::{Dataset, Item, ScenesDataset};
 pub use ema::Ema;
 pub use error::{Error, Result};
+pub use evaluation::{Faithfulness, Share, faithfulness, reconstruction_psnr};
 pub use features::{
     Batch, Description, Extracted, ExtractionProgress, Extractor, Features, ITEMS_PER_SHARD, SkippedItem,
 };

@@ -1,0 +1,146 @@
+//! How well a model draws what it is asked for, in the world of scenes, where that is a number.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::time::Duration;
+
+use candle_core::{DType, Device, Tensor};
+use image::RgbImage;
+use pixart::{Pipeline, Request, Seeds};
+use pixart_nn::vae::{AutoencoderKl, VaeConfig};
+use pixart_scenes::{Claims, Picture, Prompt, Scene, Split, judge, read};
+use pixart_weights::{Part, open_part};
+
+use crate::{Error, Result};
+
+/// Prompts that are drawn between two reports.
+const PROMPTS_AT_ONCE: usize = 10;
+
+/// What part of the pictures shows what was asked for.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Faithfulness {
+    /// Of pictures that were to show one object, those that show it in its colour.
+    pub one_object: Share,
+    /// Of pictures that were to show two objects in a relation, those where all is right.
+    pub two_objects: Share,
+    /// Of pictures that were to show several equal objects, those where all is right.
+    pub counts: Share,
+    /// Of pictures that were to show three or four objects, those where all is right.
+    pub several: Share,
+    /// Of all pictures, those where all is right.
+    pub all_right: Share,
+    /// Of all objects that were asked for, those that are there, by kind.
+    pub objects: Share,
+    /// Of all pictures, those with as many objects as were asked for.
+    pub right_count: Share,
+    /// Time for a picture, from its prompt to its pixels, without loading.
+    pub time: Duration,
+}
+
+/// So many of so many.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Share {
+    /// How many are right.
+    pub right: usize,
+    /// How many there are.
+    pub all: usize,
+}
+
+impl Share {
+    fn add(&mut self, right: usize, all: usize) {
+        self.right += right;
+        self.all += all;
+    }
+
+    /// In percent; 100 of none.
+    pub fn percent(&self) -> f64 {
+        if self.all == 0 { 100.0 } else { 100.0 * self.right as f64 / self.all as f64 }
+    }
+}
+
+/// Draws `prompts` as `request` says, each with its number in the list as its seed, and reads what the pictures show.
+/// `on_progress` is told how many are done and shown the latest pictures; its `Break` ends with
+/// [`pixart::Error::Cancelled`].
+///
+/// # Errors
+/// What [`Pipeline::generate`] refuses.
+pub fn faithfulness(
+    pipeline: &mut Pipeline,
+    request: &Request,
+    prompts: &[Prompt],
+    mut on_progress: impl FnMut(usize, &[RgbImage]) -> ControlFlow<()>,
+) -> Result<Faithfulness> {
+    let mut found = Faithfulness::default();
+    let mut done = 0;
+    for prompts in prompts.chunks(PROMPTS_AT_ONCE) {
+        let request = Request {
+            prompts: prompts.iter().map(|prompt| prompt.text.clone()).collect(),
+            seeds: Seeds::PerImage((0..prompts.len()).map(|i| (done + i) as u64).collect()),
+            num_images_per_prompt: 1,
+            ..request.clone()
+        };
+        let generated = pipeline.generate(&request)?;
+        let timings = generated.timings;
+        found.time += timings.encode + timings.denoise + timings.decode;
+        let pictures: Vec<RgbImage> = generated.images.into_iter().map(|image| image.pixels).collect();
+        for (prompt, picture) in prompts.iter().zip(&pictures) {
+            found.count(&prompt.claims, picture)?;
+        }
+        done += prompts.len();
+        if on_progress(done, &pictures).is_break() {
+            return Err(pixart::Error::Cancelled.into());
+        }
+    }
+    found.time /= done.max(1) as u32;
+    Ok(found)
+}
+
+impl Faithfulness {
+    fn count(&mut self, claims: &Claims, picture: &RgbImage) -> Result<()> {
+        let verdict = judge(claims, &read(&to_picture(picture)?));
+        let all_right = usize::from(verdict.all_right);
+        match claims.objects.as_slice() {
+            [_] => self.one_object.add(usize::from(verdict.objects >= 1.0 && verdict.colours >= 1.0), 1),
+            [_, _] if !claims.relations.is_empty() => self.two_objects.add(all_right, 1),
+            [first, rest @ ..] if rest.iter().all(|object| object == first) => self.counts.add(all_right, 1),
+            _ => self.several.add(all_right, 1),
+        }
+        let objects = claims.objects.len();
+        self.all_right.add(all_right, 1);
+        self.objects.add((verdict.objects * objects as f32).round() as usize, objects);
+        self.right_count.add(usize::from(verdict.counts), 1);
+        Ok(())
+    }
+}
+
+fn to_picture(pixels: &RgbImage) -> Result<Picture> {
+    let (width, height) = pixels.dimensions();
+    let picture = Picture::from_rgb(width as usize, height as usize, pixels.as_raw().clone());
+    picture.map_err(|error| Error::Tensor(candle_core::Error::wrap(error)))
+}
+
+/// How near an autoencoder's pictures are to `scenes` held-out scenes of `size` pixels: the peak signal-to-noise ratio in
+/// dB, of the mean squared error over all of them.
+///
+/// # Errors
+/// An autoencoder that is missing or broken, or that does not divide `size`.
+pub fn reconstruction_psnr(vae: &Path, scenes: u64, size: usize, device: &Device) -> Result<f64> {
+    let (config, weights) = open_part::<VaeConfig>(vae, Part::Vae, DType::F32)?;
+    config.validate().map_err(|reason| Error::folder(vae, reason))?;
+    if scenes == 0 || size == 0 || !size.is_multiple_of(config.downscale()) {
+        let message = format!("{scenes} scenes of {size} pixels; its latents are of {} pixels", config.downscale());
+        return Err(Error::folder(vae, message));
+    }
+    let network = AutoencoderKl::new(&config, weights.var_builder(DType::F32, device))?;
+    let mut squares = 0.0;
+    for seed in 0..scenes {
+        let picture = Scene::random(seed, Split::Test).draw(size as u32);
+        let pixels: Vec<f32> = picture.pixels().iter().map(|byte| f32::from(*byte) / 127.5 - 1.0).collect();
+        let image = Tensor::from_vec(pixels, (1, size, size, 3), device)?.permute((0, 3, 1, 2))?.contiguous()?;
+        let decoded = pixart::to_pixels(&network.decode(&network.encode(&image)?.mean)?)?;
+        let difference = decoded.as_raw().iter().zip(picture.pixels());
+        squares += difference.map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum::<f64>();
+    }
+    let mean = squares / (scenes as f64 * (3 * size * size) as f64);
+    Ok(10.0 * (255.0 * 255.0 / mean).log10())
+}
