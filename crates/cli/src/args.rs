@@ -62,6 +62,7 @@ Examples:
 
 const FEATURES_EXAMPLES: &str = "\
 Examples:
+  pixart features photos/ --model PixArt-XL-2-512x512 --output features
   pixart features --scenes 100000 --size 128 --vae runs/autoencoder/network --output runs/features
 An extraction that was stopped goes on when the same command is given again.";
 
@@ -297,9 +298,12 @@ pub struct ReconstructionArgs {
 
 #[derive(Debug, ClapArgs)]
 pub struct FeaturesArgs {
+    /// Pictures with captions: a folder with metadata.jsonl, data_info.json or a .txt beside each, or WebDataset shards
+    #[arg(value_name = "FOLDER|SHARD.tar", required_unless_present = "scenes")]
+    pub pictures: Vec<PathBuf>,
     /// Take so many scenes of the world that the program draws itself
-    #[arg(long, value_name = "N")]
-    pub scenes: usize,
+    #[arg(long, value_name = "N", conflicts_with = "pictures")]
+    pub scenes: Option<usize>,
     /// Model whose autoencoder and text encoder make the features
     #[arg(long, value_name = "PATH", required_unless_present = "vae")]
     pub model: Option<PathBuf>,

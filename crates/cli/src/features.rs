@@ -2,7 +2,7 @@ use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result};
 use pixart::Pipeline;
-use pixart_train::{Extractor, ScenesDataset};
+use pixart_train::{Dataset, Extractor, ScenesDataset, open_dataset};
 
 use crate::args::FeaturesArgs;
 use crate::output::{complain, print};
@@ -21,11 +21,14 @@ pub fn run(args: FeaturesArgs) -> Result<()> {
         None => (None, args.vae.as_ref().context("neither --model nor --vae is given")?, None),
     };
     let size = args.size.or(native).context("--size is not given")?;
-    let dataset = ScenesDataset { count: args.scenes, size };
+    let dataset: Box<dyn Dataset> = match args.scenes {
+        Some(count) => Box::new(ScenesDataset { count, size }),
+        None => open_dataset(&args.pictures)?,
+    };
     let mut extractor = Extractor::new(vae, text, size, &device)?;
     let interrupted = interrupt::flag()?;
     let progress = Progress::new(args.compute.quiet);
-    let extracted = extractor.extract(&dataset, &args.output, |now| {
+    let extracted = extractor.extract(dataset.as_ref(), &args.output, |now| {
         progress.features(now.done, now.items);
         !interrupted.load(Ordering::SeqCst)
     });

@@ -25,6 +25,7 @@
 pub mod embeddings;
 pub mod lora;
 pub mod ops;
+pub mod recompute;
 pub mod t5;
 #[cfg(test)]
 mod testing;

@@ -9,6 +9,7 @@ use candle_core::DType;
 use pixart_weights::Weights;
 use serde::{Deserialize, Serialize};
 
+use crate::loss_scale::LossScale;
 use crate::{Ema, Error, Objective, Optimizer, Recipe, Result};
 
 const PARAMETERS: &str = "parameters.safetensors";
@@ -19,6 +20,7 @@ const TARGET: &str = "target.safetensors";
 #[derive(Serialize, Deserialize)]
 struct State {
     step: u64,
+    loss_scale: LossScale,
     recipe: Recipe,
 }
 
@@ -30,6 +32,7 @@ pub(crate) fn save(
     objective: &dyn Objective,
     optimizer: &Optimizer,
     ema: Option<&Ema>,
+    loss_scale: LossScale,
 ) -> Result<PathBuf> {
     let folder = run.join("checkpoints");
     let path = folder.join(format!("step-{step:08}"));
@@ -49,7 +52,7 @@ pub(crate) fn save(
             target.save(&part.join(TARGET))?;
         }
         objective.parameters().save(&part.join(PARAMETERS))?;
-        let state = serde_json::to_string_pretty(&State { step, recipe: recipe.clone() });
+        let state = serde_json::to_string_pretty(&State { step, loss_scale, recipe: recipe.clone() });
         let state_path = part.join("state.json");
         let state = state.map_err(|error| Error::folder(&state_path, error.to_string()))?;
         std::fs::write(&state_path, state).map_err(Error::io(&state_path))?;
@@ -79,6 +82,7 @@ pub(crate) fn resume(
     objective: &mut dyn Objective,
     optimizer: &mut Optimizer,
     ema: Option<&mut Ema>,
+    loss_scale: &mut LossScale,
 ) -> Result<Option<(u64, PathBuf)>> {
     let Some((_, path)) = all(run)?.pop() else { return Ok(None) };
     let state_path = path.join("state.json");
@@ -100,6 +104,7 @@ pub(crate) fn resume(
     if let Some(target) = objective.target_average_mut() {
         target.load(&path.join(TARGET))?;
     }
+    *loss_scale = state.loss_scale;
     Ok(Some((state.step, path)))
 }
 

@@ -12,6 +12,7 @@ mod evaluation;
 mod events;
 mod features;
 mod initialise;
+mod loss_scale;
 mod objective;
 mod optimizer;
 mod order;
@@ -22,7 +23,7 @@ mod schedule;
 mod trainer;
 mod vocabulary;
 
-pub use dataset::{Dataset, Item, ScenesDataset};
+pub use dataset::{Dataset, FolderDataset, Item, ScenesDataset, TarDataset, open_dataset};
 pub use ema::Ema;
 pub use error::{Error, Result};
 pub use evaluation::{Faithfulness, Share, faithfulness, reconstruction_psnr};

@@ -53,9 +53,9 @@ impl Optimizer {
         Ok(Self { settings, parameters: parameters.clone(), moments, step: 0 })
     }
 
-    /// Changes the parameters by their gradients, with the learning rate times `factor`. Returns the norm of all gradients
+    /// Changes the parameters by their gradients, which are `scale` times too long, with the learning rate times `factor`. Returns the norm of all gradients
     /// together; if it is not finite, nothing has changed. A parameter without a gradient stays.
-    pub fn step(&mut self, gradients: &GradStore, factor: f64) -> Result<f64> {
+    pub fn step(&mut self, gradients: &GradStore, factor: f64, scale: f64) -> Result<f64> {
         let all = self.parameters.all();
         let mut squares = 0f64;
         for (_, variable) in &all {
@@ -63,15 +63,15 @@ impl Optimizer {
                 squares += f64::from(gradient.to_dtype(DType::F32)?.sqr()?.sum_all()?.to_scalar::<f32>()?);
             }
         }
-        let norm = squares.sqrt();
+        let norm = squares.sqrt() / scale;
         if !norm.is_finite() {
             return Ok(norm);
         }
         self.step += 1;
-        let shorten = self.settings.max_grad_norm.map_or(1.0, |longest| (longest / (norm + 1e-6)).min(1.0));
+        let shorten = self.settings.max_grad_norm.map_or(1.0, |longest| (longest / (norm + 1e-6)).min(1.0)) / scale;
         for (name, variable) in &all {
             let (Some(gradient), Some(moments)) = (gradients.get(variable), self.moments.get(name)) else { continue };
-            let gradient = if shorten < 1.0 { (gradient * shorten)? } else { gradient.clone() };
+            let gradient = if shorten != 1.0 { (gradient * shorten)? } else { gradient.clone() };
             let OptimizerSettings { lr, betas: [beta1, beta2], eps, weight_decay, .. } = self.settings;
             let weight_decay = if variable.rank() > 1 { weight_decay } else { 0.0 };
             let settings = AdamW { lr: lr * factor, beta1, beta2, eps, weight_decay, step: self.step };

@@ -46,6 +46,10 @@ pub struct Recipe {
     /// What networks compute in; parameters and the optimiser are f32.
     #[serde(default)]
     pub precision: Precision,
+    /// Keeps only what goes from block to block of a transformer, and computes the rest again in the backward pass: the
+    /// memory of one block in place of all, for a third more work.
+    #[serde(default)]
+    pub gradient_checkpointing: bool,
     /// The optimiser.
     #[serde(default)]
     pub optimizer: OptimizerSettings,

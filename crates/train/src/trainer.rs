@@ -8,6 +8,7 @@ use candle_core::{DType, Device};
 use pixart_weights::write_bytes;
 
 use crate::events::EventFile;
+use crate::loss_scale::LossScale;
 use crate::objective;
 use crate::{Ema, Error, Loss, Objective, Optimizer, Recipe, Result, checkpoint};
 
@@ -54,21 +55,27 @@ pub fn train(
     let mut objective = objective::of(recipe, device)?;
     let mut optimizer = Optimizer::new(recipe.optimizer.clone(), objective.parameters())?;
     let mut ema = recipe.ema_decay.map(|_| Ema::new(objective.parameters())).transpose()?;
-    let resumed = checkpoint::resume(run, recipe, objective.as_mut(), &mut optimizer, ema.as_mut())?;
+    let mut scale = LossScale::of(recipe.precision);
+    let resumed = checkpoint::resume(run, recipe, objective.as_mut(), &mut optimizer, ema.as_mut(), &mut scale)?;
     let (done, mut kept) = resumed.map_or((0, None), |(step, path)| (step, Some(path)));
     let mut events = EventFile::create(run)?;
     for step in done + 1..=recipe.steps {
         let start = Instant::now();
         let factor = recipe.schedule.factor(step, recipe.steps, recipe.warm_up);
-        let BatchGradients { gradients, loss, terms } = gradients(objective.as_ref(), step, recipe.accumulate)?;
-        let gradient_norm = if loss.is_finite() { optimizer.step(&gradients, factor)? } else { f64::NAN };
-        if !gradient_norm.is_finite() {
+        let BatchGradients { gradients, loss, terms } =
+            gradients(objective.as_ref(), step, recipe.accumulate, scale.factor())?;
+        let gradient_norm =
+            if loss.is_finite() { optimizer.step(&gradients, factor, scale.factor())? } else { f64::NAN };
+        if !scale.update(gradient_norm.is_finite()) {
             return Err(Error::NotFinite { step, kept });
         }
-        objective.step_done()?;
-        if let (Some(ema), Some(decay)) = (&mut ema, recipe.ema_decay) {
-            // An average of few steps must not remember the start.
-            ema.update(decay.min((1 + step) as f64 / (10 + step) as f64))?;
+        // A step whose gradients were beyond f16 has changed nothing.
+        if gradient_norm.is_finite() {
+            objective.step_done()?;
+            if let (Some(ema), Some(decay)) = (&mut ema, recipe.ema_decay) {
+                // An average of few steps must not remember the start.
+                ema.update(decay.min((1 + step) as f64 / (10 + step) as f64))?;
+            }
         }
         let mut report = StepReport {
             step,
@@ -91,7 +98,7 @@ pub fn train(
             events.image(step, "validation", pixels.dimensions(), png)?;
         }
         let save = |kept: &mut Option<PathBuf>| -> Result<PathBuf> {
-            let path = checkpoint::save(run, step, recipe, objective.as_ref(), &optimizer, ema.as_ref())?;
+            let path = checkpoint::save(run, step, recipe, objective.as_ref(), &optimizer, ema.as_ref(), scale)?;
             *kept = Some(path.clone());
             Ok(path)
         };
@@ -118,26 +125,23 @@ struct BatchGradients {
     terms: Vec<(&'static str, f64)>,
 }
 
-fn gradients(objective: &dyn Objective, step: u64, parts: usize) -> Result<BatchGradients> {
+/// The gradients of a step, `scale` times as long as they are.
+fn gradients(objective: &dyn Objective, step: u64, parts: usize, scale: f64) -> Result<BatchGradients> {
     let part = |part| -> Result<BatchGradients> {
-        let Loss { total, terms } = objective.loss(step, part, parts)?;
+        let Loss { total, terms, recomputation } = objective.loss(step, part, parts)?;
         let total = (total / parts as f64)?;
         let loss = f64::from(total.to_dtype(DType::F32)?.to_scalar::<f32>()?);
         let terms = terms.iter().map(|(name, term)| Ok((*name, f64::from(term.to_scalar::<f32>()?) / parts as f64)));
-        Ok(BatchGradients { gradients: total.backward()?, loss, terms: terms.collect::<Result<_>>()? })
+        let mut gradients = (total * scale)?.backward()?;
+        if let Some(recomputation) = recomputation {
+            recomputation.add_to(&mut gradients)?;
+        }
+        Ok(BatchGradients { gradients, loss, terms: terms.collect::<Result<_>>()? })
     };
     let mut sum = part(0)?;
     for index in 1..parts {
         let BatchGradients { gradients, loss, terms } = part(index)?;
-        for (_, variable) in objective.parameters().all() {
-            if let Some(gradient) = gradients.get(&variable) {
-                let gradient = match sum.gradients.get(&variable) {
-                    Some(sum) => (sum + gradient)?,
-                    None => gradient.clone(),
-                };
-                sum.gradients.insert(&variable, gradient);
-            }
-        }
+        sum.gradients.extend(gradients)?;
         sum.loss += loss;
         for ((_, sum), (_, term)) in sum.terms.iter_mut().zip(terms) {
             *sum += term;

@@ -11,6 +11,7 @@ use candle_nn::VarBuilder;
 
 use crate::embeddings::{ScalarEmbedding, position_embedding};
 use crate::ops::{Activation, Conv2d, Linear, Padding, image_to_tokens, layer_norm_modulate, silu};
+use crate::recompute::Recomputation;
 use block::{Block, stream_dtype};
 
 /// The size conditions of 1024-pixel models, one row an image.
@@ -64,6 +65,8 @@ pub struct PixArtTransformer {
     /// `[2, width]`: shift and scale before the last layer.
     scale_shift_table: Tensor,
     proj_out: Linear,
+    /// Where recomputed blocks leave their gradients.
+    recomputation: Option<Recomputation>,
     dtype: DType,
     stream_dtype: DType,
     device: Device,
@@ -105,11 +108,19 @@ impl PixArtTransformer {
             blocks,
             scale_shift_table: small.get((2, width), "scale_shift_table")?,
             proj_out: Linear::new(width, patch * patch * config.channels_out(), small.pp("proj_out"))?,
+            recomputation: None,
             dtype: vb.dtype(),
             stream_dtype: small.dtype(),
             device: vb.device().clone(),
             config: config.clone(),
         })
+    }
+
+    /// Forgets what is computed inside of blocks, and computes it again in a backward pass: the memory of one block is
+    /// needed in place of all, for a third more work. The gradients of the blocks' parameters go to `recomputation`.
+    pub fn recomputing(mut self, recomputation: &Recomputation) -> Self {
+        self.recomputation = Some(recomputation.clone());
+        self
     }
 
     /// The config it was built from.
@@ -166,7 +177,15 @@ impl PixArtTransformer {
         let (modulation, embedded_timestep) = self.embed_timestep(timestep, size)?;
         let mut xs = self.embed_patches(latents, grid)?;
         for (block, keys_values) in self.blocks.iter().zip(&text.keys_values) {
-            xs = block.forward(&xs, &modulation, keys_values, text.bias.as_ref())?;
+            xs = match &self.recomputation {
+                Some(recomputation) => {
+                    let (block, bias) = (block.clone(), text.bias.clone());
+                    recomputation.run([&xs, &modulation, keys_values], move |[xs, modulation, keys_values]| {
+                        block.forward(xs, modulation, keys_values, bias.as_ref())
+                    })?
+                }
+                None => block.forward(&xs, &modulation, keys_values, text.bias.as_ref())?,
+            };
         }
         self.predict(&xs, &embedded_timestep, grid)
     }

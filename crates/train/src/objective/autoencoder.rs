@@ -120,7 +120,11 @@ impl Objective for AutoencoderObjective {
         let divergence = ((divergence.mean_all()? - 1.0)? * 0.5)?;
         let total =
             (((&pixels + &squares)? + (&edges * self.recipe.edge_weight)?)? + (&divergence * self.recipe.kl_weight)?)?;
-        Ok(Loss { total, terms: vec![("pixels", pixels), ("squares", squares), ("edges", edges), ("kl", divergence)] })
+        Ok(Loss {
+            total,
+            terms: vec![("pixels", pixels), ("squares", squares), ("edges", edges), ("kl", divergence)],
+            recomputation: None,
+        })
     }
 
     fn validate(&self) -> Result<RgbImage> {

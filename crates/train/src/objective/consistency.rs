@@ -84,7 +84,8 @@ impl Objective for ConsistencyObjective {
         let project = |transformer: &PixArtTransformer, text: &Text| -> Result<ProjectedText> {
             Ok(transformer.project_text(&text.embeds, Some(&text.mask))?)
         };
-        let (student, target) = (self.model.transformer()?, self.target()?);
+        let (student, recomputation) = self.model.transformer_in_training()?;
+        let target = self.target()?;
         let of_student = project(&student, &text)?;
         let of_target = project(&target, &text)?;
         let (of_teacher, of_nothing) = (project(&self.teacher, &text)?, project(&self.teacher, &null)?);
@@ -100,7 +101,7 @@ impl Objective for ConsistencyObjective {
                 ])
             },
         )?;
-        Ok(Loss { total: terms.loss, terms: vec![] })
+        Ok(Loss { total: terms.loss, terms: vec![], recomputation })
     }
 
     fn step_done(&mut self) -> Result<()> {

@@ -99,7 +99,7 @@ impl Objective for DiffusionObjective {
             keeps.then(|| ((draws[2 * size + item] * captions.len() as f32) as usize).min(captions.len() - 1))
         })?;
         let x_t = self.losses.add_noise(&x0, &noise, &ts)?;
-        let transformer = self.model.transformer()?;
+        let (transformer, recomputation) = self.model.transformer_in_training()?;
         let text = transformer.project_text(&text.embeds, Some(&text.mask))?;
         let output = Model::predict(&transformer, &x_t, &ts, &text, self.model.size(&batch)?.as_ref())?;
         let losses = self.losses.losses(&output, &x_t, &x0, &noise, &ts)?;
@@ -115,7 +115,7 @@ impl Objective for DiffusionObjective {
             None => losses.mse.clone(),
         };
         let total = (weighted.mean_all()? + losses.vb.mean_all()?)?;
-        Ok(Loss { total, terms: vec![("mse", losses.mse.mean_all()?), ("vb", losses.vb.mean_all()?)] })
+        Ok(Loss { total, terms: vec![("mse", losses.mse.mean_all()?), ("vb", losses.vb.mean_all()?)], recomputation })
     }
 
     fn validate(&self) -> Result<RgbImage> {

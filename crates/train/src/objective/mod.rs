@@ -17,6 +17,7 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use image::RgbImage;
+use pixart_nn::recompute::Recomputation;
 
 use crate::{Data, Ema, Error, Parameters, Recipe, Result, Stage};
 
@@ -29,6 +30,8 @@ pub struct Loss {
     pub total: Tensor,
     /// What it is made of, scalars to be shown.
     pub terms: Vec<(&'static str, Tensor)>,
+    /// What is not kept for the backward pass, where something is not.
+    pub recomputation: Option<Recomputation>,
 }
 
 /// What a recipe trains.

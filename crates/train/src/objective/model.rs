@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use pixart::{Pipeline, PipelineBuilder, tokenize};
+use pixart_nn::recompute::Recomputation;
 use pixart_nn::t5::{T5Config, T5Encoder};
 use pixart_nn::transformer::{PixArtTransformer, ProjectedText, SizeConditions, TransformerConfig};
 use pixart_nn::vae::VaeConfig;
@@ -25,6 +26,8 @@ pub(crate) struct Model {
     pub parameters: Parameters,
     /// What networks compute in.
     dtype: DType,
+    /// Whether blocks are computed again in the backward pass.
+    recomputes: bool,
     config: TransformerConfig,
     source: Source,
     pub scaling_factor: f64,
@@ -64,6 +67,7 @@ impl Model {
         let model = Self {
             parameters,
             dtype: run.precision.dtype(),
+            recomputes: run.gradient_checkpointing,
             config: recipe.transformer.clone(),
             source: Source::New {
                 vae: if inner.is_dir() { inner } else { recipe.vae.clone() },
@@ -101,6 +105,7 @@ impl Model {
         let model = Self {
             parameters,
             dtype: run.precision.dtype(),
+            recomputes: run.gradient_checkpointing,
             config,
             source: Source::Base { folder: base.into(), lora },
             scaling_factor: vae_config.scaling_factor,
@@ -143,6 +148,16 @@ impl Model {
     /// The transformer as it is now.
     pub(crate) fn transformer(&self) -> Result<PixArtTransformer> {
         Ok(PixArtTransformer::new(&self.config, self.of_transformer(self.parameters.builder(self.dtype)))?)
+    }
+
+    /// The transformer as it is now, for a loss: with what is not kept for the backward pass, if the recipe wants that.
+    pub(crate) fn transformer_in_training(&self) -> Result<(PixArtTransformer, Option<Recomputation>)> {
+        let transformer = self.transformer()?;
+        if !self.recomputes {
+            return Ok((transformer, None));
+        }
+        let recomputation = Recomputation::new();
+        Ok((transformer.recomputing(&recomputation), Some(recomputation)))
     }
 
     /// The transformer as it is now, without gradients.

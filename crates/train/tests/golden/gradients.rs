@@ -1,6 +1,7 @@
 //! The gradients of every network against PyTorch's, on the golden checkpoints (`tools/reference/gradients.py`).
 
 use candle_core::{DType, Device, Tensor, Var};
+use pixart_nn::recompute::Recomputation;
 use pixart_nn::t5::{T5Config, T5Encoder};
 use pixart_nn::transformer::{PixArtTransformer, SizeConditions, TransformerConfig};
 use pixart_nn::vae::{AutoencoderKl, VaeConfig};
@@ -11,7 +12,8 @@ use crate::{Result, check_all, check_inputs, check_loss, fixtures, golden};
 
 #[test]
 fn transformers() -> Result {
-    for (name, has_sizes) in [("alpha-256", false), ("alpha-1024", true)] {
+    let kinds = [("alpha-256", false, false), ("alpha-1024", true, false), ("alpha-1024", true, true)];
+    for (name, has_sizes, recomputes) in kinds {
         let folder = PipelineFolder::open(fixtures().join("checkpoints").join(name))?;
         let config: TransformerConfig = folder.config(Part::Transformer)?;
         let inputs = golden(&format!("networks/transformer-{name}"))?;
@@ -20,6 +22,8 @@ fn transformers() -> Result {
         let weights = folder.weights(Part::Transformer, DType::F32)?;
         let parameters = Parameters::stored(weights, &Device::Cpu);
         let transformer = PixArtTransformer::new(&config, parameters.builder(DType::F32))?;
+        let recomputation = Recomputation::new();
+        let transformer = if recomputes { transformer.recomputing(&recomputation) } else { transformer };
 
         let latents = Var::from_tensor(input("hidden_states"))?;
         let embeds = Var::from_tensor(input("encoder_hidden_states"))?;
@@ -34,7 +38,11 @@ fn transformers() -> Result {
         let output = transformer.forward(&latents, input("timestep"), &text, size.as_ref())?;
         let loss = (output * &golden["weights.output"])?.sum_all()?;
         check_loss(&golden, &loss)?;
-        let gradients = loss.backward()?;
+        let mut gradients = loss.backward()?;
+        let of_first_block =
+            &parameters.all().into_iter().find(|(name, _)| name.contains("blocks.0.")).ok_or("no block")?;
+        assert_eq!(gradients.get(&of_first_block.1).is_none(), recomputes, "blocks are recomputed");
+        recomputation.add_to(&mut gradients)?;
         check_all(&golden, "gradient.", &parameters, &gradients)?;
         check_inputs(&golden, &gradients, &[("hidden_states", &latents), ("encoder_hidden_states", &embeds)])?;
     }

@@ -184,7 +184,7 @@ fn latent_consistency_distillation() -> Result {
         if step == 0 {
             check_all(&golden, "step_0.gradient.", &parameters, &gradients)?;
         }
-        let norm = optimizer.step(&gradients, 1.0)?;
+        let norm = optimizer.step(&gradients, 1.0, 1.0)?;
         assert_close(&name("gradient_norm"), &[norm], &values(&golden[&name("gradient_norm")])?, 0.0);
         target.update(0.95)?;
     }
@@ -227,7 +227,7 @@ fn latent_consistency_lora() -> Result {
         if step == 0 {
             check_all(&golden, "step_0.gradient.", &parameters, &gradients)?;
         }
-        let norm = optimizer.step(&gradients, 1.0)?;
+        let norm = optimizer.step(&gradients, 1.0, 1.0)?;
         assert_close(&name("gradient_norm"), &[norm], &values(&golden[&name("gradient_norm")])?, 0.0);
     }
     let start: BTreeMap<_, _> = start

@@ -1,11 +1,11 @@
-//! Runs of the autoencoder's training, whole, on a network small enough for a test.
-
-use std::path::Path;
+//! The autoencoder's.
 
 use candle_core::{DType, Device, Tensor};
 use pixart_nn::vae::{AutoencoderKl, VaeConfig};
-use pixart_train::{Error, Outcome, Recipe, StepReport, train};
+use pixart_train::{Error, StepReport};
 use pixart_weights::Weights;
+
+use crate::{assert_goes_on, recipe, run};
 
 const RECIPE: &str = r#"
 seed = 3
@@ -33,50 +33,14 @@ layers_per_block = 1
 norm_num_groups = 4
 "#;
 
-fn recipe(folder: &Path, text: &str) -> pixart_train::Result<Recipe> {
-    let path = folder.join("recipe.toml");
-    std::fs::write(&path, text).expect("a temporary folder can be written");
-    Recipe::read(&path)
-}
-
-fn run(recipe: &Recipe, folder: &Path, stop_after: u64) -> pixart_train::Result<(Outcome, Vec<StepReport>)> {
-    let mut reports = Vec::new();
-    let outcome = train(recipe, folder, &Device::Cpu, |report| {
-        reports.push(report.clone());
-        report.step < stop_after
-    })?;
-    Ok((outcome, reports))
-}
-
-fn bytes(folder: &Path) -> Vec<(String, Vec<u8>)> {
-    let entries = std::fs::read_dir(folder).expect("the folder is there");
-    let mut files: Vec<_> = entries
-        .map(|entry| {
-            let entry = entry.expect("it can be listed");
-            (entry.file_name().to_string_lossy().into_owned(), std::fs::read(entry.path()).expect("it can be read"))
-        })
-        .collect();
-    files.sort();
-    files
-}
-
 /// 20 steps are 10 steps, an end, and 10 steps: in every loss and in every byte of the result.
 #[test]
 fn a_run_that_was_stopped_goes_on_as_if_it_had_not_been() -> pixart_train::Result<()> {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let recipe = recipe(folder.path(), RECIPE)?;
-    let (straight, stopped) = (folder.path().join("straight"), folder.path().join("stopped"));
-    let (outcome, reports) = run(&recipe, &straight, u64::MAX)?;
-    assert_eq!(outcome, Outcome::Done(straight.join("network")));
-    assert_eq!(reports.len(), 20);
     // Stopped after a step that saves none by itself.
-    let (outcome, mut parts) = run(&recipe, &stopped, 7)?;
-    assert_eq!(outcome, Outcome::Stopped(stopped.join("checkpoints/step-00000007")));
-    parts.extend(run(&recipe, &stopped, u64::MAX)?.1);
-    let losses = |reports: &[StepReport]| reports.iter().map(|r| (r.step, r.loss, r.gradient_norm)).collect::<Vec<_>>();
-    assert_eq!(losses(&parts), losses(&reports));
-    assert_eq!(bytes(&stopped.join("network")), bytes(&straight.join("network")));
-    assert_eq!(bytes(&stopped.join("validation")), bytes(&straight.join("validation")));
+    assert_goes_on(&recipe, folder.path(), 7)?;
+    let straight = folder.path().join("straight");
     let kept: Vec<_> = std::fs::read_dir(straight.join("checkpoints"))
         .expect("checkpoints")
         .map(|entry| entry.expect("an entry").file_name())
@@ -121,6 +85,7 @@ fn what_cannot_be_is_refused() -> pixart_train::Result<()> {
     refused("lr = 2e-3", "lr = -1.0", "optimizer.lr is -1");
     refused("lr = 2e-3", "lr = nan", "optimizer.lr is NaN");
     refused("crop = 16", "crop = 17", "both must divide by 2");
+    refused("kl_weight = 1e-4", "kl_weight = -1.0", "kl_weight is -1");
     refused("norm_num_groups = 4", "norm_num_groups = 3", "norm_num_groups 3 does not divide");
     refused("seed = 3", "seed = \"x\"", "line 2");
 

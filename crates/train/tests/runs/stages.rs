@@ -1,0 +1,140 @@
+//! Stages on features: diffusion and distillation, whole networks and LoRAs.
+
+use std::path::Path;
+
+use candle_core::Device;
+use pixart::{Pipeline, Request};
+use pixart_train::{Extractor, Outcome, ScenesDataset};
+
+use crate::{assert_goes_on, checkpoint, recipe, run};
+
+const RUN: &str = r#"
+seed = 2
+steps = 6
+batch_size = 4
+accumulate = 2
+warm_up = 2
+ema_decay = 0.9
+checkpoint_every = 4
+validate_every = 6
+optimizer = { lr = 1e-3, max_grad_norm = 1.0 }
+"#;
+
+const VALIDATION: &str = "validation = { prompts = [\"a red circle\"], steps = 2, guidance_scale = 2.0 }";
+
+fn base() -> String {
+    format!("base = {:?}", checkpoint())
+}
+
+/// Features of a few scenes, with embeddings of their captions if `with_text`.
+fn features(folder: &Path, with_text: bool) -> pixart_train::Result<String> {
+    let text = with_text.then(|| Pipeline::builder(checkpoint()).keep_loaded(true).open()).transpose()?;
+    let mut extractor = Extractor::new(&checkpoint(), text, 64, &Device::Cpu)?;
+    let path = folder.join("features");
+    extractor.extract(&ScenesDataset { count: 12, size: 64 }, &path, |_| true)?;
+    Ok(format!("data.features = {path:?}"))
+}
+
+fn draws(pipeline: pixart::PipelineBuilder) -> pixart::Result<Vec<u8>> {
+    let request = Request { steps: Some(2), ..Request::new("a red circle") };
+    Ok(pipeline.open()?.generate(&request)?.images.remove(0).pixels.into_raw())
+}
+
+#[test]
+fn a_new_model_is_a_pipeline() -> pixart_train::Result<()> {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let data = features(folder.path(), false)?;
+    let new = format!(
+        r#"
+[stage.diffusion]
+snr_gamma = 5.0
+{VALIDATION}
+[stage.diffusion.new]
+vae = {:?}
+transformer = {{ num_attention_heads = 2, attention_head_dim = 8, in_channels = 4, out_channels = 8, num_layers = 2, cross_attention_dim = 16, sample_size = 8, caption_channels = 16 }}
+text_encoder = {{ vocab_size = 160, d_model = 16, d_kv = 8, d_ff = 32, num_heads = 2, num_layers = 2, feed_forward_proj = "gated-gelu" }}
+"#,
+        checkpoint()
+    );
+    let recipe_of = |run: &str| recipe(folder.path(), &format!("{run}{data}{new}"));
+    assert_goes_on(&recipe_of(RUN)?, folder.path(), 3)?;
+    let network = folder.path().join("straight/network");
+    assert_eq!(draws(Pipeline::builder(&network))?.len(), 3 * 64 * 64);
+
+    let longer = RUN.replace("steps = 6", "steps = 60").replace("validate_every = 6", "").replace("warm_up = 2", "");
+    let (_, reports) = run(&recipe_of(&longer)?, &folder.path().join("longer"), u64::MAX)?;
+    let mean = |range: std::ops::Range<usize>| reports[range].iter().map(|report| report.loss).sum::<f64>() / 20.0;
+    assert!(mean(40..60) < 0.9 * mean(0..20), "from {} to {}", mean(0..20), mean(40..60));
+    Ok(())
+}
+
+#[test]
+fn a_base_can_be_trained_on_and_adapted() -> pixart_train::Result<()> {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let data = features(folder.path(), true)?;
+    let plain = draws(Pipeline::builder(checkpoint()))?;
+    for (name, stage) in [("diffusion", "diffusion"), ("consistency", "consistency")] {
+        for (kind, lora) in [("whole", ""), ("lora", "lora = { rank = 4, alpha = 8.0 }")] {
+            let run = folder.path().join(format!("{name}-{kind}"));
+            std::fs::create_dir(&run).expect("a folder");
+            let text = format!("{RUN}{data}\n[stage.{stage}]\n{}\n{lora}\n{VALIDATION}", base());
+            assert_goes_on(&recipe(folder.path(), &text)?, &run, 3)?;
+            let network = run.join("straight/network");
+            let builder = Pipeline::builder(checkpoint());
+            let drawn = draws(match kind {
+                "lora" => builder.lora(&network, 1.0),
+                _ => builder.part(pixart_weights::Part::Transformer, &network),
+            })?;
+            assert_ne!(drawn, plain, "{name}, {kind}");
+            if kind == "lora" {
+                assert_eq!(draws(Pipeline::builder(checkpoint()).lora(&network, 0.0))?, plain);
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn what_does_not_belong_together_is_refused() -> pixart_train::Result<()> {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let data = features(folder.path(), true)?;
+    let refused = |stage: &str, message: &str| {
+        let outcome = recipe(folder.path(), &format!("{RUN}{data}\n{stage}"))
+            .and_then(|recipe| run(&recipe, &folder.path().join("run"), u64::MAX));
+        let error = match outcome {
+            Ok((Outcome::Done(_) | Outcome::Stopped(_), _)) => panic!("{stage} was trained"),
+            Err(error) => error.to_string(),
+        };
+        assert!(error.contains(message) && !error.contains('\n'), "{stage}: {error}");
+    };
+    refused("[stage.diffusion]", "either `new` or `base`");
+    refused(&format!("[stage.diffusion]\n{}\ntext_dropout = 2.0", base()), "text_dropout is 2");
+    refused(&format!("[stage.diffusion]\n{}\nlora = {{ rank = 0 }}", base()), "rank is 0");
+    refused(&format!("[stage.consistency]\n{}\nsettings = {{ ddim_steps = 7 }}", base()), "ddim_steps is 7");
+    refused(&format!("[stage.consistency]\n{}\ntarget_ema_decay = 1.5", base()), "target_ema_decay is 1.5");
+    refused("[stage.consistency]\nbase = \"nothing\"", "no such folder");
+    let other = checkpoint().with_file_name("sigma-512");
+    refused(&format!("[stage.consistency]\nbase = {other:?}"), "another autoencoder");
+    Ok(())
+}
+
+/// In every precision, and with blocks computed again in the backward pass, a run goes nearly the same way.
+#[test]
+fn precisions_and_recomputation_agree() -> pixart_train::Result<()> {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let data = features(folder.path(), true)?;
+    let losses = |more: &str| -> pixart_train::Result<Vec<f64>> {
+        let text = format!("{more}\n{RUN}{data}\n[stage.diffusion]\n{}\n{VALIDATION}", base());
+        let output = tempfile::tempdir().expect("a temporary folder");
+        Ok(run(&recipe(folder.path(), &text)?, output.path(), u64::MAX)?.1.iter().map(|report| report.loss).collect())
+    };
+    let plain = losses("")?;
+    let near = |others: &[f64], tolerance: f64| plain.iter().zip(others).all(|(a, b)| (a / b - 1.0).abs() < tolerance);
+    let recomputed = losses("gradient_checkpointing = true")?;
+    assert!(near(&recomputed, 1e-5), "{plain:?} {recomputed:?}");
+    for precision in ["bf16", "f16"] {
+        let found = losses(&format!("precision = {precision:?}"))?;
+        assert!(near(&found, 0.03) && found != plain, "{precision}: {plain:?} {found:?}");
+    }
+    Ok(())
+}
