@@ -326,8 +326,11 @@ pub struct TrainArgs {
     #[arg(value_name = "RECIPE")]
     pub recipe: PathBuf,
     /// Folder for checkpoints, validation pictures and the result
-    #[arg(long, short, value_name = "DIR")]
-    pub output: PathBuf,
+    #[arg(long, short, value_name = "DIR", required_unless_present = "dry_run")]
+    pub output: Option<PathBuf>,
+    /// Say what it would need, and train nothing
+    #[arg(long)]
+    pub dry_run: bool,
     #[command(flatten)]
     pub compute: ComputeArgs,
 }

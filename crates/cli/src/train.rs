@@ -1,7 +1,7 @@
 use std::sync::atomic::Ordering;
 
 use anyhow::Result;
-use pixart_train::{Outcome, Recipe, StepReport, train};
+use pixart_train::{Estimate, Outcome, Recipe, StepReport, estimate, train};
 
 use crate::args::TrainArgs;
 use crate::output::{peak_memory, print};
@@ -12,10 +12,14 @@ pub fn run(args: TrainArgs) -> Result<()> {
     open::set_threads(&args.compute)?;
     let recipe = Recipe::read(&args.recipe)?;
     let device = args.compute.device.open()?;
+    let output = match (&args.output, args.dry_run) {
+        (Some(output), false) => output,
+        _ => return print(&needs(&estimate(&recipe, &device)?)),
+    };
     let interrupted = interrupt::flag()?;
     let progress = Progress::new(args.compute.quiet);
     let mut printed = Ok(());
-    let outcome = train(&recipe, &args.output, &device, |report| {
+    let outcome = train(&recipe, output, &device, |report| {
         let how = how(report, recipe.batch_size);
         progress.train(report.step, recipe.steps, &how);
         if let Some(path) = &report.checkpoint
@@ -38,6 +42,26 @@ pub fn run(args: TrainArgs) -> Result<()> {
             Err(pixart::Error::Cancelled.into())
         }
     }
+}
+
+/// What a run will need.
+fn needs(estimate: &Estimate) -> String {
+    let Estimate { footprint, bytes, parameter_bytes, optimizer_bytes, activation_bytes, flops } = estimate;
+    let (millions, gigabytes) = (|count: u64| count as f64 / 1e6, |bytes: u64| bytes as f64 / 1e9);
+    format!(
+        "parameters  {:.2} M trained, {:.2} M in all networks\n\
+         memory      about {:.2} GB: parameters and gradients {:.2}, optimiser and average {:.2}, what stays {:.2}, \
+         what is kept for the backward pass {:.2}\n\
+         step        about {:.2} TFLOP",
+        millions(footprint.trained),
+        millions(footprint.parameters),
+        gigabytes(*bytes),
+        gigabytes(*parameter_bytes),
+        gigabytes(*optimizer_bytes),
+        gigabytes(footprint.frozen_bytes),
+        gigabytes(*activation_bytes),
+        flops / 1e12
+    )
 }
 
 /// The loss and what it is made of, and the speed.

@@ -8,6 +8,7 @@ mod checkpoint;
 mod dataset;
 mod ema;
 mod error;
+mod estimate;
 mod evaluation;
 mod events;
 mod features;
@@ -26,6 +27,7 @@ mod vocabulary;
 pub use dataset::{Dataset, FolderDataset, Item, ScenesDataset, TarDataset, open_dataset};
 pub use ema::Ema;
 pub use error::{Error, Result};
+pub use estimate::{Estimate, Footprint};
 pub use evaluation::{Faithfulness, Share, faithfulness, reconstruction_psnr};
 pub use features::{
     Batch, Description, Extracted, ExtractionProgress, Extractor, Features, ITEMS_PER_SHARD, SkippedItem,
@@ -42,4 +44,4 @@ pub use recipe::{
     Sampling, Stage,
 };
 pub use schedule::Schedule;
-pub use trainer::{Outcome, StepReport, train};
+pub use trainer::{Outcome, StepReport, estimate, train};

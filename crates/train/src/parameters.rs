@@ -118,6 +118,17 @@ impl Parameters {
         self.lock().values().map(|variable| variable.elem_count()).sum()
     }
 
+    /// How many numbers the weights are that stay, of which networks have asked for some.
+    pub(crate) fn base_count(&self) -> usize {
+        match &*self.source {
+            Source::Adapted { base, .. } => {
+                let kept = base.kept.lock().unwrap_or_else(PoisonError::into_inner);
+                kept.values().map(Tensor::elem_count).sum()
+            }
+            Source::Fresh(_) | Source::Stored(_) => 0,
+        }
+    }
+
     /// Writes all of them to a safetensors file.
     pub fn save(&self, path: &Path) -> pixart_weights::Result<()> {
         self.save_part("", path)

@@ -10,7 +10,7 @@ use pixart_weights::write_bytes;
 use crate::events::EventFile;
 use crate::loss_scale::LossScale;
 use crate::objective;
-use crate::{Ema, Error, Loss, Objective, Optimizer, Recipe, Result, checkpoint};
+use crate::{Ema, Error, Estimate, Loss, Objective, Optimizer, Recipe, Result, checkpoint};
 
 /// What a step did.
 #[derive(Debug, Clone)]
@@ -115,6 +115,14 @@ pub fn train(
     let result = run.join("network");
     with_average(ema.as_ref(), || objective.save(&result))?;
     Ok(Outcome::Done(result))
+}
+
+/// What training as `recipe` says will need. Opens all that it names, and trains nothing.
+///
+/// # Errors
+/// As [`train`], before the first step.
+pub fn estimate(recipe: &Recipe, device: &Device) -> Result<Estimate> {
+    Ok(Estimate::new(recipe, objective::of(recipe, device)?.footprint()?))
 }
 
 /// Means over the parts of a batch.

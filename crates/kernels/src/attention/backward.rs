@@ -282,7 +282,7 @@ impl Block<'_, '_> {
                     let tile = (S::TILE_ROWS.min(keys - first), vectors.min(across - vector));
                     let sums = &mut sums[first * across + vector..];
                     let runs = [Run { left: 0, right: 0 }];
-                    add_outer_products(s, (left, right), (&runs, self.rows.len()), tile, sums, across);
+                    add_outer_products::<F32, _>(s, (left, right), (&runs, self.rows.len()), tile, sums, across);
                 }
             }
         }

@@ -304,7 +304,7 @@ impl Body for Task<'_> {
         for (start, sums) in channels.clone().step_by(S::TILE_ROWS).zip(self.sums.chunks_mut(S::TILE_ROWS * vectors)) {
             let left = Rows { words: self.left, start, stride: self.cut.left_words };
             let tile = (S::TILE_ROWS.min(channels.end - start), across);
-            add_outer_products(s, (left, right), (self.runs, width), tile, sums, vectors);
+            add_outer_products::<F32, _>(s, (left, right), (self.runs, width), tile, sums, vectors);
         }
     }
 }

@@ -2,11 +2,11 @@
 //! adds the outer product of a row of each operand; both are read where they stand, so that neither is transposed or
 //! packed.
 
-use super::{load_f32, store_f32};
+use super::{Product, load_f32, store_f32};
 use crate::memory::Line;
 use crate::simd::{LANES, Simd};
 
-/// An operand: rows of f32, in runs whose rows stand at equal distances.
+/// An operand: rows of words, in runs whose rows stand at equal distances. A word is an f32, or the bf16 of two rows.
 #[derive(Clone, Copy)]
 pub(crate) struct Rows<'a> {
     pub words: &'a [u32],
@@ -27,7 +27,7 @@ pub(crate) struct Run {
 /// vectors of the right ones. The rows of the tile start `tile_stride` lines after each other. `columns` is 1 to
 /// [`Simd::TILE_ROWS`], `vectors` 1 to [`Simd::TILE_VECTORS`].
 #[inline(always)]
-pub(crate) fn add_outer_products<S: Simd>(
+pub(crate) fn add_outer_products<P: Product<Sum<S> = S::F32>, S: Simd>(
     s: S,
     (left, right): (Rows, Rows),
     (runs, steps): (&[Run], usize),
@@ -47,11 +47,11 @@ pub(crate) fn add_outer_products<S: Simd>(
                 $(
                     // SAFETY: the assertions above are what `add_columns` asks for.
                     ($columns, 1) if S::TILE_ROWS >= $columns => unsafe {
-                        add_columns::<S, $columns, 1>(s, (left, right), (runs, steps), tile, tile_stride)
+                        add_columns::<P, S, $columns, 1>(s, (left, right), (runs, steps), tile, tile_stride)
                     },
                     // SAFETY: as above.
                     ($columns, 2) if S::TILE_ROWS >= $columns && S::TILE_VECTORS >= 2 => unsafe {
-                        add_columns::<S, $columns, 2>(s, (left, right), (runs, steps), tile, tile_stride)
+                        add_columns::<P, S, $columns, 2>(s, (left, right), (runs, steps), tile, tile_stride)
                     },
                 )+
                 _ => unreachable!("a tile has at most {} rows and {} vectors", S::TILE_ROWS, S::TILE_VECTORS),
@@ -65,7 +65,7 @@ pub(crate) fn add_outer_products<S: Simd>(
 /// `steps` rows of every run must lie within the words of each operand, with `C` words of the left and `V` vectors of the
 /// right; `tile` must hold `V` lines in each of `C` rows.
 #[inline(always)]
-unsafe fn add_columns<S: Simd, const C: usize, const V: usize>(
+unsafe fn add_columns<P: Product<Sum<S> = S::F32>, S: Simd, const C: usize, const V: usize>(
     s: S,
     (left, right): (Rows, Rows),
     (runs, steps): (&[Run], usize),
@@ -73,21 +73,20 @@ unsafe fn add_columns<S: Simd, const C: usize, const V: usize>(
     tile_stride: usize,
 ) {
     // From zero, and added to the tile in the end: sums of sums lose fewer digits than one long sum.
-    let mut sums = [[s.splat(0.0); V]; C];
+    let mut sums = [[P::zero(s); V]; C];
     for run in runs {
         // SAFETY: the caller promises that what is read lies within the words.
         unsafe {
             let mut factors = left.words.as_ptr().add(run.left + left.start);
             let mut row = right.words.as_ptr().add(run.right + right.start);
             for _ in 0..steps {
-                let mut vectors = [s.splat(0.0); V];
+                let mut vectors = [s.splat_bits(0); V];
                 for (v, vector) in vectors.iter_mut().enumerate() {
-                    *vector = s.as_f32(s.load_bits(&*row.add(v * LANES).cast()));
+                    *vector = s.load_bits(&*row.add(v * LANES).cast());
                 }
                 for (c, sums) in sums.iter_mut().enumerate() {
-                    let factor = s.splat(f32::from_bits(*factors.add(c)));
                     for (sum, vector) in sums.iter_mut().zip(vectors) {
-                        *sum = s.mul_add(factor, vector, *sum);
+                        *sum = P::multiply_add(s, *sum, *factors.add(c), vector);
                     }
                 }
                 // What comes after the last row is never read.

@@ -2,9 +2,7 @@ use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor};
 use candle_nn::VarBuilder;
-use pixart_kernels::{
-    Activation, Arithmetic, Epilogue, Gate, Matrix, Packed, Residual, column_sums, gemm, outer_product,
-};
+use pixart_kernels::{Activation, Epilogue, Gate, Matrix, Packed, Residual, column_sums, gemm, outer_product};
 
 use super::cpu::{self, CpuElement, SCRATCH, View, for_dtype};
 use super::{activation, gated_residual, product_dtype};
@@ -240,10 +238,10 @@ fn check_depth(xs: &Shape, depth: usize) -> Result<()> {
     }
 }
 
-/// `d_ys · weight`, in f32.
+/// `d_ys · weight`, in the arithmetic of `T`.
 fn gradient_of_input<T: CpuElement, W: CpuElement>(shape: &Shape, weight: Matrix<W>, d_ys: &Tensor) -> Result<Tensor> {
     let isa = cpu::isa()?;
-    let packed = Packed::new(isa, Arithmetic::F32, weight.transposed());
+    let packed = Packed::new(isa, T::ARITHMETIC, weight.transposed());
     let d_ys = cpu::with_rows(d_ys)?;
     cpu::with_views([&d_ys], |[d_ys]| {
         cpu::filled::<T>(shape, |d_xs| {

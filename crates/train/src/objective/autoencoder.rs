@@ -12,13 +12,16 @@ use rayon::prelude::*;
 
 use super::{Loss, Objective, WEIGHTS};
 use crate::random::generator;
-use crate::{AutoencoderRecipe, Error, Parameters, Recipe, Result, UniformFanIn};
+use crate::{AutoencoderRecipe, Error, Footprint, Parameters, Recipe, Result, UniformFanIn};
 
 /// Scales at which edges are compared: each has half of the pixels of the one before along a side.
 const SCALES: usize = 3;
 
 /// Scenes of the validation grid, and of those that the latents' scale is measured on.
 const VALIDATION_SCENES: usize = 8;
+
+/// Numbers that are kept for the backward pass for each that a layer gives: its input, normed and not, and gradients.
+const KEPT_OF_LAYER: u64 = 5;
 
 /// Training of an autoencoder on scenes.
 pub struct AutoencoderObjective {
@@ -127,6 +130,27 @@ impl Objective for AutoencoderObjective {
         })
     }
 
+    fn footprint(&self) -> Result<Footprint> {
+        let levels = self.recipe.network.block_out_channels.len();
+        let (mut macs, mut kept) = (0.0, 0u64);
+        for (name, variable) in self.parameters.all() {
+            if variable.rank() < 2 {
+                continue;
+            }
+            let side = (self.crop >> level_of(&name, levels)) as u64;
+            macs += variable.elem_count() as f64 * (side * side) as f64;
+            kept += variable.dim(0)? as u64 * side * side;
+        }
+        let trained = self.parameters.count() as u64;
+        Ok(Footprint {
+            trained,
+            parameters: trained,
+            frozen_bytes: 0,
+            bytes_per_picture: KEPT_OF_LAYER * kept * self.dtype.size_in_bytes() as u64,
+            flops_per_picture: 3.0 * 2.0 * macs,
+        })
+    }
+
     fn validate(&self) -> Result<RgbImage> {
         let images = self.validation_images()?;
         let network = self.network()?;
@@ -153,6 +177,21 @@ impl Objective for AutoencoderObjective {
         }
         write_bytes(&folder.join("config.json"), format!("{config:#}\n").as_bytes())?;
         Ok(self.parameters.save(&folder.join(WEIGHTS))?)
+    }
+}
+
+/// How often the pixels were halved where the layer `name` computes, in a network of `levels` levels.
+fn level_of(name: &str, levels: usize) -> usize {
+    let block = |kind: &str| -> Option<usize> { name.split_once(kind)?.1.split('.').next()?.parse().ok() };
+    let deepest = levels - 1;
+    if let Some(block) = block("down_blocks.") {
+        block + usize::from(name.contains("downsamplers"))
+    } else if let Some(block) = block("up_blocks.") {
+        deepest.saturating_sub(block + usize::from(name.contains("upsamplers")))
+    } else if name.starts_with("encoder.conv_in") || name.starts_with("decoder.conv_out") {
+        0
+    } else {
+        deepest
     }
 }
 

@@ -11,7 +11,7 @@ use super::model::{Model, Text};
 use super::{ConsistencyInputs, ConsistencyLoss, Loss, Objective};
 use crate::features::Batch;
 use crate::random::generator;
-use crate::{ConsistencyRecipe, Ema, Parameters, Recipe, Result, Sampling};
+use crate::{ConsistencyRecipe, Ema, Footprint, Parameters, Recipe, Result, Sampling};
 
 /// Distillation of a pipeline's transformer on features.
 pub struct ConsistencyObjective {
@@ -117,6 +117,15 @@ impl Objective for ConsistencyObjective {
 
     fn target_average_mut(&mut self) -> Option<&mut Ema> {
         self.target.as_mut()
+    }
+
+    fn footprint(&self) -> Result<Footprint> {
+        // The teacher with and without text, and the target; the target of a LoRA is the student.
+        let target = u64::from(self.target.is_some());
+        let mut footprint = self.model.footprint(self.data.largest(), 3.0, 2);
+        footprint.frozen_bytes += target * 4 * footprint.trained;
+        footprint.parameters += footprint.parameters - footprint.trained * (1 - target);
+        Ok(footprint)
     }
 
     fn validate(&self) -> Result<RgbImage> {

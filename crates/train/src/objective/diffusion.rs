@@ -13,7 +13,7 @@ use super::{Loss, Objective};
 use crate::features::{Batch, Features};
 use crate::order::Order;
 use crate::random::generator;
-use crate::{DiffusionRecipe, Error, Parameters, Recipe, Result, Sampling};
+use crate::{DiffusionRecipe, Error, Footprint, Parameters, Recipe, Result, Sampling};
 
 /// Pictures of the validation grid.
 const VALIDATION_PICTURES: usize = 8;
@@ -39,6 +39,11 @@ impl Data {
         let features = Features::open(folder)?;
         let order = Order::new(features.sizes(), recipe.batch_size, recipe.seed);
         Ok(Self { features, order, seed: recipe.seed, device: device.clone() })
+    }
+
+    /// Height and width of the largest picture.
+    pub(crate) fn largest(&self) -> (usize, usize) {
+        self.features.sizes().max_by_key(|(height, width)| height * width).unwrap_or_default()
     }
 
     /// Part `part` of `parts` of the batch of step `step`.
@@ -116,6 +121,10 @@ impl Objective for DiffusionObjective {
         };
         let total = (weighted.mean_all()? + losses.vb.mean_all()?)?;
         Ok(Loss { total, terms: vec![("mse", losses.mse.mean_all()?), ("vb", losses.vb.mean_all()?)], recomputation })
+    }
+
+    fn footprint(&self) -> Result<Footprint> {
+        Ok(self.model.footprint(self.data.largest(), 0.0, 0))
     }
 
     fn validate(&self) -> Result<RgbImage> {

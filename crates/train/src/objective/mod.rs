@@ -19,7 +19,7 @@ use candle_core::{Device, Tensor};
 use image::RgbImage;
 use pixart_nn::recompute::Recomputation;
 
-use crate::{Data, Ema, Error, Parameters, Recipe, Result, Stage};
+use crate::{Data, Ema, Error, Footprint, Parameters, Recipe, Result, Stage};
 
 /// The file of a network's weights in its folder, by diffusers' name.
 pub(crate) const WEIGHTS: &str = "diffusion_pytorch_model.safetensors";
@@ -81,6 +81,9 @@ pub trait Objective {
     fn target_average_mut(&mut self) -> Option<&mut Ema> {
         None
     }
+
+    /// What its steps need.
+    fn footprint(&self) -> Result<Footprint>;
 
     /// Pictures by which to see how far it is, beside each other; the same scenes each time.
     fn validate(&self) -> Result<RgbImage>;

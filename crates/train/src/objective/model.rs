@@ -14,12 +14,16 @@ use serde_json::{Value, json};
 use tokenizers::Tokenizer;
 
 use super::WEIGHTS;
+use crate::estimate::{transformer_bytes, transformer_flops};
 use crate::features::{Batch, Features};
 use crate::vocabulary::word_tokenizer;
-use crate::{Error, LoraRecipe, NewModelRecipe, Parameters, PixArtInitialise, Recipe, Result};
+use crate::{Error, Footprint, LoraRecipe, NewModelRecipe, Parameters, PixArtInitialise, Recipe, Result};
 
 /// The file of a text encoder's weights, by transformers' name.
 const TEXT_WEIGHTS: &str = "model.safetensors";
+
+/// Tokens of a long caption, for estimates.
+const MAX_TEXT_TOKENS: u64 = 120;
 
 /// What is trained.
 pub(crate) struct Model {
@@ -31,6 +35,8 @@ pub(crate) struct Model {
     config: TransformerConfig,
     source: Source,
     pub scaling_factor: f64,
+    /// Pixels of a latent pixel, along a side.
+    downscale: usize,
     device: Device,
 }
 
@@ -75,6 +81,7 @@ impl Model {
                 tokenizer: Box::new(tokenizer),
             },
             scaling_factor: vae_config.scaling_factor,
+            downscale: vae_config.downscale(),
             device: device.clone(),
         };
         model.check(features, &recipe.vae)?;
@@ -109,6 +116,7 @@ impl Model {
             config,
             source: Source::Base { folder: base.into(), lora },
             scaling_factor: vae_config.scaling_factor,
+            downscale: vae_config.downscale(),
             device: device.clone(),
         };
         model.check(features, base)?;
@@ -240,6 +248,31 @@ impl Model {
         let ts: Vec<f32> = ts.iter().map(|t| *t as f32).collect();
         let ts = Tensor::from_vec(ts, latents.dim(0)?, latents.device())?;
         Ok(transformer.forward(latents, &ts, text, size)?.to_dtype(DType::F32)?)
+    }
+
+    /// What a step of training needs, for a picture of the native size; `passes` without gradients go with it, of networks
+    /// that stay and have `frozen` times the transformer's weights.
+    pub(crate) fn footprint(&self, pixels: (usize, usize), passes: f64, frozen: u64) -> Footprint {
+        let bytes = self.dtype.size_in_bytes() as u64;
+        let patch = self.downscale * self.config.patch_size;
+        let tokens = (pixels.0 / patch * (pixels.1 / patch)) as u64;
+        let text = MAX_TEXT_TOKENS;
+        let trained = self.parameters.count() as u64;
+        let of_transformer = match self.source {
+            Source::New { .. } | Source::Base { lora: None, .. } => trained,
+            Source::Base { lora: Some(_), .. } => self.parameters.base_count() as u64,
+        };
+        // A backward pass is two forward ones, and a third one where blocks are computed again.
+        let own = if self.recomputes { 4.0 } else { 3.0 };
+        // Weights in another dtype than the parameters', and those that a LoRA corrects, are made anew for each step.
+        let own_copies = u64::from(self.dtype != DType::F32 || trained != of_transformer);
+        Footprint {
+            trained,
+            parameters: of_transformer + if trained == of_transformer { 0 } else { trained },
+            frozen_bytes: (frozen + own_copies) * of_transformer * bytes,
+            bytes_per_picture: transformer_bytes(&self.config, tokens, bytes, self.recomputes),
+            flops_per_picture: transformer_flops(&self.config, tokens, text) * (own + passes),
+        }
     }
 
     /// Writes the networks as diffusers reads them: a whole pipeline if they are new, else the transformer, or the LoRA as

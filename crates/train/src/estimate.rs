@@ -1,0 +1,81 @@
+//! What a run will need, before it is begun.
+
+use pixart_nn::transformer::TransformerConfig;
+
+use crate::Recipe;
+
+/// Bytes of a parameter and its gradient, and of the two moments that AdamW keeps of it.
+const TRAINED: u64 = 4 + 4;
+const MOMENTS: u64 = 8;
+
+/// Numbers that a block keeps for its backward pass, and the gradients that exist at once in it, for each number of a
+/// token: measured (docs/benchmarks.md, "Memory of training").
+const KEPT_IN_BLOCK: u64 = 45;
+
+/// What an objective says of itself.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Footprint {
+    /// Numbers that are trained.
+    pub trained: u64,
+    /// Numbers of all networks, those that stay included.
+    pub parameters: u64,
+    /// Bytes of what stays as it is, and of averages that the loss needs.
+    pub frozen_bytes: u64,
+    /// Bytes that one picture takes between the forward and the backward pass.
+    pub bytes_per_picture: u64,
+    /// Floating-point operations of a step for one picture.
+    pub flops_per_picture: f64,
+}
+
+/// What a run will need.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Estimate {
+    /// What it is estimated from.
+    pub footprint: Footprint,
+    /// Bytes of memory: all of these together.
+    pub bytes: u64,
+    /// Bytes of parameters and their gradients.
+    pub parameter_bytes: u64,
+    /// Bytes of the optimiser's moments and of the average of the weights.
+    pub optimizer_bytes: u64,
+    /// Bytes of what is kept for the backward pass of a part of a batch.
+    pub activation_bytes: u64,
+    /// Floating-point operations of a step.
+    pub flops: f64,
+}
+
+impl Estimate {
+    pub(crate) fn new(recipe: &Recipe, footprint: Footprint) -> Self {
+        let parameter_bytes = footprint.trained * TRAINED;
+        let average = if recipe.ema_decay.is_some() { 4 } else { 0 };
+        let optimizer_bytes = footprint.trained * (MOMENTS + average);
+        let activation_bytes = footprint.bytes_per_picture * (recipe.batch_size / recipe.accumulate) as u64;
+        Self {
+            bytes: parameter_bytes + optimizer_bytes + activation_bytes + footprint.frozen_bytes,
+            parameter_bytes,
+            optimizer_bytes,
+            activation_bytes,
+            flops: footprint.flops_per_picture * recipe.batch_size as f64,
+            footprint,
+        }
+    }
+}
+
+/// Floating-point operations of a transformer's pass for a picture of `tokens` with a text of `text` tokens: products with
+/// weights and in attention.
+pub(crate) fn transformer_flops(config: &TransformerConfig, tokens: u64, text: u64) -> f64 {
+    let (width, layers) = (config.width() as f64, config.num_layers as f64);
+    let (tokens, text) = (tokens as f64, text as f64);
+    // Queries, keys, values, result; queries and result of cross-attention; an MLP four times as wide.
+    let block = tokens * width * width * (4.0 + 2.0 + 8.0) + text * 2.0 * width * width;
+    let attention = 2.0 * tokens * width * (tokens + text);
+    2.0 * layers * (block + attention)
+}
+
+/// Bytes that a transformer keeps of a picture, with its residual stream in numbers of `stream` bytes and all else in
+/// numbers of `bytes`.
+pub(crate) fn transformer_bytes(config: &TransformerConfig, tokens: u64, bytes: u64, recomputes: bool) -> u64 {
+    let (width, layers) = (config.width() as u64, config.num_layers as u64);
+    let block = tokens * width * KEPT_IN_BLOCK * bytes;
+    if recomputes { tokens * width * 4 * layers + block } else { block * layers }
+}
