@@ -64,9 +64,10 @@ fn needs(estimate: &Estimate) -> String {
     )
 }
 
-/// The loss and what it is made of, and the speed.
+/// The loss and what it is made of, the speed and the memory.
 fn how(report: &StepReport, batch_size: usize) -> String {
     let terms: Vec<_> = report.terms.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
+    let terms = if terms.is_empty() { String::new() } else { format!(" ({})", terms.join(", ")) };
     let speed = batch_size as f64 / report.time.as_secs_f64();
-    format!("loss {:.4} ({}), {speed:.1} images/s", report.loss, terms.join(", "))
+    format!("loss {:.4}{terms}, {speed:.1} images/s, {}", report.loss, peak_memory())
 }

@@ -405,3 +405,98 @@ fn trains_an_autoencoder() {
     }
     assert!(fail(&["train", "missing.toml", "--output", "bad"], folder.path()).contains("missing.toml"));
 }
+
+/// As a user with a folder of pictures does it: features, a LoRA, a picture with it.
+#[test]
+fn trains_a_lora_on_a_folder_of_pictures() {
+    let folder = tempfile::tempdir().unwrap();
+    let photos = folder.path().join("photos");
+    std::fs::create_dir(&photos).unwrap();
+    let model = model("alpha-256");
+    for (name, caption) in [("a", "a red fox"), ("b", "a blue cup")] {
+        let picture = photos.join(format!("{name}.png"));
+        succeed(&generate(&model, &[caption, "--seed", "1", "--output", picture.to_str().unwrap()]), folder.path());
+        std::fs::write(picture.with_extension("txt"), caption).unwrap();
+    }
+    std::fs::write(photos.join("c.png"), "no picture").unwrap();
+    let features = ["features", "photos", "--model", &model, "--output", "features"];
+    let output = pixart(&features, folder.path());
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && stderr.contains("skipped photos/c.png"), "{stderr}");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "features: 2 pictures, 1 skipped\n");
+
+    let recipe = format!(
+        "steps = 3\nbatch_size = 2\nvalidate_every = 3\noptimizer.lr = 1e-3\ndata.features = \"features\"\n\
+         [stage.diffusion]\nbase = {model:?}\nlora.rank = 2\nvalidation = {{ steps = 2 }}\n"
+    );
+    std::fs::write(folder.path().join("lora.toml"), &recipe).unwrap();
+    let needs = succeed(&["train", "lora.toml", "--dry-run"], folder.path());
+    assert!(needs.contains("M trained") && needs.contains("GB") && needs.contains("TFLOP"), "{needs}");
+    assert!(!folder.path().join("run").exists());
+    succeed(&["train", "lora.toml", "--output", "run"], folder.path());
+    assert!(folder.path().join("run/validation/step-00000003.png").exists());
+    let draw = |name: &str, more: &[&str]| {
+        let path = format!("{name}.png");
+        succeed(&generate(&model, &[&["a red fox", "--seed", "3", "--output", &path], more].concat()), folder.path());
+        pixels(&folder.path().join(path))
+    };
+    let (plain, adapted) = (draw("plain", &[]), draw("adapted", &["--lora", "run/network"]));
+    assert!(plain != adapted);
+    assert!(plain == draw("none", &["--lora", "run/network", "--lora-scale", "0"]));
+
+    let refused = |arguments: &[&str], message: &str| {
+        let error = fail(arguments, folder.path());
+        assert!(error.contains(message), "{arguments:?}: {error}");
+    };
+    refused(&generate(&model, &["x", "--lora", "photos"]), "there is no adapter");
+    let other = self::model("alpha-1024");
+    refused(&generate(&other, &["x", "--lora", "run/network"]), "another model's");
+    refused(&["features", "nothing", "--model", &model, "--output", "none"], "is not there");
+    refused(&["features", "photos", "--model", &other, "--output", "features"], "choose another output folder");
+    std::fs::write(folder.path().join("bad.toml"), recipe.replace("\"features\"", "\"photos\"")).unwrap();
+    refused(&["train", "bad.toml", "--output", "bad"], "has no features.json");
+}
+
+#[test]
+fn measures_faithfulness_and_reconstruction() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = model("alpha-256");
+    let eval = ["eval", "faithfulness", "--model", &model, "--prompts", "2", "--steps", "1", "--output", "pictures"];
+    let printed = succeed(&eval, folder.path());
+    assert!(printed.starts_with("one object, kind and colour") && printed.contains("(0 of 1)"), "{printed}");
+    assert_eq!(entries(&folder.path().join("pictures")).len(), 2);
+    let printed = succeed(&["eval", "reconstruction", "--vae", &model, "--scenes", "2", "--size", "64"], folder.path());
+    let psnr: f64 = printed.split(' ').next().unwrap().parse().unwrap();
+    assert!((1.0..20.0).contains(&psnr) && printed.contains("dB"), "{printed}");
+    let nothing = ["eval", "faithfulness", "--model", &model, "--prompts", "0"];
+    assert!(fail(&nothing, folder.path()).contains("--prompts is 0"));
+}
+
+/// A disk that fills up while features or a checkpoint are written: what was there before stays.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_full_disk_ends_training_with_the_last_checkpoint_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("recipe.toml"), RECIPE.replace("steps = 3", "steps = 2")).unwrap();
+    succeed(&["train", "recipe.toml", "--output", "run"], folder.path());
+    std::fs::write(folder.path().join("recipe.toml"), RECIPE.replace("steps = 3", "steps = 4")).unwrap();
+    let checkpoints = folder.path().join("run/checkpoints");
+    let before = entries(&checkpoints);
+    assert_eq!(before.len(), 1);
+    let limited = |blocks: usize, arguments: &str| {
+        let program = env!("CARGO_BIN_EXE_pixart");
+        let command = format!("trap '' XFSZ; ulimit -f {blocks}; exec {program} {arguments}");
+        let output = Command::new("bash").args(["-c", &command]).current_dir(folder.path()).output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{stderr}");
+        assert_eq!(stderr.trim_end().lines().count(), 1, "{stderr}");
+        stderr
+    };
+    let error = limited(4, "train recipe.toml --output run");
+    assert!(error.contains("run/checkpoints/"), "{error}");
+    assert_eq!(entries(&checkpoints), before, "only the last good checkpoint is there");
+    let model = model("alpha-256");
+    let error = limited(1, &format!("features --scenes 3 --size 64 --vae '{model}' --output features"));
+    assert!(error.contains("features/"), "{error}");
+    assert!(entries(&folder.path().join("features")).iter().all(|path| !path.to_string_lossy().contains("shard")));
+}

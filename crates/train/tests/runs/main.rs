@@ -63,3 +63,20 @@ fn assert_goes_on(recipe: &Recipe, folder: &Path, stop_after: u64) -> pixart_tra
     assert_eq!(bytes(&stopped.join("validation")), bytes(&straight.join("validation")));
     Ok(reports)
 }
+
+/// The recipes that come with the project can be read.
+#[test]
+fn recipes_are_valid() {
+    let mut count = 0;
+    for folder in ["tiny", "pixart-delta"] {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes").join(folder);
+        for entry in std::fs::read_dir(folder).expect("recipes") {
+            let path = entry.expect("a recipe").path();
+            if path.extension().is_some_and(|extension| extension == "toml") {
+                Recipe::read(&path).unwrap_or_else(|error| panic!("{error}"));
+                count += 1;
+            }
+        }
+    }
+    assert!(count >= 9, "{count}");
+}
