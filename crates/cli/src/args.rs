@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand};
 use pixart::{DeviceChoice, Precision};
+use pixart_weights::StoredDtype;
 
 /// Draws images from text with PixArt-α, -δ and -Σ.
 #[derive(Debug, Parser)]
@@ -24,7 +25,7 @@ pub enum Command {
     Decode(DecodeArgs),
     /// Say what a model folder holds
     Info(InfoArgs),
-    /// Turn an original PixArt .pth transformer into a diffusers folder
+    /// Write a diffusers folder: of an original PixArt .pth transformer, or of a folder with parts replaced
     #[command(after_help = CONVERT_EXAMPLES)]
     Convert(ConvertArgs),
     /// Compute latents of pictures and embeddings of captions, once, for training
@@ -58,7 +59,9 @@ Examples:
 const CONVERT_EXAMPLES: &str = "\
 Examples:
   pixart convert PixArt-XL-2-512x512.pth --output transformer-512
-  pixart convert fine-tuned.pth --model PixArt-XL-2-512x512 --output fine-tuned";
+  pixart convert fine-tuned.pth --model PixArt-XL-2-512x512 --output fine-tuned
+  pixart convert PixArt-XL-2-512x512 --lora runs/lora/network --dtype f16 --output with-lora
+  pixart convert PixArt-XL-2-1024-MS --transformer runs/lcd-1024/network --scheduler lcm --output my-lcm";
 
 const FEATURES_EXAMPLES: &str = "\
 Examples:
@@ -220,15 +223,38 @@ pub struct InfoArgs {
 
 #[derive(Debug, ClapArgs)]
 pub struct ConvertArgs {
-    /// Original PixArt transformer
-    #[arg(value_name = "FILE.pth")]
-    pub file: PathBuf,
-    /// Model folder to take the other parts from; without it only a transformer's folder is written
+    /// Original PixArt transformer, or a model folder
+    #[arg(value_name = "FILE.pth|FOLDER")]
+    pub source: PathBuf,
+    /// Of a .pth file: model folder to take the other parts from; without it only a transformer's folder is written
     #[arg(long, value_name = "PATH")]
     pub model: Option<PathBuf>,
+    /// Of a folder: take the transformer from this folder or file
+    #[arg(long, value_name = "PATH")]
+    pub transformer: Option<PathBuf>,
+    /// Of a folder: take the autoencoder from this folder or file
+    #[arg(long, value_name = "PATH")]
+    pub vae: Option<PathBuf>,
+    /// Of a folder: merge this LoRA into the transformer
+    #[arg(long, value_name = "PATH")]
+    pub lora: Option<PathBuf>,
+    /// Of a folder: strength of the LoRA
+    #[arg(long, value_name = "S", default_value_t = 1.0, requires = "lora", allow_negative_numbers = true)]
+    pub lora_scale: f64,
+    /// Of a folder: solver, as `generate` takes it
+    #[arg(long, value_name = "NAME")]
+    pub scheduler: Option<String>,
+    /// Of a folder: precision of the weights, f32, f16 or bf16 [default: as they are]
+    #[arg(long, value_name = "DTYPE", value_parser = stored_dtype)]
+    pub dtype: Option<StoredDtype>,
     /// Folder to write; must not exist
     #[arg(long, short, value_name = "FOLDER")]
     pub output: PathBuf,
+}
+
+fn stored_dtype(name: &str) -> Result<StoredDtype, String> {
+    let known = [StoredDtype::F32, StoredDtype::F16, StoredDtype::Bf16];
+    known.into_iter().find(|dtype| dtype.name() == name).ok_or_else(|| "it is f32, f16 or bf16".into())
 }
 
 #[derive(Debug, ClapArgs)]

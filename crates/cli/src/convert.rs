@@ -1,13 +1,54 @@
-use anyhow::Result;
-use pixart_weights::{PipelineFolder, convert_transformer};
+use anyhow::{Result, bail};
+use pixart::read_scheduler;
+use pixart_nn::transformer::TransformerConfig;
+use pixart_weights::{Lora, Part, PipelineFolder, convert_pipeline, convert_transformer};
+use serde_json::Value;
 
 use crate::args::ConvertArgs;
 use crate::output::print;
 
 pub fn run(args: ConvertArgs) -> Result<()> {
+    if args.source.is_dir() {
+        return of_folder(&args);
+    }
+    if args.transformer.is_some() || args.vae.is_some() || args.lora.is_some() {
+        bail!("--transformer, --vae and --lora go with a model folder, {} is a file", args.source.display());
+    }
+    if args.scheduler.is_some() || args.dtype.is_some() {
+        bail!("--scheduler and --dtype go with a model folder; convert the folder that is written once more");
+    }
     let base = args.model.as_ref().map(PipelineFolder::open).transpose()?;
-    let config = convert_transformer(&args.file, base.as_ref(), &args.output)?;
-    let what = if base.is_some() { "pipeline" } else { "transformer" };
+    let config = convert_transformer(&args.source, base.as_ref(), &args.output)?;
+    describe(&args, if base.is_some() { "pipeline" } else { "transformer" }, &config)
+}
+
+fn of_folder(args: &ConvertArgs) -> Result<()> {
+    if args.model.is_some() {
+        bail!("--model goes with a .pth file; {} is a folder", args.source.display());
+    }
+    let mut folder = PipelineFolder::open(&args.source)?;
+    for (part, path) in [(Part::Transformer, &args.transformer), (Part::Vae, &args.vae)] {
+        if let Some(path) = path {
+            folder = folder.with_part(part, path)?;
+        }
+    }
+    if let Some(lora) = &args.lora {
+        folder = folder.with_lora(Lora::open(lora)?.scaled(args.lora_scale));
+    }
+    let scheduler = match &args.scheduler {
+        Some(name) => {
+            let scheduler = read_scheduler(&folder.scheduler_path())?.named(name)?;
+            let mut fields = scheduler.fields();
+            fields.insert("_class_name".into(), scheduler.kind().class_name().into());
+            Some(Value::Object(fields))
+        }
+        None => None,
+    };
+    convert_pipeline(&folder, args.dtype, scheduler.as_ref(), &args.output)?;
+    describe(args, "pipeline", &PipelineFolder::open(&args.output)?.config(Part::Transformer)?)
+}
+
+fn describe(args: &ConvertArgs, what: &str, config: &TransformerConfig) -> Result<()> {
     print(&format!(
         "{}  {what}: {} layers, {} heads of {}, native size {} latent pixels",
         args.output.display(),
@@ -15,6 +56,5 @@ pub fn run(args: ConvertArgs) -> Result<()> {
         config.num_attention_heads,
         config.attention_head_dim,
         config.sample_size
-    ))?;
-    Ok(())
+    ))
 }

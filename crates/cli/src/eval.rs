@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use anyhow::{Result, bail};
 use pixart::Request;
 use pixart_scenes::test_prompts;
-use pixart_train::{Faithfulness, Share, faithfulness, reconstruction_psnr};
+use pixart_train::{Faithfulness, Share, faithfulness, reconstruction};
 
 use crate::args::{EvalCommand, FaithfulnessArgs, ReconstructionArgs};
 use crate::output::print;
@@ -79,6 +79,11 @@ fn table(found: &Faithfulness) -> String {
 fn run_reconstruction(args: &ReconstructionArgs) -> Result<()> {
     open::set_threads(&args.compute)?;
     let device = args.compute.device.open()?;
-    let psnr = reconstruction_psnr(&args.vae, args.scenes, args.size, &device)?;
-    print(&format!("{psnr:.2} dB peak signal-to-noise ratio of {} scenes", args.scenes))
+    let found = reconstruction(&args.vae, args.scenes, args.size, &device)?;
+    print(&format!(
+        "{:.2} dB peak signal-to-noise ratio of {} scenes, {:.1} % of them still read as their captions say",
+        found.psnr,
+        args.scenes,
+        found.all_right.percent()
+    ))
 }

@@ -444,10 +444,33 @@ fn trains_a_lora_on_a_folder_of_pictures() {
     assert!(plain != adapted);
     assert!(plain == draw("none", &["--lora", "run/network", "--lora-scale", "0"]));
 
+    // Merged into the weights it draws the same; in f16 nearly so.
+    succeed(&["convert", &model, "--lora", "run/network", "--output", "merged"], folder.path());
+    let merged = |name: &str, folder_name: &str| {
+        let path = format!("{name}.png");
+        succeed(&generate(folder_name, &["a red fox", "--seed", "3", "--output", &path]), folder.path());
+        pixels(&folder.path().join(path))
+    };
+    assert!(merged("merged", "merged") == adapted);
+    let half = ["convert", "merged", "--dtype", "f16", "--scheduler", "lcm", "--output", "half"];
+    succeed(&half, folder.path());
+    let size = |name: &str| {
+        std::fs::metadata(folder.path().join(name).join("transformer/diffusion_pytorch_model.safetensors"))
+            .unwrap()
+            .len()
+    };
+    assert!((size("half") as f64) < 0.6 * size("merged") as f64);
+    let index = std::fs::read_to_string(folder.path().join("half/model_index.json")).unwrap();
+    assert!(index.contains("LCMScheduler"), "{index}");
+    assert!(merged("half", "half") != adapted);
+
     let refused = |arguments: &[&str], message: &str| {
         let error = fail(arguments, folder.path());
         assert!(error.contains(message), "{arguments:?}: {error}");
     };
+    refused(&["convert", "half", "--output", "merged"], "exists already");
+    refused(&["convert", "half", "--model", "merged", "--output", "other"], "--model goes with a .pth");
+    refused(&["convert", "photos", "--output", "other"], "no model_index.json");
     refused(&generate(&model, &["x", "--lora", "photos"]), "there is no adapter");
     let other = self::model("alpha-1024");
     refused(&generate(&other, &["x", "--lora", "run/network"]), "another model's");

@@ -26,7 +26,8 @@ impl Ema {
         for (name, variable) in self.parameters.all() {
             if let Some(average) = self.averages.get_mut(&name) {
                 let variable = variable.as_detached_tensor();
-                *average = ((&*average * decay)? + (variable * (1.0 - decay))?)?;
+                // In this form the average of what does not change does not change.
+                *average = (&*average + ((variable - &*average)? * (1.0 - decay))?)?;
             }
         }
         Ok(())

@@ -28,7 +28,7 @@ pub use dataset::{Dataset, FolderDataset, Item, ScenesDataset, TarDataset, open_
 pub use ema::Ema;
 pub use error::{Error, Result};
 pub use estimate::{Estimate, Footprint};
-pub use evaluation::{Faithfulness, Share, faithfulness, reconstruction_psnr};
+pub use evaluation::{Faithfulness, Reconstruction, Share, faithfulness, reconstruction};
 pub use features::{
     Batch, Description, Extracted, ExtractionProgress, Extractor, Features, ITEMS_PER_SHARD, SkippedItem,
 };

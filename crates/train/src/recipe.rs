@@ -131,6 +131,9 @@ pub struct AutoencoderRecipe {
     /// The autoencoder that training starts from, which is of the same shape; without one, a new one.
     #[serde(default)]
     pub base: Option<PathBuf>,
+    /// Leaves the base's encoder as it is, so that what was trained on its latents still goes with it.
+    #[serde(default)]
+    pub decoder_only: bool,
     /// The fields of its `config.json`.
     pub network: VaeConfig,
     /// Weight of the Kullback–Leibler divergence of the latents from a standard normal distribution.
@@ -328,6 +331,9 @@ impl Recipe {
 impl AutoencoderRecipe {
     fn validate(&self, data: &Data) -> Result<(), String> {
         self.network.validate().map_err(|message| format!("stage.autoencoder.network: {message}"))?;
+        if self.decoder_only && self.base.is_none() {
+            return Err("stage.autoencoder.decoder_only needs a `base`".into());
+        }
         for (name, weight) in [("kl_weight", self.kl_weight), ("edge_weight", self.edge_weight)] {
             if !(weight.is_finite() && weight >= 0.0) {
                 return Err(format!("stage.autoencoder.{name} is {weight}"));

@@ -1,13 +1,14 @@
-//! From PixArt's own files to diffusers folders.
+//! New diffusers folders: from PixArt's own files, and from folders with some of their parts replaced.
 
 use std::path::Path;
 
+use candle_core::DType;
 use pixart_nn::transformer::TransformerConfig;
 use serde_json::{Value, json};
 
 use crate::{
-    Error, Part, PipelineFolder, Result, Weights, is_original_transformer, original_transformer,
-    original_transformer_config,
+    Error, Part, PipelineFolder, Result, StoredDtype, Weights, is_original_transformer, original_transformer,
+    original_transformer_config, read_json,
 };
 
 /// Turns a transformer in the layout of PixArt's own code into the folder `output` that diffusers loads: with `base`, a
@@ -16,9 +17,6 @@ use crate::{
 /// # Errors
 /// A file that is no such transformer; an `output` that exists. On an error no folder is left.
 pub fn convert_transformer(file: &Path, base: Option<&PipelineFolder>, output: &Path) -> Result<TransformerConfig> {
-    if output.exists() {
-        return Err(Error::unsupported(output, "exists already; name a new folder"));
-    }
     let original = Weights::open(file)?;
     if !is_original_transformer(&original) {
         let reason = "is no transformer of PixArt's own layout (it has no tensor x_embedder.proj.weight)";
@@ -29,24 +27,75 @@ pub fn convert_transformer(file: &Path, base: Option<&PipelineFolder>, output: &
     let config = original_transformer_config(&original, &weights, base_config.as_ref())?;
     config.validate().map_err(|reason| Error::unsupported(file, reason))?;
 
+    new_folder(output, |temporary| {
+        let transformer = match base {
+            Some(base) => {
+                copy_folder(base.path(), temporary, Part::Transformer.name())?;
+                temporary.join(Part::Transformer.name())
+            }
+            None => temporary.to_path_buf(),
+        };
+        std::fs::create_dir_all(&transformer).map_err(Error::io(&transformer))?;
+        let path = transformer.join("config.json");
+        std::fs::write(&path, format!("{:#}\n", transformer_config_json(&config)?)).map_err(Error::io(&path))?;
+        weights.save_as(&transformer.join("diffusion_pytorch_model.safetensors"), None)?;
+        Ok(config)
+    })
+}
+
+/// Writes the pipeline `folder`, with the parts and LoRAs it was told to take, to the new folder `output`: weights in `dtype`
+/// (f32, f16 or bf16), or as they are stored, in one safetensors file a part. `scheduler`, a whole
+/// `scheduler_config.json`, takes the place of the folder's.
+///
+/// # Errors
+/// A part that is missing or broken; an `output` that exists. On an error no folder is left.
+pub fn convert_pipeline(
+    folder: &PipelineFolder,
+    dtype: Option<StoredDtype>,
+    scheduler: Option<&Value>,
+    output: &Path,
+) -> Result<()> {
+    new_folder(output, |temporary| {
+        let index = "model_index.json";
+        std::fs::copy(folder.path().join(index), temporary.join(index))
+            .map_err(Error::io(&folder.path().join(index)))?;
+        for from in [folder.tokenizer_path(), folder.path().join("scheduler")] {
+            let to = temporary.join(from.file_name().unwrap_or_default());
+            std::fs::create_dir(&to).map_err(Error::io(&to))?;
+            copy_folder(&from, &to, "")?;
+        }
+        for part in Part::ALL {
+            let to = temporary.join(part.name());
+            std::fs::create_dir(&to).map_err(Error::io(&to))?;
+            let from = folder.config_path(part);
+            std::fs::copy(&from, to.join("config.json")).map_err(Error::io(&from))?;
+            let weights = folder.weights(part, DType::F32)?;
+            weights.save_as(&to.join(format!("{}.safetensors", part.stems()[0])), dtype)?;
+        }
+        if let Some(scheduler) = scheduler {
+            let path = temporary.join("scheduler").join("scheduler_config.json");
+            std::fs::write(&path, format!("{scheduler:#}\n")).map_err(Error::io(&path))?;
+            let path = temporary.join(index);
+            let mut index = read_json(&path)?;
+            index["scheduler"] = json!(["diffusers", scheduler["_class_name"]]);
+            std::fs::write(&path, format!("{index:#}\n")).map_err(Error::io(&path))?;
+        }
+        Ok(())
+    })
+}
+
+/// Makes the folder `output` by way of a temporary one beside it, which `write` fills.
+fn new_folder<R>(output: &Path, write: impl FnOnce(&Path) -> Result<R>) -> Result<R> {
+    if output.exists() {
+        return Err(Error::unsupported(output, "exists already; name a new folder"));
+    }
     let parent = output.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     // Dropped on an error, with all that is in it.
     let temporary = tempfile::Builder::new().prefix(".pixart-").tempdir_in(parent).map_err(Error::io(parent))?;
-    let transformer = match base {
-        Some(base) => {
-            copy_folder(base.path(), temporary.path(), Part::Transformer.name())?;
-            temporary.path().join(Part::Transformer.name())
-        }
-        None => temporary.path().to_path_buf(),
-    };
-    std::fs::create_dir_all(&transformer).map_err(Error::io(&transformer))?;
-    let config_path = transformer.join("config.json");
-    std::fs::write(&config_path, format!("{:#}\n", transformer_config_json(&config)?))
-        .map_err(Error::io(&config_path))?;
-    weights.save(&transformer.join("diffusion_pytorch_model.safetensors"))?;
+    let result = write(temporary.path())?;
     make_readable(temporary.path())?;
     std::fs::rename(temporary.path(), output).map_err(Error::io(output))?;
-    Ok(config)
+    Ok(result)
 }
 
 /// A transformer's `config.json`, with what diffusers wants to see beside the fields that are read here.

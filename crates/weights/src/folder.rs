@@ -42,7 +42,7 @@ impl Part {
     }
 
     /// Names of its weight files without extension: safetensors, then pickle.
-    fn stems(self) -> [&'static str; 2] {
+    pub(crate) fn stems(self) -> [&'static str; 2] {
         match self {
             Self::Transformer | Self::Vae => ["diffusion_pytorch_model", "diffusion_pytorch_model"],
             Self::TextEncoder => ["model", "pytorch_model"],

@@ -25,19 +25,24 @@ pub fn write_tensors(path: &Path, tensors: &[(&str, &Tensor)]) -> Result<()> {
 /// # Errors
 /// A file that cannot be written; another dtype.
 pub fn write_tensors_as(path: &Path, dtype: StoredDtype, tensors: &[(&str, &Tensor)]) -> Result<()> {
+    let mut views = Vec::with_capacity(tensors.len());
+    for (name, tensor) in tensors {
+        let bytes = tensor_bytes(tensor, dtype, path)?;
+        views.push((name.to_string(), crate::write::Bytes::new(dtype, tensor.dims(), bytes)));
+    }
+    write_atomically(path, |temporary| write_safetensors(views, temporary))
+}
+
+/// A tensor's numbers in `dtype`, little end first; `path` is named in errors.
+pub(crate) fn tensor_bytes(tensor: &Tensor, dtype: StoredDtype, path: &Path) -> Result<Vec<u8>> {
     fn bytes<T: WithDType, const N: usize>(tensor: &Tensor, to_bytes: fn(T) -> [u8; N]) -> Result<Vec<u8>> {
         let values = tensor.to_dtype(T::DTYPE)?.flatten_all()?.to_vec1::<T>()?;
         Ok(values.into_iter().flat_map(to_bytes).collect())
     }
-    let mut views = Vec::with_capacity(tensors.len());
-    for (name, tensor) in tensors {
-        let bytes = match dtype {
-            StoredDtype::F32 => bytes(tensor, f32::to_le_bytes)?,
-            StoredDtype::F16 => bytes(tensor, f16::to_le_bytes)?,
-            StoredDtype::Bf16 => bytes(tensor, bf16::to_le_bytes)?,
-            other => return Err(Error::unsupported(path, format!("weights are not written as {}", other.name()))),
-        };
-        views.push((name.to_string(), crate::write::Bytes::new(dtype, tensor.dims(), bytes)));
+    match dtype {
+        StoredDtype::F32 => bytes(tensor, f32::to_le_bytes),
+        StoredDtype::F16 => bytes(tensor, f16::to_le_bytes),
+        StoredDtype::Bf16 => bytes(tensor, bf16::to_le_bytes),
+        other => Err(Error::unsupported(path, format!("weights are not written as {}", other.name()))),
     }
-    write_atomically(path, |temporary| write_safetensors(views, temporary))
 }

@@ -131,6 +131,11 @@ impl Weights {
         Ok(self)
     }
 
+    /// Whether tensors are not what is stored.
+    pub(crate) fn is_corrected(&self) -> bool {
+        !self.loras.is_empty()
+    }
+
     /// Calls `on_read` with the bytes of each tensor that was read, for a progress display.
     pub fn on_read(mut self, on_read: impl Fn(u64) + Send + Sync + 'static) -> Self {
         self.on_read = Some(Arc::new(on_read));

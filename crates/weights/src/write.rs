@@ -1,8 +1,11 @@
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
+use candle_core::{DType, Device};
 use safetensors::View;
 
+use crate::tensor_file::tensor_bytes;
 use crate::{Error, Result, StoredDtype, StoredTensor, Weights};
 
 /// Makes a file by way of a temporary one beside it: `write` fills that, and only when it has succeeded and all is on
@@ -94,15 +97,19 @@ impl View for Bytes {
     }
 }
 
-/// A tensor of a mapped file, copied to another file without being loaded.
+/// A tensor of a mapped file on its way to another file.
 struct Stored<'a> {
     weights: &'a Weights,
+    name: &'a str,
     tensor: &'a StoredTensor,
+    dtype: StoredDtype,
+    /// Why it could not be converted; what is written is worthless then.
+    failed: &'a Mutex<Option<Error>>,
 }
 
 impl View for Stored<'_> {
     fn dtype(&self) -> safetensors::Dtype {
-        self.tensor.dtype.to_safetensors()
+        self.dtype.to_safetensors()
     }
 
     fn shape(&self) -> &[usize] {
@@ -110,11 +117,21 @@ impl View for Stored<'_> {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        Cow::Borrowed(self.weights.bytes(self.tensor))
+        if self.dtype == self.tensor.dtype && !self.weights.is_corrected() {
+            return Cow::Borrowed(self.weights.bytes(self.tensor));
+        }
+        let converted = self
+            .weights
+            .tensor(self.name, DType::F32, &Device::Cpu)
+            .and_then(|tensor| tensor_bytes(&tensor, self.dtype, self.weights.path_of(self.tensor)));
+        Cow::Owned(converted.unwrap_or_else(|error| {
+            *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            vec![0; self.data_len()]
+        }))
     }
 
     fn data_len(&self) -> usize {
-        self.tensor.bytes.len()
+        self.tensor.shape.iter().product::<usize>() * self.dtype.size()
     }
 }
 
@@ -125,10 +142,17 @@ impl Drop for Stored<'_> {
 }
 
 impl Weights {
-    /// Writes all tensors, as they are, to a new safetensors file, without ever holding them all in memory.
-    pub fn save(&self, path: &Path) -> Result<()> {
-        let tensors =
-            self.tensors().iter().map(|(name, tensor)| (name.clone(), Stored { weights: self, tensor })).collect();
-        write_atomically(path, |temporary| write_safetensors(tensors, temporary))
+    /// Writes all tensors to a new safetensors file, in `dtype` (f32, f16 or bf16), or as they are stored, without ever
+    /// holding them all in memory.
+    pub fn save_as(&self, path: &Path, dtype: Option<StoredDtype>) -> Result<()> {
+        let failed = Mutex::new(None);
+        write_atomically(path, |temporary| {
+            let tensors = self.tensors().iter().map(|(name, tensor)| {
+                let dtype = dtype.unwrap_or(tensor.dtype);
+                (name.clone(), Stored { weights: self, name, tensor, dtype, failed: &failed })
+            });
+            write_safetensors(tensors.collect(), temporary)?;
+            failed.lock().unwrap_or_else(PoisonError::into_inner).take().map_or(Ok(()), Err)
+        })
     }
 }

@@ -110,7 +110,10 @@ impl Objective for AutoencoderObjective {
     fn loss(&self, step: u64, part: usize, parts: usize) -> Result<Loss> {
         let images = self.images(step, part, parts)?;
         let network = AutoencoderKl::new(&self.recipe.network, self.parameters.builder(self.dtype))?;
-        let posterior = network.encode(&images)?;
+        let posterior = match self.recipe.decoder_only {
+            true => self.network()?.encode(&images)?,
+            false => network.encode(&images)?,
+        };
         let noise = generator(self.seed, "noise", &[step, part as u64])
             .randn_tensor(posterior.mean.shape().clone(), &self.device)?;
         let reconstructed = network.decode(&posterior.sample(&noise)?)?;

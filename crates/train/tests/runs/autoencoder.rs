@@ -109,3 +109,27 @@ fn a_loss_that_is_not_finite_stops_the_run() -> pixart_train::Result<()> {
     assert!(kept.join("state.json").exists() && error.to_string().contains("last good checkpoint"), "{error}");
     Ok(())
 }
+
+/// A decoder that is trained on alone gets nearer to the pictures, and its encoder stays as it was.
+#[test]
+fn a_decoder_can_be_trained_alone() -> pixart_train::Result<()> {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let first = recipe(folder.path(), &RECIPE.replace("steps = 20", "steps = 80"))?;
+    run(&first, &folder.path().join("first"), u64::MAX)?;
+    let base = folder.path().join("first/network");
+    let second =
+        RECIPE.replace("edge_weight = 2.0", &format!("edge_weight = 2.0\ndecoder_only = true\nbase = {base:?}"));
+    let (_, reports) = run(&recipe(folder.path(), &second)?, &folder.path().join("second"), u64::MAX)?;
+    assert!(reports[19].loss < reports[0].loss, "from {} to {}", reports[0].loss, reports[19].loss);
+    let weights =
+        |run: &str| Weights::open(folder.path().join(run).join("network/diffusion_pytorch_model.safetensors"));
+    let (before, after) = (weights("first")?, weights("second")?);
+    for name in before.tensors().keys() {
+        let values = |weights: &Weights| -> pixart_train::Result<Vec<f32>> {
+            Ok(weights.tensor(name, DType::F32, &Device::Cpu)?.flatten_all()?.to_vec1()?)
+        };
+        let is_encoder = name.starts_with("encoder.") || name.starts_with("quant_conv.");
+        assert_eq!(values(&before)? == values(&after)?, is_encoder, "{name}");
+    }
+    Ok(())
+}
