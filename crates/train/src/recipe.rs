@@ -148,7 +148,7 @@ pub struct AutoencoderRecipe {
 pub struct DiffusionRecipe {
     /// What to make new.
     #[serde(default)]
-    pub new: Option<NewModelRecipe>,
+    pub new: Option<Box<NewModelRecipe>>,
     /// The pipeline whose transformer is trained on.
     #[serde(default)]
     pub base: Option<PathBuf>,

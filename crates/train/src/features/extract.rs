@@ -1,4 +1,4 @@
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
@@ -266,7 +266,7 @@ pub(super) fn from_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T
     serde_json::from_value(read_json(path)?).map_err(|error| Error::folder(path, format!("cannot be read: {error}")))
 }
 
-fn write_json(path: &PathBuf, value: &impl Serialize) -> Result<()> {
+fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     let text = serde_json::to_string_pretty(value).map_err(|error| Error::folder(path, error.to_string()))?;
     Ok(write_bytes(path, text.as_bytes())?)
 }

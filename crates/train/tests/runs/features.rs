@@ -162,7 +162,7 @@ fn features_are_what_the_networks_give() -> pixart_train::Result<()> {
     let features = Features::open(folder.path())?;
     let batch = features.batch(&[2])?;
     let item = dataset.read(2).expect("a scene can be read");
-    assert_eq!(batch.captions, [item.captions.clone()]);
+    assert_eq!(batch.captions, std::slice::from_ref(&item.captions));
 
     let embeds = Pipeline::open(checkpoint())?.encode(&item.captions[..1], None, true)?;
     let tokens = embeds.prompt_attention_mask.sum_all()?.to_scalar::<f32>()? as usize;
