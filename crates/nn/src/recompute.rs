@@ -49,6 +49,16 @@ impl Recomputation {
     }
 }
 
+/// Lets go of what gradients were computed from, which they remember and so keep in memory.
+pub fn forget_origins(gradients: &mut GradStore) {
+    let ids: Vec<_> = gradients.get_ids().copied().collect();
+    for id in ids {
+        if let Some(gradient) = gradients.get_id(id).map(Tensor::detach) {
+            gradients.insert_id(id, gradient);
+        }
+    }
+}
+
 struct Part<F> {
     compute: F,
     result: Tensor,
@@ -117,6 +127,7 @@ impl<F: Fn([&Tensor; 3]) -> Result<Tensor> + Send + Sync> CustomOp3 for Part<F> 
         let result = (self.compute)(inputs.each_ref().map(Var::as_tensor))?;
         // The gradient of this sum is the given one.
         let mut gradients = (result * gradient.detach())?.sum_all()?.backward()?;
+        forget_origins(&mut gradients);
         let of_inputs = inputs.map(|input| gradients.remove(&input));
         self.gradients.lock().unwrap_or_else(PoisonError::into_inner).push(gradients);
         Ok(of_inputs.into())

@@ -8,9 +8,15 @@ use crate::Recipe;
 const TRAINED: u64 = 4 + 4;
 const MOMENTS: u64 = 8;
 
-/// Numbers that a block keeps for its backward pass, and the gradients that exist at once in it, for each number of a
-/// token: measured (docs/benchmarks.md, "Memory of training").
-const KEPT_IN_BLOCK: u64 = 45;
+/// Bytes of the program itself.
+const PROGRAM: u64 = 250_000_000;
+
+/// For each number of a token: numbers that a block keeps for its backward pass; how many there are of it with its
+/// gradients in that pass; and bytes that a block keeps which is computed again. Measured (docs/benchmarks.md, "Memory of
+/// training").
+const KEPT_IN_BLOCK: u64 = 26;
+const IN_BACKWARD_PASS: u64 = 33;
+const KEPT_OF_RECOMPUTED: u64 = 20;
 
 /// What an objective says of itself.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -32,7 +38,7 @@ pub struct Footprint {
 pub struct Estimate {
     /// What it is estimated from.
     pub footprint: Footprint,
-    /// Bytes of memory: all of these together.
+    /// Bytes of memory: all of these and the program itself.
     pub bytes: u64,
     /// Bytes of parameters and their gradients.
     pub parameter_bytes: u64,
@@ -51,7 +57,7 @@ impl Estimate {
         let optimizer_bytes = footprint.trained * (MOMENTS + average);
         let activation_bytes = footprint.bytes_per_picture * (recipe.batch_size / recipe.accumulate) as u64;
         Self {
-            bytes: parameter_bytes + optimizer_bytes + activation_bytes + footprint.frozen_bytes,
+            bytes: PROGRAM + parameter_bytes + optimizer_bytes + activation_bytes + footprint.frozen_bytes,
             parameter_bytes,
             optimizer_bytes,
             activation_bytes,
@@ -72,10 +78,12 @@ pub(crate) fn transformer_flops(config: &TransformerConfig, tokens: u64, text: u
     2.0 * layers * (block + attention)
 }
 
-/// Bytes that a transformer keeps of a picture, with its residual stream in numbers of `stream` bytes and all else in
-/// numbers of `bytes`.
+/// Bytes that a transformer takes for a picture, computing in numbers of `bytes`.
 pub(crate) fn transformer_bytes(config: &TransformerConfig, tokens: u64, bytes: u64, recomputes: bool) -> u64 {
     let (width, layers) = (config.width() as u64, config.num_layers as u64);
-    let block = tokens * width * KEPT_IN_BLOCK * bytes;
-    if recomputes { tokens * width * 4 * layers + block } else { block * layers }
+    let numbers = tokens * width;
+    match recomputes {
+        true => numbers * (KEPT_OF_RECOMPUTED * layers + IN_BACKWARD_PASS * bytes),
+        false => numbers * (KEPT_IN_BLOCK * (layers - 1) + IN_BACKWARD_PASS) * bytes,
+    }
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device};
+use pixart_nn::recompute::forget_origins;
 use pixart_weights::write_bytes;
 
 use crate::events::EventFile;
@@ -141,6 +142,7 @@ fn gradients(objective: &dyn Objective, step: u64, parts: usize, scale: f64) -> 
         let loss = f64::from(total.to_dtype(DType::F32)?.to_scalar::<f32>()?);
         let terms = terms.iter().map(|(name, term)| Ok((*name, f64::from(term.to_scalar::<f32>()?) / parts as f64)));
         let mut gradients = (total * scale)?.backward()?;
+        forget_origins(&mut gradients);
         if let Some(recomputation) = recomputation {
             recomputation.add_to(&mut gradients)?;
         }
