@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand};
 use pixart::{DeviceChoice, Precision};
-use pixart_weights::StoredDtype;
+use pixart_weights::{Part, StoredDtype};
 
 /// Draws images from text with PixArt-α, -δ and -Σ.
 #[derive(Debug, Parser)]
@@ -80,6 +80,18 @@ pub struct ModelArgs {
     /// Model folder in diffusers' layout (with model_index.json)
     #[arg(long, value_name = "PATH")]
     pub model: PathBuf,
+    #[command(flatten)]
+    pub parts: PartArgs,
+    /// Precision: auto, f32, bf16 or f16 (auto: bf16 on a GPU and on a CPU that multiplies it, else f32)
+    #[arg(long, value_name = "DTYPE", default_value = "auto", value_parser = str::parse::<Precision>)]
+    pub dtype: Precision,
+    #[command(flatten)]
+    pub compute: ComputeArgs,
+}
+
+/// What is taken from elsewhere than the model folder.
+#[derive(Debug, ClapArgs)]
+pub struct PartArgs {
     /// Take the transformer from this folder, .safetensors or original .pth file
     #[arg(long, value_name = "PATH")]
     pub transformer: Option<PathBuf>,
@@ -95,11 +107,15 @@ pub struct ModelArgs {
     /// Strength of the LoRA
     #[arg(long, value_name = "S", default_value_t = 1.0, requires = "lora", allow_negative_numbers = true)]
     pub lora_scale: f64,
-    /// Precision: auto, f32, bf16 or f16 (auto: bf16 on a GPU and on a CPU that multiplies it, else f32)
-    #[arg(long, value_name = "DTYPE", default_value = "auto", value_parser = str::parse::<Precision>)]
-    pub dtype: Precision,
-    #[command(flatten)]
-    pub compute: ComputeArgs,
+}
+
+impl PartArgs {
+    /// Each part that is named, with its path.
+    pub fn named(&self) -> impl Iterator<Item = (Part, &PathBuf)> {
+        let parts =
+            [(Part::Transformer, &self.transformer), (Part::Vae, &self.vae), (Part::TextEncoder, &self.text_encoder)];
+        parts.into_iter().filter_map(|(part, path)| Some((part, path.as_ref()?)))
+    }
 }
 
 #[derive(Debug, ClapArgs)]
@@ -229,18 +245,8 @@ pub struct ConvertArgs {
     /// Of a .pth file: model folder to take the other parts from; without it only a transformer's folder is written
     #[arg(long, value_name = "PATH")]
     pub model: Option<PathBuf>,
-    /// Of a folder: take the transformer from this folder or file
-    #[arg(long, value_name = "PATH")]
-    pub transformer: Option<PathBuf>,
-    /// Of a folder: take the autoencoder from this folder or file
-    #[arg(long, value_name = "PATH")]
-    pub vae: Option<PathBuf>,
-    /// Of a folder: merge this LoRA into the transformer
-    #[arg(long, value_name = "PATH")]
-    pub lora: Option<PathBuf>,
-    /// Of a folder: strength of the LoRA
-    #[arg(long, value_name = "S", default_value_t = 1.0, requires = "lora", allow_negative_numbers = true)]
-    pub lora_scale: f64,
+    #[command(flatten)]
+    pub parts: PartArgs,
     /// Of a folder: solver, as `generate` takes it
     #[arg(long, value_name = "NAME")]
     pub scheduler: Option<String>,

@@ -11,8 +11,8 @@ pub fn run(args: ConvertArgs) -> Result<()> {
     if args.source.is_dir() {
         return of_folder(&args);
     }
-    if args.transformer.is_some() || args.vae.is_some() || args.lora.is_some() {
-        bail!("--transformer, --vae and --lora go with a model folder, {} is a file", args.source.display());
+    if args.parts.named().next().is_some() || args.parts.lora.is_some() {
+        bail!("parts and LoRAs are put into a model folder, {} is a file", args.source.display());
     }
     if args.scheduler.is_some() || args.dtype.is_some() {
         bail!("--scheduler and --dtype go with a model folder; convert the folder that is written once more");
@@ -27,13 +27,11 @@ fn of_folder(args: &ConvertArgs) -> Result<()> {
         bail!("--model goes with a .pth file; {} is a folder", args.source.display());
     }
     let mut folder = PipelineFolder::open(&args.source)?;
-    for (part, path) in [(Part::Transformer, &args.transformer), (Part::Vae, &args.vae)] {
-        if let Some(path) = path {
-            folder = folder.with_part(part, path)?;
-        }
+    for (part, path) in args.parts.named() {
+        folder = folder.with_part(part, path)?;
     }
-    if let Some(lora) = &args.lora {
-        folder = folder.with_lora(Lora::open(lora)?.scaled(args.lora_scale));
+    if let Some(lora) = &args.parts.lora {
+        folder = folder.with_lora(Lora::open(lora)?.scaled(args.parts.lora_scale));
     }
     let scheduler = match &args.scheduler {
         Some(name) => {

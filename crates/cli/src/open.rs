@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device, Tensor};
 use pixart::Pipeline;
 use pixart_diffusion::SchedulerConfig;
-use pixart_weights::{Part, Weights};
+use pixart_weights::Weights;
 
 use crate::args::{ComputeArgs, ModelArgs};
 use crate::progress::Progress;
@@ -31,15 +31,11 @@ pub fn pipeline(
     if let Some(scheduler) = scheduler {
         builder = builder.scheduler(scheduler);
     }
-    let parts =
-        [(Part::Transformer, &args.transformer), (Part::Vae, &args.vae), (Part::TextEncoder, &args.text_encoder)];
-    for (part, path) in parts {
-        if let Some(path) = path {
-            builder = builder.part(part, path);
-        }
+    for (part, path) in args.parts.named() {
+        builder = builder.part(part, path);
     }
-    if let Some(lora) = &args.lora {
-        builder = builder.lora(lora, args.lora_scale);
+    if let Some(lora) = &args.parts.lora {
+        builder = builder.lora(lora, args.parts.lora_scale);
     }
     Ok(builder.open()?)
 }

@@ -43,7 +43,7 @@ impl Recomputation {
         let detached = inputs.map(Tensor::detach);
         // All that was computed on the way ends here.
         let result = compute(detached.each_ref())?.detach().contiguous()?;
-        let part = Part { compute, result, gradients: self.gradients.clone() };
+        let part = Part { compute, result: Mutex::new(Some(result)), gradients: self.gradients.clone() };
         let [a, b, c] = inputs;
         a.apply_op3(b, c, part)
     }
@@ -61,16 +61,19 @@ pub fn forget_origins(gradients: &mut GradStore) {
 
 struct Part<F> {
     compute: F,
-    result: Tensor,
+    /// Until the operation has taken it.
+    result: Mutex<Option<Tensor>>,
     gradients: Arc<Mutex<Vec<GradStore>>>,
 }
 
 impl<F> Part<F> {
     fn storage<S>(&self, of_device: impl Fn(Storage) -> Option<S>) -> Result<(S, Shape)> {
-        let (storage, layout) = self.result.storage_and_layout();
+        let result = self.result.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let result = result.ok_or_else(|| Error::Msg("a recomputed part was asked for its result twice".into()))?;
+        let (storage, layout) = result.storage_and_layout();
         let storage = of_device(storage.try_clone(layout)?);
         let storage = storage.ok_or_else(|| Error::Msg("a recomputed part changed its device".into()))?;
-        Ok((storage, self.result.shape().clone()))
+        Ok((storage, result.shape().clone()))
     }
 }
 

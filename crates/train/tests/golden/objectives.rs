@@ -128,6 +128,27 @@ fn terms(
     )?)
 }
 
+/// Holds a step's terms to the golden ones, takes the optimiser's step, and holds the gradient to the golden one.
+fn check_step(
+    golden: &BTreeMap<String, Tensor>,
+    step: usize,
+    terms: &ConsistencyTerms,
+    parameters: &Parameters,
+    optimizer: &mut Optimizer,
+) -> Result {
+    let name = |name: &str| format!("step_{step}.{name}");
+    check(golden, &name("target"), &terms.target, 0.0)?;
+    check(golden, &name("prediction"), &terms.prediction, 0.0)?;
+    check(golden, &name("loss"), &terms.loss, 0.0)?;
+    let gradients = terms.loss.backward()?;
+    if step == 0 {
+        check_all(golden, "step_0.gradient.", parameters, &gradients)?;
+    }
+    let norm = optimizer.step(&gradients, 1.0, 1.0)?;
+    assert_close(&name("gradient_norm"), &[norm], &values(&golden[&name("gradient_norm")])?, 0.0);
+    Ok(())
+}
+
 /// Holds what training added to each weight to what it added in PyTorch, but for those that have no gradient but rounding.
 fn check_updates(
     golden: &BTreeMap<String, Tensor>,
@@ -175,17 +196,8 @@ fn latent_consistency_distillation() -> Result {
     for step in 0..3 {
         let held_to = PixArtTransformer::new(&config()?, target.builder(DType::F32))?;
         let terms = terms(&golden, step, &student, &held_to)?;
-        let name = |name: &str| format!("step_{step}.{name}");
-        check(&golden, &name("z_s"), &terms.z_s, 0.0)?;
-        check(&golden, &name("target"), &terms.target, 0.0)?;
-        check(&golden, &name("prediction"), &terms.prediction, 0.0)?;
-        check(&golden, &name("loss"), &terms.loss, 0.0)?;
-        let gradients = terms.loss.backward()?;
-        if step == 0 {
-            check_all(&golden, "step_0.gradient.", &parameters, &gradients)?;
-        }
-        let norm = optimizer.step(&gradients, 1.0, 1.0)?;
-        assert_close(&name("gradient_norm"), &[norm], &values(&golden[&name("gradient_norm")])?, 0.0);
+        check(&golden, &format!("step_{step}.z_s"), &terms.z_s, 0.0)?;
+        check_step(&golden, step, &terms, &parameters, &mut optimizer)?;
         target.update(0.95)?;
     }
     let all = parameters.all().into_iter().map(|(name, variable)| (name, variable.as_detached_tensor()));
@@ -219,16 +231,7 @@ fn latent_consistency_lora() -> Result {
         };
         let target = PixArtTransformer::new(&config()?, parameters.detached(DType::F32))?;
         let terms = terms(&inputs, step, &student, &target)?;
-        let name = |name: &str| format!("step_{step}.{name}");
-        check(&golden, &name("target"), &terms.target, 0.0)?;
-        check(&golden, &name("prediction"), &terms.prediction, 0.0)?;
-        check(&golden, &name("loss"), &terms.loss, 0.0)?;
-        let gradients = terms.loss.backward()?;
-        if step == 0 {
-            check_all(&golden, "step_0.gradient.", &parameters, &gradients)?;
-        }
-        let norm = optimizer.step(&gradients, 1.0, 1.0)?;
-        assert_close(&name("gradient_norm"), &[norm], &values(&golden[&name("gradient_norm")])?, 0.0);
+        check_step(&golden, step, &terms, &parameters, &mut optimizer)?;
     }
     let start: BTreeMap<_, _> = start
         .tensors()
