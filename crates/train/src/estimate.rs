@@ -12,11 +12,14 @@ const MOMENTS: u64 = 8;
 const PROGRAM: u64 = 250_000_000;
 
 /// For each number of a token: numbers that a block keeps for its backward pass; how many there are of it with its
-/// gradients in that pass; and bytes that a block keeps which is computed again. Measured (docs/benchmarks.md, "Memory of
+/// gradients in that pass; and how many go on from a block that is computed again. Measured (docs/benchmarks.md, "Memory of
 /// training").
 const KEPT_IN_BLOCK: u64 = 26;
 const IN_BACKWARD_PASS: u64 = 33;
-const KEPT_OF_RECOMPUTED: u64 = 20;
+const KEPT_OF_RECOMPUTED: u64 = 2;
+
+/// Bytes of a block's keys and values of a token of the text, with their gradients, for each number of a token.
+const TEXT_OF_BLOCK: u64 = 16;
 
 /// What an objective says of itself.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -78,12 +81,21 @@ pub(crate) fn transformer_flops(config: &TransformerConfig, tokens: u64, text: u
     2.0 * layers * (block + attention)
 }
 
-/// Bytes that a transformer takes for a picture, computing in numbers of `bytes`.
-pub(crate) fn transformer_bytes(config: &TransformerConfig, tokens: u64, bytes: u64, recomputes: bool) -> u64 {
+/// Bytes that a transformer takes for a picture of `tokens` with a text of `text` tokens, computing in numbers of `bytes`,
+/// with those that go from block to block of `stream` bytes.
+pub(crate) fn transformer_bytes(
+    config: &TransformerConfig,
+    (tokens, text): (u64, u64),
+    (bytes, stream): (u64, u64),
+    recomputes: bool,
+) -> u64 {
     let (width, layers) = (config.width() as u64, config.num_layers as u64);
     let numbers = tokens * width;
     match recomputes {
-        true => numbers * (KEPT_OF_RECOMPUTED * layers + IN_BACKWARD_PASS * bytes),
+        true => {
+            let between = numbers * KEPT_OF_RECOMPUTED * stream + text * width * TEXT_OF_BLOCK;
+            between * layers + numbers * IN_BACKWARD_PASS * bytes
+        }
         false => numbers * (KEPT_IN_BLOCK * (layers - 1) + IN_BACKWARD_PASS) * bytes,
     }
 }

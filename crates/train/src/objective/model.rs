@@ -22,8 +22,9 @@ use crate::{Error, Footprint, LoraRecipe, NewModelRecipe, Parameters, PixArtInit
 /// The file of a text encoder's weights, by transformers' name.
 const TEXT_WEIGHTS: &str = "model.safetensors";
 
-/// Tokens of a long caption, for estimates.
-const MAX_TEXT_TOKENS: u64 = 120;
+/// Tokens of a long caption, for estimates: of T5's vocabulary, and of one that has a token for each word.
+const TEXT_TOKENS: u64 = 120;
+const TEXT_WORDS: u64 = 32;
 
 /// What is trained.
 pub(crate) struct Model {
@@ -256,7 +257,8 @@ impl Model {
         let bytes = self.dtype.size_in_bytes() as u64;
         let patch = self.downscale * self.config.patch_size;
         let tokens = (pixels.0 / patch * (pixels.1 / patch)) as u64;
-        let text = MAX_TEXT_TOKENS;
+        let text = if matches!(self.source, Source::New { .. }) { TEXT_WORDS } else { TEXT_TOKENS };
+        let stream = if self.device.is_cpu() { 4 } else { bytes };
         let trained = self.parameters.count() as u64;
         let of_transformer = match self.source {
             Source::New { .. } | Source::Base { lora: None, .. } => trained,
@@ -270,7 +272,7 @@ impl Model {
             trained,
             parameters: of_transformer + if trained == of_transformer { 0 } else { trained },
             frozen_bytes: (frozen + own_copies) * of_transformer * bytes,
-            bytes_per_picture: transformer_bytes(&self.config, tokens, bytes, self.recomputes),
+            bytes_per_picture: transformer_bytes(&self.config, (tokens, text), (bytes, stream), self.recomputes),
             flops_per_picture: transformer_flops(&self.config, tokens, text) * (own + passes),
         }
     }
