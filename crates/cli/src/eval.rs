@@ -27,8 +27,7 @@ fn run_faithfulness(args: &FaithfulnessArgs) -> Result<()> {
     let progress = Arc::new(Progress::new(args.model.compute.quiet));
     let mut pipeline = open::pipeline(&args.model, true, None, &progress)?;
     if let Some(name) = &args.scheduler {
-        let scheduler = pipeline.scheduler().named(name)?;
-        pipeline.set_scheduler(scheduler);
+        pipeline.use_scheduler(name)?;
     }
     let request = Request { steps: args.steps, guidance_scale: args.guidance_scale, ..Request::default() };
     let prompts = test_prompts(args.prompts);
@@ -38,7 +37,7 @@ fn run_faithfulness(args: &FaithfulnessArgs) -> Result<()> {
     }
     let mut written = Ok(());
     let found = faithfulness(&mut pipeline, &request, &prompts, |done, pictures| {
-        progress.pictures(done, prompts.len());
+        progress.pictures("drawing", done, prompts.len());
         if let Some(folder) = &args.output {
             let first = done - pictures.len();
             written = save(folder, first, pictures);

@@ -29,7 +29,7 @@ pub fn run(args: FeaturesArgs) -> Result<()> {
     let interrupted = interrupt::flag()?;
     let progress = Progress::new(args.compute.quiet);
     let extracted = extractor.extract(dataset.as_ref(), &args.output, |now| {
-        progress.features(now.done, now.items);
+        progress.pictures("features", now.done, now.items);
         !interrupted.load(Ordering::SeqCst)
     });
     progress.clear();

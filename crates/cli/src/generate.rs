@@ -20,8 +20,7 @@ pub fn run(args: Box<GenerateArgs>) -> Result<()> {
     let scheduler = args.scheduler_config.as_deref().map(pixart::read_scheduler).transpose()?;
     let mut pipeline = open::pipeline(&args.model, args.keep_loaded, scheduler, &progress)?;
     if let Some(name) = &args.scheduler {
-        let scheduler = pipeline.scheduler().named(name)?;
-        pipeline.set_scheduler(scheduler);
+        pipeline.use_scheduler(name)?;
     }
     let all = request_for_all(&args, &pipeline)?;
     let prompts = all.prompt_embeds.as_ref().map_or(all.prompts.len(), PromptEmbeds::batch);

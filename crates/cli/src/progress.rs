@@ -34,14 +34,9 @@ impl Progress {
         self.show("drawing", total as u64, done as u64, "{msg:24} {bar:30} step {pos} of {len}, {eta} left");
     }
 
-    /// Pictures drawn.
-    pub fn pictures(&self, done: usize, total: usize) {
-        self.show("drawing", total as u64, done as u64, "{msg:24} {bar:30} {pos} of {len}, {eta} left");
-    }
-
-    /// Pictures whose features are computed.
-    pub fn features(&self, done: usize, total: usize) {
-        self.show("features", total as u64, done as u64, "{msg:24} {bar:30} {pos} of {len}, {eta} left");
+    /// Pictures that something was done with: drawn, or their features computed.
+    pub fn pictures(&self, what: &str, done: usize, total: usize) {
+        self.show(what, total as u64, done as u64, "{msg:24} {bar:30} {pos} of {len}, {eta} left");
     }
 
     /// Steps of training done, and how it goes.

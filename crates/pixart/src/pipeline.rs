@@ -86,6 +86,15 @@ impl Pipeline {
         self.scheduler = scheduler;
     }
 
+    /// Draws from now on with the scheduler of this name, as [`SchedulerConfig::named`] makes it of the one in use.
+    ///
+    /// # Errors
+    /// No scheduler has the name.
+    pub fn use_scheduler(&mut self, name: &str) -> Result<()> {
+        self.scheduler = self.scheduler.named(name)?;
+        Ok(())
+    }
+
     /// The device it computes on.
     pub fn device(&self) -> &Device {
         &self.parts.loader.device

@@ -49,7 +49,7 @@ impl ConsistencySettings {
 /// The loss of a distillation.
 pub struct ConsistencyLoss {
     settings: ConsistencySettings,
-    alphas_cumprod: Vec<f64>,
+    schedule: NoiseSchedule,
 }
 
 /// What a step is given.
@@ -80,8 +80,7 @@ impl ConsistencyLoss {
     /// # Errors
     /// Never, but that a schedule is made from a config.
     pub fn new(settings: ConsistencySettings) -> Result<Self> {
-        let schedule = NoiseSchedule::from_config(&SchedulerConfig::new(SchedulerKind::Ddpm))?;
-        Ok(Self { settings, alphas_cumprod: schedule.alphas_cumprod().to_vec() })
+        Ok(Self { settings, schedule: NoiseSchedule::from_config(&SchedulerConfig::new(SchedulerKind::Ddpm))? })
     }
 
     /// The teacher's timesteps, from the last to the first: 19, 39 … 999.
@@ -109,12 +108,13 @@ impl ConsistencyLoss {
         let before: Vec<usize> =
             indices.iter().map(|index| index.checked_sub(1).map_or(0, |index| grid[index])).collect();
 
-        let z_t = self.mix(latents, noise, &ts)?;
+        let z_t = self.schedule.add_noise(latents, noise, &ts)?;
         let [conditional, unconditional] = teacher(&z_t, &ts)?;
         let omega = self.settings.guidance_scale;
         let guided = |with: &Tensor, without: &Tensor| with + ((with - without)? * omega)?;
         let (x0, x0_without) = (self.x0(&z_t, &conditional, &ts)?, self.x0(&z_t, &unconditional, &ts)?);
-        let z_s = self.mix(&guided(&x0, &x0_without)?, &guided(&conditional, &unconditional)?, &before)?.detach();
+        let (x0, noise) = (guided(&x0, &x0_without)?, guided(&conditional, &unconditional)?);
+        let z_s = self.schedule.add_noise(&x0, &noise, &before)?.detach();
 
         let target = self.consistent(&z_s, &target(&z_s, &ss)?, &ss)?.detach();
         let prediction = self.consistent(&z_t, &student(&z_t, &ts)?, &ts)?;
@@ -123,17 +123,10 @@ impl ConsistencyLoss {
         Ok(ConsistencyTerms { loss: huber.mean_all()?, prediction, target, z_s })
     }
 
-    /// `√ᾱ · x0 + √(1 − ᾱ) · noise` at each image's timestep.
-    fn mix(&self, x0: &Tensor, noise: &Tensor, ts: &[usize]) -> Result<Tensor> {
-        let signal = column(ts, x0.device(), |t| self.alphas_cumprod[t].sqrt())?;
-        let loudness = column(ts, x0.device(), |t| (1.0 - self.alphas_cumprod[t]).sqrt())?;
-        Ok((x0.broadcast_mul(&signal)? + noise.broadcast_mul(&loudness)?)?)
-    }
-
     /// The picture in `z` that has this noise.
     fn x0(&self, z: &Tensor, noise: &Tensor, ts: &[usize]) -> Result<Tensor> {
-        let loudness = column(ts, z.device(), |t| (1.0 - self.alphas_cumprod[t]).sqrt())?;
-        let signal = column(ts, z.device(), |t| self.alphas_cumprod[t].sqrt().recip())?;
+        let loudness = column(ts, z.device(), |t| (1.0 - self.schedule.alphas_cumprod()[t]).sqrt())?;
+        let signal = column(ts, z.device(), |t| self.schedule.alphas_cumprod()[t].sqrt().recip())?;
         Ok((z - noise.broadcast_mul(&loudness)?)?.broadcast_mul(&signal)?)
     }
 

@@ -142,7 +142,7 @@ pub(crate) fn draw_validation(model: &Model, features: &Features, sampling: &Sam
     model.save(folder.path())?;
     let mut pipeline = model.pipeline(folder.path()).open()?;
     if let Some(scheduler) = &sampling.scheduler {
-        pipeline.set_scheduler(pipeline.scheduler().named(scheduler)?);
+        pipeline.use_scheduler(scheduler)?;
     }
     let prompts = match sampling.prompts.as_slice() {
         [] => features.captions().take(VALIDATION_PICTURES).filter_map(|captions| captions.first().cloned()).collect(),
