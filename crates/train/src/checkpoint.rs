@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::DType;
-use pixart_weights::Weights;
+use pixart_weights::{Weights, write_json};
 use serde::{Deserialize, Serialize};
 
 use crate::loss_scale::LossScale;
@@ -52,10 +52,7 @@ pub(crate) fn save(
             target.save(&part.join(TARGET))?;
         }
         objective.parameters().save(&part.join(PARAMETERS))?;
-        let state = serde_json::to_string_pretty(&State { step, loss_scale, recipe: recipe.clone() });
-        let state_path = part.join("state.json");
-        let state = state.map_err(|error| Error::folder(&state_path, error.to_string()))?;
-        std::fs::write(&state_path, state).map_err(Error::io(&state_path))?;
+        write_json(&part.join("state.json"), &State { step, loss_scale, recipe: recipe.clone() })?;
         if path.exists() {
             std::fs::remove_dir_all(&path).map_err(Error::io(&path))?;
         }

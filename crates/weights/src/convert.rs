@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::{
     Error, Part, PipelineFolder, Result, StoredDtype, Weights, is_original_transformer, original_transformer,
-    original_transformer_config, read_json,
+    original_transformer_config, read_json, write_json,
 };
 
 /// Turns a transformer in the layout of PixArt's own code into the folder `output` that diffusers loads: with `base`, a
@@ -36,8 +36,7 @@ pub fn convert_transformer(file: &Path, base: Option<&PipelineFolder>, output: &
             None => temporary.to_path_buf(),
         };
         std::fs::create_dir_all(&transformer).map_err(Error::io(&transformer))?;
-        let path = transformer.join("config.json");
-        std::fs::write(&path, format!("{:#}\n", transformer_config_json(&config)?)).map_err(Error::io(&path))?;
+        write_json(&transformer.join("config.json"), &transformer_config_json(&config)?)?;
         weights.save_as(&transformer.join("diffusion_pytorch_model.safetensors"), None)?;
         Ok(config)
     })
@@ -73,12 +72,11 @@ pub fn convert_pipeline(
             weights.save_as(&to.join(format!("{}.safetensors", part.stems()[0])), dtype)?;
         }
         if let Some(scheduler) = scheduler {
-            let path = temporary.join("scheduler").join("scheduler_config.json");
-            std::fs::write(&path, format!("{scheduler:#}\n")).map_err(Error::io(&path))?;
+            write_json(&temporary.join("scheduler").join("scheduler_config.json"), scheduler)?;
             let path = temporary.join(index);
             let mut index = read_json(&path)?;
             index["scheduler"] = json!(["diffusers", scheduler["_class_name"]]);
-            std::fs::write(&path, format!("{index:#}\n")).map_err(Error::io(&path))?;
+            write_json(&path, &index)?;
         }
         Ok(())
     })

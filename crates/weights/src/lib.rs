@@ -40,4 +40,4 @@ pub use original::{is_original_transformer, original_transformer, original_trans
 pub use tensor_file::{read_tensors, write_tensors, write_tensors_as};
 pub use tokenizer::{read_sentencepiece, read_tokenizer};
 pub use weights::{StoredTensor, Weights};
-pub use write::{write_atomically, write_bytes, write_safetensors};
+pub use write::{write_atomically, write_bytes, write_json, write_safetensors};

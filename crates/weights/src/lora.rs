@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result, Weights, read_json, write_bytes, write_tensors};
+use crate::{Error, Result, Weights, read_json, write_json, write_tensors};
 
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
@@ -53,7 +53,7 @@ impl LoraConfig {
             "target_modules": self.target_modules,
             "task_type": null,
         });
-        write_bytes(&folder.join(CONFIG), format!("{config:#}\n").as_bytes())
+        write_json(&folder.join(CONFIG), &config)
     }
 }
 

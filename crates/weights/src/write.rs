@@ -4,6 +4,7 @@ use std::sync::{Mutex, PoisonError};
 
 use candle_core::{DType, Device};
 use safetensors::View;
+use serde::Serialize;
 
 use crate::tensor_file::tensor_bytes;
 use crate::{Error, Result, StoredDtype, StoredTensor, Weights};
@@ -31,6 +32,15 @@ pub fn write_atomically(path: &Path, write: impl FnOnce(&Path) -> Result<()>) ->
 /// Makes a file of `bytes`, as [`write_atomically`] does.
 pub fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
     write_atomically(path, |temporary| std::fs::write(temporary, bytes).map_err(Error::io(path)))
+}
+
+/// Makes a JSON file, indented, and the folder that it is in.
+pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
+    }
+    let text = serde_json::to_string_pretty(value).map_err(|error| Error::unsupported(path, error.to_string()))?;
+    write_bytes(path, format!("{text}\n").as_bytes())
 }
 
 /// A file that is removed when it goes out of scope; after a rename there is nothing left to remove.

@@ -5,9 +5,8 @@ use image::RgbImage;
 use image::imageops::{FilterType, crop_imm, resize};
 use pixart::{Pipeline, clean_caption, nearest_bin};
 use pixart_nn::vae::{AutoencoderKl, VaeConfig};
-use pixart_weights::{Part, StoredDtype, open_part, read_json, write_bytes, write_tensors_as};
+use pixart_weights::{Part, StoredDtype, open_part, read_json, write_json, write_tensors_as};
 use rayon::prelude::*;
-use serde::Serialize;
 
 use super::{
     Description, ITEMS_PER_SHARD, Shard, ShardItem, SkippedItem, VERSION, description_path, null_path, shard_path,
@@ -243,7 +242,7 @@ fn encode(pipeline: &mut Pipeline, texts: &[String]) -> Result<Vec<Tensor>> {
 fn begin(folder: &Path, description: &Description) -> Result<()> {
     let path = description_path(folder);
     if !path.exists() {
-        return write_json(&path, description);
+        return Ok(write_json(&path, description)?);
     }
     let found: Description = from_json(&path)?;
     if found == *description {
@@ -264,9 +263,4 @@ pub(super) fn read_shard(path: &Path) -> Result<Shard> {
 
 pub(super) fn from_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
     serde_json::from_value(read_json(path)?).map_err(|error| Error::folder(path, format!("cannot be read: {error}")))
-}
-
-fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
-    let text = serde_json::to_string_pretty(value).map_err(|error| Error::folder(path, error.to_string()))?;
-    Ok(write_bytes(path, text.as_bytes())?)
 }

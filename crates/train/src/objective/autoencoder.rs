@@ -7,12 +7,12 @@ use image::RgbImage;
 use image::imageops::replace;
 use pixart_nn::vae::{AutoencoderKl, VaeConfig};
 use pixart_scenes::{Scene, Split};
-use pixart_weights::{Part, open_part, write_bytes};
+use pixart_weights::{Part, open_part, write_json};
 use rayon::prelude::*;
 
 use super::{Loss, Objective, WEIGHTS};
 use crate::random::generator;
-use crate::{AutoencoderRecipe, Error, Footprint, Parameters, Recipe, Result, UniformFanIn};
+use crate::{AutoencoderRecipe, Footprint, Parameters, Recipe, Result, UniformFanIn};
 
 /// Scales at which edges are compared: each has half of the pixels of the one before along a side.
 const SCALES: usize = 3;
@@ -170,7 +170,6 @@ impl Objective for AutoencoderObjective {
     }
 
     fn save(&self, folder: &Path) -> Result<()> {
-        std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
         let network = VaeConfig { scaling_factor: self.scaling_factor()?, ..self.recipe.network.clone() };
         let mut config = serde_json::json!({ "_class_name": "AutoencoderKL", "sample_size": self.size });
         if let (Some(config), Ok(serde_json::Value::Object(fields))) =
@@ -178,7 +177,7 @@ impl Objective for AutoencoderObjective {
         {
             config.extend(fields);
         }
-        write_bytes(&folder.join("config.json"), format!("{config:#}\n").as_bytes())?;
+        write_json(&folder.join("config.json"), &config)?;
         Ok(self.parameters.save(&folder.join(WEIGHTS))?)
     }
 }

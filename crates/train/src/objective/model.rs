@@ -9,7 +9,9 @@ use pixart_nn::recompute::Recomputation;
 use pixart_nn::t5::{T5Config, T5Encoder};
 use pixart_nn::transformer::{PixArtTransformer, ProjectedText, SizeConditions, TransformerConfig};
 use pixart_nn::vae::VaeConfig;
-use pixart_weights::{LoraConfig, Part, PipelineFolder, open_part, transformer_config_json, write_bytes, write_peft};
+use pixart_weights::{
+    LoraConfig, Part, PipelineFolder, open_part, transformer_config_json, write_bytes, write_json, write_peft,
+};
 use serde_json::{Value, json};
 use tokenizers::Tokenizer;
 
@@ -339,13 +341,6 @@ fn pad(rows: &[&Tensor], device: &Device) -> Result<Text> {
         embeds: Tensor::stack(&embeds, 0)?.to_device(device)?,
         mask: Tensor::from_vec(masks, (rows.len(), longest), device)?,
     })
-}
-
-fn write_json(path: &Path, value: &Value) -> Result<()> {
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
-    }
-    Ok(write_bytes(path, format!("{value:#}\n").as_bytes())?)
 }
 
 fn model_index() -> Value {
