@@ -77,9 +77,9 @@ A run that was stopped goes on from its newest checkpoint when the same command 
 /// Where the model is and how to compute.
 #[derive(Debug, ClapArgs)]
 pub struct ModelArgs {
-    /// Model folder in diffusers' layout (with model_index.json)
+    /// Model folder in diffusers' layout (with model_index.json) [default: the small one that comes with the program]
     #[arg(long, value_name = "PATH")]
-    pub model: PathBuf,
+    pub model: Option<PathBuf>,
     #[command(flatten)]
     pub parts: PartArgs,
     /// Precision: auto, f32, bf16 or f16 (auto: bf16 on a GPU and on a CPU that multiplies it, else f32)
@@ -110,6 +110,11 @@ pub struct PartArgs {
 }
 
 impl PartArgs {
+    /// Whether nothing is taken from elsewhere.
+    pub fn are_none(&self) -> bool {
+        self.named().next().is_none() && self.lora.is_none()
+    }
+
     /// Each part that is named, with its path.
     pub fn named(&self) -> impl Iterator<Item = (Part, &PathBuf)> {
         let parts =
@@ -233,13 +238,13 @@ pub struct DecodeArgs {
 
 #[derive(Debug, ClapArgs)]
 pub struct InfoArgs {
-    /// Model folder
-    pub folder: PathBuf,
+    /// Model folder [default: the small one that comes with the program]
+    pub folder: Option<PathBuf>,
 }
 
 #[derive(Debug, ClapArgs)]
 pub struct ConvertArgs {
-    /// Original PixArt transformer, or a model folder
+    /// Original PixArt transformer, or a model folder; with nothing but --dtype, also the folder of one network or LoRA
     #[arg(value_name = "FILE.pth|FOLDER")]
     pub source: PathBuf,
     /// Of a .pth file: model folder to take the other parts from; without it only a transformer's folder is written
@@ -256,6 +261,13 @@ pub struct ConvertArgs {
     /// Folder to write; must not exist
     #[arg(long, short, value_name = "FOLDER")]
     pub output: PathBuf,
+}
+
+impl ConvertArgs {
+    /// Whether nothing but another precision is asked for.
+    pub fn is_only_of_dtype(&self) -> bool {
+        self.dtype.is_some() && self.scheduler.is_none() && self.parts.are_none()
+    }
 }
 
 fn stored_dtype(name: &str) -> Result<StoredDtype, String> {
@@ -286,7 +298,8 @@ pub struct BenchArgs {
 
 #[derive(Debug, Subcommand)]
 pub enum EvalCommand {
-    /// Draw held-out prompts of the world of scenes, and read from the pictures what they show
+    /// Draw held-out prompts of the world of scenes, and read from the pictures what they show; without a model and a way
+    /// to draw, in all the ways that the program's own model has
     Faithfulness(Box<FaithfulnessArgs>),
     /// Encode and decode held-out scenes
     Reconstruction(ReconstructionArgs),
@@ -308,16 +321,25 @@ pub struct FaithfulnessArgs {
     /// Solver, as `generate` takes it [default: the model's]
     #[arg(long, value_name = "NAME")]
     pub scheduler: Option<String>,
-    /// Folder for the pictures
+    /// Folder for the pictures; those of one prompt by all ways are put side by side
     #[arg(long, short, value_name = "DIR")]
     pub output: Option<PathBuf>,
 }
 
+impl FaithfulnessArgs {
+    /// Whether nothing is said of the model or the way it draws.
+    pub fn names_nothing(&self) -> bool {
+        self.model.model.is_none()
+            && self.model.parts.are_none()
+            && (self.steps.is_none() && self.guidance_scale.is_none() && self.scheduler.is_none())
+    }
+}
+
 #[derive(Debug, ClapArgs)]
 pub struct ReconstructionArgs {
-    /// Autoencoder: its folder, or a model folder
+    /// Autoencoder: its folder, or a model folder [default: that of the program's own model]
     #[arg(long, value_name = "PATH")]
-    pub vae: PathBuf,
+    pub vae: Option<PathBuf>,
     /// How many scenes
     #[arg(long, value_name = "N", default_value_t = 500)]
     pub scenes: u64,

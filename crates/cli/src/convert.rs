@@ -1,7 +1,7 @@
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use pixart::read_scheduler;
 use pixart_nn::transformer::TransformerConfig;
-use pixart_weights::{Lora, Part, PipelineFolder, convert_pipeline, convert_transformer};
+use pixart_weights::{Lora, Part, PipelineFolder, convert_network, convert_pipeline, convert_transformer};
 use serde_json::Value;
 
 use crate::args::ConvertArgs;
@@ -11,7 +11,7 @@ pub fn run(args: ConvertArgs) -> Result<()> {
     if args.source.is_dir() {
         return of_folder(&args);
     }
-    if args.parts.named().next().is_some() || args.parts.lora.is_some() {
+    if !args.parts.are_none() {
         bail!("parts and LoRAs are put into a model folder, {} is a file", args.source.display());
     }
     if args.scheduler.is_some() || args.dtype.is_some() {
@@ -25,6 +25,11 @@ pub fn run(args: ConvertArgs) -> Result<()> {
 fn of_folder(args: &ConvertArgs) -> Result<()> {
     if args.model.is_some() {
         bail!("--model goes with a .pth file; {} is a folder", args.source.display());
+    }
+    if !args.source.join("model_index.json").exists() && args.is_only_of_dtype() {
+        let dtype = args.dtype.context("--dtype is not given")?;
+        convert_network(&args.source, dtype, &args.output)?;
+        return print(&format!("{}  network in {}", args.output.display(), dtype.name()));
     }
     let mut folder = PipelineFolder::open(&args.source)?;
     for (part, path) in args.parts.named() {

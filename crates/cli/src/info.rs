@@ -9,10 +9,11 @@ use pixart_nn::vae::VaeConfig;
 use pixart_weights::{Part, PipelineFolder, Weights, read_json, read_tokenizer};
 
 use crate::args::InfoArgs;
+use crate::open;
 use crate::output::print;
 
 pub fn run(args: InfoArgs) -> Result<()> {
-    let folder = PipelineFolder::open(&args.folder)?;
+    let folder = PipelineFolder::open(open::model(args.folder.as_deref())?)?;
     print(&format!("{}  {}", folder.path().display(), folder.kind().class_name()))?;
     let mut problems = Vec::new();
     for part in Part::ALL {

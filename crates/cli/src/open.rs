@@ -1,11 +1,11 @@
 //! Opening the model that the arguments name.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device, Tensor};
-use pixart::Pipeline;
+use pixart::{Pipeline, PipelineBuilder};
 use pixart_diffusion::SchedulerConfig;
 use pixart_weights::Weights;
 
@@ -22,12 +22,7 @@ pub fn pipeline(
     progress: &Arc<Progress>,
 ) -> Result<Pipeline> {
     set_threads(&args.compute)?;
-    let loading = progress.clone();
-    let mut builder = Pipeline::builder(&args.model)
-        .device(args.compute.device)
-        .precision(args.dtype)
-        .keep_loaded(keep_loaded)
-        .on_load(move |load| loading.load(load));
+    let mut builder = builder(args, progress)?.keep_loaded(keep_loaded);
     if let Some(scheduler) = scheduler {
         builder = builder.scheduler(scheduler);
     }
@@ -38,6 +33,23 @@ pub fn pipeline(
         builder = builder.lora(lora, args.parts.lora_scale);
     }
     Ok(builder.open()?)
+}
+
+/// What opens the model's own folder, before anything else is said of it.
+pub fn builder(args: &ModelArgs, progress: &Arc<Progress>) -> Result<PipelineBuilder> {
+    let loading = progress.clone();
+    Ok(Pipeline::builder(model(args.model.as_deref())?)
+        .device(args.compute.device)
+        .precision(args.dtype)
+        .on_load(move |load| loading.load(load)))
+}
+
+/// The folder that is named, else that of the model that comes with the program.
+pub fn model(named: Option<&Path>) -> Result<PathBuf> {
+    match named {
+        Some(path) => Ok(path.into()),
+        None => pixart_bundled::folder().context("cannot unpack the program's own model; name one with --model"),
+    }
 }
 
 /// Sets how many threads compute; else one for each core does.

@@ -464,6 +464,15 @@ fn trains_a_lora_on_a_folder_of_pictures() {
     assert!(index.contains("LCMScheduler"), "{index}");
     assert!(merged("half", "half") != adapted);
 
+    // So does a LoRA that is stored in half the space.
+    succeed(&["convert", "run/network", "--dtype", "f16", "--output", "lora-half"], folder.path());
+    let lora = std::fs::read(folder.path().join("lora-half/adapter_model.safetensors")).unwrap();
+    let header = String::from_utf8_lossy(&lora[8..]).into_owned();
+    assert!(header.contains("\"F16\"") && !header.contains("\"F32\""));
+    let distance = |other: &[u8]| adapted.iter().zip(other).map(|(a, b)| u64::from(a.abs_diff(*b))).sum::<u64>();
+    let (near, far) = (distance(&draw("half-lora", &["--lora", "lora-half"])), distance(&plain));
+    assert!(4 * near < far, "{near}, {far}");
+
     let refused = |arguments: &[&str], message: &str| {
         let error = fail(arguments, folder.path());
         assert!(error.contains(message), "{arguments:?}: {error}");
@@ -471,6 +480,7 @@ fn trains_a_lora_on_a_folder_of_pictures() {
     refused(&["convert", "half", "--output", "merged"], "exists already");
     refused(&["convert", "half", "--model", "merged", "--output", "other"], "--model goes with a .pth");
     refused(&["convert", "photos", "--output", "other"], "no model_index.json");
+    refused(&["convert", "photos", "--dtype", "f16", "--output", "other"], "nor a .safetensors file");
     refused(&generate(&model, &["x", "--lora", "photos"]), "there is no adapter");
     let other = self::model("alpha-1024");
     refused(&generate(&other, &["x", "--lora", "run/network"]), "another model's");

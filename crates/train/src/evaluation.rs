@@ -35,6 +35,8 @@ pub struct Faithfulness {
     pub right_count: Share,
     /// Time for a picture, from its prompt to its pixels, without loading.
     pub time: Duration,
+    /// The solver's part of that.
+    pub denoise: Duration,
 }
 
 /// So many of so many.
@@ -82,6 +84,7 @@ pub fn faithfulness(
         let generated = pipeline.generate(&request)?;
         let timings = generated.timings;
         found.time += timings.encode + timings.denoise + timings.decode;
+        found.denoise += timings.denoise;
         let pictures: Vec<RgbImage> = generated.images.into_iter().map(|image| image.pixels).collect();
         for (prompt, picture) in prompts.iter().zip(&pictures) {
             found.count(&prompt.claims, picture)?;
@@ -92,6 +95,7 @@ pub fn faithfulness(
         }
     }
     found.time /= done.max(1) as u32;
+    found.denoise /= done.max(1) as u32;
     Ok(found)
 }
 

@@ -40,8 +40,8 @@ pub use objective::{
 pub use optimizer::{Optimizer, OptimizerSettings};
 pub use parameters::Parameters;
 pub use recipe::{
-    AutoencoderRecipe, ConsistencyRecipe, Data, DiffusionRecipe, LoraRecipe, NewModelRecipe, Precision, Recipe,
-    Sampling, Stage,
+    AutoencoderRecipe, ConsistencyRecipe, Data, DiffusionRecipe, LogitNormal, LoraRecipe, NewModelRecipe, Precision,
+    Recipe, Sampling, Stage,
 };
 pub use schedule::Schedule;
 pub use trainer::{Outcome, StepReport, estimate, train};

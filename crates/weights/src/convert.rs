@@ -82,6 +82,27 @@ pub fn convert_pipeline(
     })
 }
 
+/// Writes the folder of a single network (a part of a pipeline, a LoRA), with its `.safetensors` files in `dtype` and all else
+/// as it is, to the new folder `output`.
+///
+/// # Errors
+/// No such files there, or broken ones; an `output` that exists. On an error no folder is left.
+pub fn convert_network(folder: &Path, dtype: StoredDtype, output: &Path) -> Result<()> {
+    new_folder(output, |temporary| {
+        copy_folder(folder, temporary, "")?;
+        let entries = std::fs::read_dir(temporary).map_err(Error::io(temporary))?;
+        let paths = entries.map(|entry| Ok(entry.map_err(Error::io(temporary))?.path())).collect::<Result<Vec<_>>>()?;
+        let mut files = paths.iter().filter(|path| path.extension().is_some_and(|end| end == "safetensors")).peekable();
+        if files.peek().is_none() {
+            return Err(Error::missing(folder, "there is neither a model_index.json nor a .safetensors file"));
+        }
+        files.try_for_each(|file| {
+            let source = folder.join(file.file_name().unwrap_or_default());
+            Weights::open(&source)?.save_as(file, Some(dtype))
+        })
+    })
+}
+
 /// Makes the folder `output` by way of a temporary one beside it, which `write` fills.
 fn new_folder<R>(output: &Path, write: impl FnOnce(&Path) -> Result<R>) -> Result<R> {
     if output.exists() {

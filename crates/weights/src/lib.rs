@@ -31,7 +31,7 @@ mod tokenizer;
 mod weights;
 mod write;
 
-pub use convert::{convert_pipeline, convert_transformer, transformer_config_json};
+pub use convert::{convert_network, convert_pipeline, convert_transformer, transformer_config_json};
 pub use elements::StoredDtype;
 pub use error::{Error, Result, plain_message};
 pub use folder::{Part, PipelineFolder, PipelineKind, open_part, read_json};

@@ -98,7 +98,13 @@ impl Objective for DiffusionObjective {
         let size = batch.captions.len();
         let (x0, noise) = self.data.latents(&batch, self.model.scaling_factor, step, part)?;
         let draws = generator(self.data.seed, "diffusion", &[step, part as u64]).rand(3 * size);
-        let ts: Vec<usize> = draws[..size].iter().map(|draw| (draw * TIMESTEPS as f32) as usize).collect();
+        let ts = match self.recipe.timesteps {
+            Some(distribution) => {
+                let normals = generator(self.data.seed, "timesteps", &[step, part as u64]).randn(size);
+                normals.into_iter().map(|normal| distribution.timestep(normal)).collect()
+            }
+            None => draws[..size].iter().map(|draw| (draw * TIMESTEPS as f32) as usize).collect::<Vec<_>>(),
+        };
         let text = self.model.text(&batch, &self.data.features, |item, captions| {
             let keeps = f64::from(draws[size + item]) >= self.recipe.text_dropout;
             keeps.then(|| ((draws[2 * size + item] * captions.len() as f32) as usize).min(captions.len() - 1))
@@ -108,17 +114,8 @@ impl Objective for DiffusionObjective {
         let text = transformer.project_text(&text.embeds, Some(&text.mask))?;
         let output = Model::predict(&transformer, &x_t, &ts, &text, self.model.size(&batch)?.as_ref())?;
         let losses = self.losses.losses(&output, &x_t, &x0, &noise, &ts)?;
-        let weighted = match self.recipe.snr_gamma {
-            // Hang et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting Strategy".
-            Some(gamma) => {
-                let weight = column(&ts, &self.data.device, |t| {
-                    let ratio = self.losses.signal_to_noise(t);
-                    ratio.min(gamma) / ratio
-                })?;
-                (&losses.mse * weight.flatten_all()?)?
-            }
-            None => losses.mse.clone(),
-        };
+        let weight = column(&ts, &self.data.device, |t| self.recipe.weight(self.losses.signal_to_noise(t)))?;
+        let weighted = (&losses.mse * weight.flatten_all()?)?;
         let total = (weighted.mean_all()? + losses.vb.mean_all()?)?;
         Ok(Loss { total, terms: vec![("mse", losses.mse.mean_all()?), ("vb", losses.vb.mean_all()?)], recomputation })
     }

@@ -11,6 +11,7 @@ pub use autoencoder::AutoencoderObjective;
 pub use consistency::ConsistencyObjective;
 pub use consistency_loss::{ConsistencyInputs, ConsistencyLoss, ConsistencySettings, ConsistencyTerms};
 pub use diffusion::DiffusionObjective;
+pub(crate) use hybrid_loss::TIMESTEPS;
 pub use hybrid_loss::{HybridLoss, Losses};
 
 use std::path::Path;
