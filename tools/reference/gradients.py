@@ -80,15 +80,15 @@ def case_of(file: str, case: str, names: tuple[str, ...]) -> Tensors:
 
 def write_gradients(
     file: str,
-    case: str,
     network: nn.Module,
     forward: Callable[..., Tensors],
-    names: tuple[str, ...],
+    inputs: Tensors,
     differentiated: tuple[str, ...],
     seed: int,
+    **origin,
 ) -> None:
-    """`forward` takes the inputs `names` of fixtures/networks by name; `differentiated` are those whose gradients are kept."""
-    inputs = case_of(file, case, names)
+    """`forward` takes `inputs` by name; `differentiated` are those whose gradients are kept. `origin`, in the metadata, tells
+    where weights and inputs are."""
 
     def gradients(inputs: Tensors, weights: Tensors) -> tuple[torch.Tensor, Tensors, Tensors]:
         inputs = {name: x.clone().requires_grad_(name in differentiated) for name, x in inputs.items()}
@@ -116,11 +116,23 @@ def write_gradients(
         stride=STRIDE,
         without_gradient=json.dumps(without_gradient(of_parameters_64)),
         largest_difference_to_float64=f"{error:.1e}",
-        checkpoint=file.split("-", 1)[1],
-        inputs_file=f"networks/{file}.safetensors",
-        case=case,
+        **origin,
     )
     print(f"{file:24} loss {loss:9.3f} ({loss_64:9.3f} in float64), gradients differ by {error:.1e}")
+
+
+def write_network_gradients(
+    file: str,
+    case: str,
+    network: nn.Module,
+    forward: Callable[..., Tensors],
+    names: tuple[str, ...],
+    differentiated: tuple[str, ...],
+    seed: int,
+) -> None:
+    """With the inputs `names` of a file in fixtures/networks."""
+    origin = {"checkpoint": file.split("-", 1)[1], "inputs_file": f"networks/{file}.safetensors", "case": case}
+    write_gradients(file, network, forward, case_of(file, case, names), differentiated, seed, **origin)
 
 
 def write_transformer_gradients(name: str, case: str, seed: int) -> None:
@@ -131,7 +143,7 @@ def write_transformer_gradients(name: str, case: str, seed: int) -> None:
         return {"output": transformer(**inputs, added_cond_kwargs=sizes).sample}
 
     names = ("hidden_states", "encoder_hidden_states", "encoder_attention_mask", "timestep", "resolution", "aspect_ratio")
-    write_gradients(f"transformer-{name}", case, transformer, forward, names, names[:2], seed)
+    write_network_gradients(f"transformer-{name}", case, transformer, forward, names, names[:2], seed)
 
 
 def write_text_encoder_gradients(name: str, case: str, seed: int) -> None:
@@ -140,7 +152,7 @@ def write_text_encoder_gradients(name: str, case: str, seed: int) -> None:
     def forward(**inputs) -> Tensors:
         return {"last_hidden_state": text_encoder(**inputs).last_hidden_state}
 
-    write_gradients(f"text_encoder-{name}", case, text_encoder, forward, ("input_ids", "attention_mask"), (), seed)
+    write_network_gradients(f"text_encoder-{name}", case, text_encoder, forward, ("input_ids", "attention_mask"), (), seed)
 
 
 def write_vae_gradients(name: str, case: str, seed: int) -> None:
@@ -151,7 +163,7 @@ def write_vae_gradients(name: str, case: str, seed: int) -> None:
         return {"mean": posterior.mean, "logvar": posterior.logvar, "decoded": vae.decode(latents).sample}
 
     names = ("image", "latents")
-    write_gradients(f"vae-{name}", case, vae, forward, names, names, seed)
+    write_network_gradients(f"vae-{name}", case, vae, forward, names, names, seed)
 
 
 if __name__ == "__main__":

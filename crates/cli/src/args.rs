@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand};
-use pixart::{DeviceChoice, Precision};
+use pixart::{ControlType, DeviceChoice, Precision};
 use pixart_weights::{Part, StoredDtype};
 
 /// Draws images from text with PixArt-α, -δ and -Σ.
@@ -19,6 +19,8 @@ pub enum Command {
     /// Draw images of a prompt
     #[command(after_help = GENERATE_EXAMPLES)]
     Generate(Box<GenerateArgs>),
+    /// Find the edges that a ControlNet follows in a picture
+    ControlImage(ControlImageArgs),
     /// Encode a prompt to a file that `generate --prompt-embeds` takes
     Encode(EncodeArgs),
     /// Decode latents to pictures
@@ -54,7 +56,9 @@ Examples:
   pixart generate \"a red fox\" --model PixArt-LCM-XL-2-1024-MS --steps 4 --seed 7 --output fox.png
   pixart generate \"a red fox\" --model PixArt-XL-2-512x512 --num-images 4 --output foxes/
   pixart generate --prompts-file prompts.txt --model PixArt-XL-2-512x512 --scheduler unipc --output pictures/
-  pixart generate \"a red fox\" --model PixArt-XL-2-512x512 --transformer PixArt-XL-2-512x512.pth";
+  pixart generate \"a red fox\" --model PixArt-XL-2-512x512 --transformer PixArt-XL-2-512x512.pth
+  pixart generate \"a blue house\" --control-image sketch.png --control-type lineart
+  pixart generate \"a red fox\" --model PixArt-XL-2-512x512 --init-image dog.png --strength 0.6 --mask head.png";
 
 const CONVERT_EXAMPLES: &str = "\
 Examples:
@@ -194,6 +198,10 @@ pub struct GenerateArgs {
     /// Images for each prompt
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub num_images: usize,
+    #[command(flatten)]
+    pub control: ControlArgs,
+    #[command(flatten)]
+    pub init: InitArgs,
     /// Start from the noise in this safetensors file (tensor `latents`)
     #[arg(long, value_name = "FILE")]
     pub latents: Option<PathBuf>,
@@ -206,6 +214,84 @@ pub struct GenerateArgs {
     /// PNG file, or folder for several [default: pixart-0001.png, or the first free number]
     #[arg(long, short, value_name = "FILE.png|FOLDER")]
     pub output: Option<PathBuf>,
+}
+
+/// What a ControlNet is to follow.
+#[derive(Debug, ClapArgs)]
+#[command(next_help_heading = "Follow edges")]
+pub struct ControlArgs {
+    /// Follow the edges of this picture
+    #[arg(long, value_name = "FILE")]
+    pub control_image: Option<PathBuf>,
+    /// ControlNet: a folder, or an original .pth file [default: the model's own]
+    #[arg(long, value_name = "PATH", requires = "control_image")]
+    pub control: Option<PathBuf>,
+    #[command(flatten)]
+    pub detector: DetectorArgs,
+    /// How closely it is followed
+    #[arg(long, value_name = "S", default_value_t = 1.0, requires = "control_image", allow_negative_numbers = true)]
+    pub control_scale: f64,
+    /// Share of the steps before which it is not followed
+    #[arg(
+        long,
+        value_name = "SHARE",
+        default_value_t = 0.0,
+        requires = "control_image",
+        allow_negative_numbers = true
+    )]
+    pub control_start: f64,
+    /// Share of the steps after which it is no longer followed
+    #[arg(
+        long,
+        value_name = "SHARE",
+        default_value_t = 1.0,
+        requires = "control_image",
+        allow_negative_numbers = true
+    )]
+    pub control_end: f64,
+    /// Also write the edges that are followed
+    #[arg(long, value_name = "FILE.png", requires = "control_image")]
+    pub save_control: Option<PathBuf>,
+}
+
+/// How edges are found.
+#[derive(Debug, ClapArgs)]
+pub struct DetectorArgs {
+    /// Edges: hed (needs --hed), canny, lineart (dark lines on light paper), or none for a map that is ready (light on black)
+    #[arg(long, value_name = "TYPE", default_value = "none", value_parser = str::parse::<ControlType>)]
+    pub control_type: ControlType,
+    /// Weights of the HED network
+    #[arg(long, value_name = "FILE.pth")]
+    pub hed: Option<PathBuf>,
+}
+
+/// What is drawn over.
+#[derive(Debug, ClapArgs)]
+#[command(next_help_heading = "Start from a picture")]
+pub struct InitArgs {
+    /// Start from this picture in place of noise
+    #[arg(long, value_name = "FILE")]
+    pub init_image: Option<PathBuf>,
+    /// How much of the way from noise to a picture is drawn anew, above 0 and up to 1 [default: 0.6; 1 with a mask]
+    #[arg(long, value_name = "SHARE", requires = "init_image", allow_negative_numbers = true)]
+    pub strength: Option<f64>,
+    /// Draw only where this picture is light; of the size of the one that is started from
+    #[arg(long, value_name = "FILE", requires = "init_image")]
+    pub mask: Option<PathBuf>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct ControlImageArgs {
+    /// Picture
+    pub picture: PathBuf,
+    #[command(flatten)]
+    pub detector: DetectorArgs,
+    /// Device: auto, cpu, cuda, cuda:N or metal
+    #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = str::parse::<DeviceChoice>)]
+    pub device: DeviceChoice,
+    /// PNG file to write
+    #[arg(long, short, value_name = "FILE.png")]
+    pub output: PathBuf,
 }
 
 #[derive(Debug, ClapArgs)]

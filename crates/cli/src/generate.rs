@@ -8,17 +8,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Result, bail};
 use candle_core::Tensor;
 use pixart::{Image, Pipeline, PromptEmbeds, Request, Seeds, Timings};
-use pixart_weights::write_tensors;
+use pixart_weights::{Part, write_tensors};
 
 use crate::args::GenerateArgs;
 use crate::output::{Names, check_writable, peak_memory, print};
 use crate::progress::Progress;
-use crate::{interrupt, open};
+use crate::{control, interrupt, open};
 
 pub fn run(args: Box<GenerateArgs>) -> Result<()> {
     let progress = Arc::new(Progress::new(args.model.compute.quiet));
     let scheduler = args.scheduler_config.as_deref().map(pixart::read_scheduler).transpose()?;
-    let mut pipeline = open::pipeline(&args.model, args.keep_loaded, scheduler, &progress)?;
+    let mut builder = open::configured(&args.model, args.keep_loaded, scheduler, &progress)?;
+    if let Some(control) = &args.control.control {
+        builder = builder.part(Part::ControlNet, control);
+    }
+    let mut pipeline = builder.open()?;
     if let Some(name) = &args.scheduler {
         pipeline.use_scheduler(name)?;
     }
@@ -35,6 +39,9 @@ pub fn run(args: Box<GenerateArgs>) -> Result<()> {
         if args.output.as_ref() == Some(path) {
             bail!("{} cannot hold both the picture and the latents", path.display());
         }
+    }
+    if let (Some(path), Some(control)) = (&args.control.save_control, &all.control) {
+        control::save(&control.map, path)?;
     }
     let interrupted = interrupt::flag()?;
 
@@ -103,6 +110,8 @@ fn request_for_all(args: &GenerateArgs, pipeline: &Pipeline) -> Result<Request> 
         num_images_per_prompt: args.num_images,
         seeds: Seeds::Shared(0),
         latents: None,
+        control: control::control(&args.control, pipeline.device())?,
+        init: control::init_image(&args.init)?,
         clean_caption: args.text.clean_caption,
         max_sequence_length: None,
     })

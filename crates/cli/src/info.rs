@@ -6,7 +6,7 @@ use pixart_diffusion::{SchedulerConfig, StepOptions};
 use pixart_nn::t5::T5Config;
 use pixart_nn::transformer::TransformerConfig;
 use pixart_nn::vae::VaeConfig;
-use pixart_weights::{Part, PipelineFolder, Weights, read_json, read_tokenizer};
+use pixart_weights::{Part, PipelineFolder, Weights, controlnet_config, read_json, read_tokenizer};
 
 use crate::args::InfoArgs;
 use crate::open;
@@ -16,7 +16,8 @@ pub fn run(args: InfoArgs) -> Result<()> {
     let folder = PipelineFolder::open(open::model(args.folder.as_deref())?)?;
     print(&format!("{}  {}", folder.path().display(), folder.kind().class_name()))?;
     let mut problems = Vec::new();
-    for part in Part::ALL {
+    let control = Some(Part::ControlNet).filter(|part| folder.part_path(*part).exists());
+    for part in Part::ALL.into_iter().chain(control) {
         print(&part_line(&folder, part, &mut problems))?;
     }
     print(&tokenizer_line(&folder, &mut problems))?;
@@ -63,6 +64,11 @@ fn validate(folder: &PipelineFolder, part: Part) -> Result<(), String> {
         Part::Transformer => told(folder.config::<TransformerConfig>(part).map_err(read)?.validate()),
         Part::Vae => told(folder.config::<VaeConfig>(part).map_err(read)?.validate()),
         Part::TextEncoder => told(folder.config::<T5Config>(part).map_err(read)?.validate()),
+        Part::ControlNet => {
+            let base = folder.config(Part::Transformer).map_err(read)?;
+            let weights = folder.weights(part, DType::F32).map_err(read)?;
+            controlnet_config(&folder.part_path(part), &weights, &base).map(|_| ()).map_err(read)
+        }
     }
 }
 

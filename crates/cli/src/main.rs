@@ -3,6 +3,7 @@
 mod allocator;
 mod args;
 mod bench;
+mod control;
 mod convert;
 mod decode;
 mod encode;
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
         .init();
     let result = match args.command {
         Command::Generate(args) => generate::run(args),
+        Command::ControlImage(args) => control::run(args),
         Command::Encode(args) => encode::run(args),
         Command::Decode(args) => decode::run(args),
         Command::Info(args) => info::run(args),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device, Tensor};
+use image::{DynamicImage, ImageReader};
 use pixart::{Pipeline, PipelineBuilder};
 use pixart_diffusion::SchedulerConfig;
 use pixart_weights::Weights;
@@ -21,6 +22,16 @@ pub fn pipeline(
     scheduler: Option<SchedulerConfig>,
     progress: &Arc<Progress>,
 ) -> Result<Pipeline> {
+    Ok(configured(args, keep_loaded, scheduler, progress)?.open()?)
+}
+
+/// What opens the model with all that `args` say of it.
+pub fn configured(
+    args: &ModelArgs,
+    keep_loaded: bool,
+    scheduler: Option<SchedulerConfig>,
+    progress: &Arc<Progress>,
+) -> Result<PipelineBuilder> {
     set_threads(&args.compute)?;
     let mut builder = builder(args, progress)?.keep_loaded(keep_loaded);
     if let Some(scheduler) = scheduler {
@@ -32,7 +43,7 @@ pub fn pipeline(
     if let Some(lora) = &args.parts.lora {
         builder = builder.lora(lora, args.parts.lora_scale);
     }
-    Ok(builder.open()?)
+    Ok(builder)
 }
 
 /// What opens the model's own folder, before anything else is said of it.
@@ -76,6 +87,12 @@ pub fn prompts(path: &Path) -> Result<Vec<String>> {
         bail!("the prompts file {} holds no prompt", path.display());
     }
     Ok(prompts)
+}
+
+/// A picture of any of the usual formats.
+pub fn picture(path: &Path) -> Result<DynamicImage> {
+    let about = || format!("cannot read the picture {}", path.display());
+    ImageReader::open(path).with_context(about)?.with_guessed_format().with_context(about)?.decode().with_context(about)
 }
 
 /// The tensor `latents` of a safetensors file.

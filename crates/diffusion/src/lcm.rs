@@ -6,7 +6,7 @@ use candle_core::Tensor;
 use crate::clipping::Clipping;
 use crate::combine::combine;
 use crate::config::SchedulerConfig;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::noise::NoiseSource;
 use crate::prediction::PredictionType;
 use crate::schedule::{NoiseSchedule, noisy};
@@ -25,10 +25,15 @@ pub(crate) struct Lcm {
 }
 
 impl Lcm {
-    pub(crate) fn new(config: &SchedulerConfig, steps: usize) -> Result<Self> {
+    pub(crate) fn new(config: &SchedulerConfig, steps: usize, strength: f64) -> Result<Self> {
         let schedule = NoiseSchedule::from_config(config)?;
         let original_steps = Self::original_inference_steps(config)?;
-        let timesteps = timesteps(schedule.alphas_cumprod().len(), original_steps, steps);
+        let grid = (original_steps as f64 * strength.clamp(0.0, 1.0)) as usize;
+        if grid < steps || strength > 1.0 {
+            let supported = "up to 1, and enough to leave a timestep of the distillation grid for every step";
+            return Err(Error::InvalidOption { option: "strength", value: strength, supported });
+        }
+        let timesteps = timesteps(schedule.alphas_cumprod().len() / original_steps, grid, steps);
         let prediction = PredictionType::from_config(config)?;
         prediction.require_signal(config, &schedule, &timesteps)?;
         Ok(Self {
@@ -47,14 +52,13 @@ impl Lcm {
     }
 }
 
-/// Evenly chosen timesteps of the distillation grid `k·stride − 1`, from the top.
-fn timesteps(train: usize, original_steps: usize, steps: usize) -> Vec<f64> {
-    let stride = train / original_steps;
-    let jump = original_steps as f64 / steps as f64;
+/// Evenly chosen timesteps of the first `grid` ones of the distillation grid `k·stride − 1`, from the top.
+fn timesteps(stride: usize, grid: usize, steps: usize) -> Vec<f64> {
+    let jump = grid as f64 / steps as f64;
     (0..steps)
         .map(|step| {
             let skipped = (step as f64 * jump).floor() as usize;
-            ((original_steps - skipped) * stride - 1) as f64
+            ((grid - skipped) * stride - 1) as f64
         })
         .collect()
 }
@@ -101,9 +105,9 @@ mod tests {
 
     #[test]
     fn timesteps_come_from_the_distillation_grid() {
-        assert_eq!(timesteps(1000, 50, 4), [999.0, 759.0, 499.0, 259.0]);
-        assert_eq!(timesteps(1000, 50, 1), [999.0]);
-        assert_eq!(timesteps(1000, 50, 50)[48..], [39.0, 19.0]);
+        assert_eq!(timesteps(20, 50, 4), [999.0, 759.0, 499.0, 259.0]);
+        assert_eq!(timesteps(20, 50, 1), [999.0]);
+        assert_eq!(timesteps(20, 50, 50)[48..], [39.0, 19.0]);
     }
 
     #[test]

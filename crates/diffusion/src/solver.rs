@@ -41,11 +41,14 @@ pub struct StepOptions {
     pub s_tmax: f64,
     /// Euler's S_noise, the standard deviation of the added noise.
     pub s_noise: f64,
+    /// The share of LCM's grid, from its clean end, that the steps are chosen from: above 0 and up to 1. It begins from a
+    /// picture with noise. Others ignore it: they begin at a later step.
+    pub strength: f64,
 }
 
 impl Default for StepOptions {
     fn default() -> Self {
-        Self { eta: 0.0, s_churn: 0.0, s_tmin: 0.0, s_tmax: f64::INFINITY, s_noise: 1.0 }
+        Self { eta: 0.0, s_churn: 0.0, s_tmin: 0.0, s_tmax: f64::INFINITY, s_noise: 1.0, strength: 1.0 }
     }
 }
 
@@ -124,7 +127,7 @@ impl SchedulerConfig {
             return Err(Error::TooManySteps { scheduler, steps, max });
         }
         let solver: Box<dyn Solver> = match scheduler {
-            SchedulerKind::Lcm => Box::new(Lcm::new(self, steps)?),
+            SchedulerKind::Lcm => Box::new(Lcm::new(self, steps, options.strength)?),
             SchedulerKind::DpmSolverMultistep => Box::new(DpmSolverMultistep::new(self, steps)?),
             SchedulerKind::Ddim => Box::new(Ddim::new(self, steps, options)?),
             SchedulerKind::Ddpm => Box::new(Ddpm::new(self, steps)?),

@@ -1,4 +1,5 @@
-//! The networks of PixArt-α, -δ and -Σ: the diffusion [`transformer`], the [`t5`] text encoder and the [`vae`].
+//! The networks of PixArt-α, -δ and -Σ: the diffusion [`transformer`] with its [`controlnet`], the [`t5`]
+//! text encoder and the [`vae`].
 //!
 //! A network is a config read from a checkpoint's `config.json`, a `new(&config, vb)` that takes its weights by their
 //! diffusers names from a [`candle_nn::VarBuilder`], and a `forward`. Everything that costs time goes through
@@ -22,7 +23,9 @@
 //! # Ok(()) }
 //! ```
 
+pub mod controlnet;
 pub mod embeddings;
+pub mod hed;
 pub mod lora;
 pub mod ops;
 pub mod recompute;

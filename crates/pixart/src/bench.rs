@@ -75,7 +75,7 @@ pub fn bench(pipeline: &mut Pipeline, options: &BenchOptions) -> Result<BenchRep
         None
     };
 
-    load(&mut || pipeline.parts.transformer(&pipeline.transformer_config).map(|_| ()))?;
+    load(&mut || pipeline.parts.transformer(&pipeline.transformer_config, false).map(|_| ()))?;
     let device = pipeline.device().clone();
     let config = pipeline.transformer_config();
     let side = options.size / pipeline.vae_config().downscale();
@@ -87,9 +87,9 @@ pub fn bench(pipeline: &mut Pipeline, options: &BenchOptions) -> Result<BenchRep
     let timestep = Tensor::new(&[500f32], &device)?;
     load(&mut || pipeline.parts.vae(&pipeline.vae_config).map(|_| ()))?;
 
-    let text = pipeline.parts.transformer(&pipeline.transformer_config)?.project_text(&embeds, None)?;
+    let text = pipeline.parts.transformer(&pipeline.transformer_config, false)?.project_text(&embeds, None)?;
     let pass = |pipeline: &mut Pipeline| -> Result<()> {
-        let transformer = pipeline.parts.transformer(&pipeline.transformer_config)?;
+        let transformer = pipeline.parts.transformer(&pipeline.transformer_config, false)?;
         let prediction = transformer.forward(&latents, &timestep, &text, size.as_ref())?;
         Ok(wait_for(&prediction)?)
     };

@@ -6,7 +6,9 @@ use candle_core::DType;
 use pixart_diffusion::{SchedulerConfig, StepOptions};
 use pixart_nn::transformer::TransformerConfig;
 use pixart_nn::vae::VaeConfig;
-use pixart_weights::{Lora, Part, PipelineFolder, Weights, is_original_transformer, original_transformer_config};
+use pixart_weights::{
+    Lora, Part, PipelineFolder, Weights, controlnet_config, is_original_transformer, original_transformer_config,
+};
 
 use crate::parts::{LoadProgress, Loader, OnLoad, Parts};
 use crate::{DeviceChoice, Error, Pipeline, Precision, Result};
@@ -115,6 +117,11 @@ impl PipelineBuilder {
                 transformer_config.in_channels,
                 vae_config.latent_channels
             )));
+        }
+        // A ControlNet comes with the folder, or is named.
+        if folder.part_path(Part::ControlNet).exists() {
+            let weights = folder.weights(Part::ControlNet, dtype)?;
+            controlnet_config(&folder.part_path(Part::ControlNet), &weights, &transformer_config)?;
         }
         let loader = Loader { folder, device, dtype, on_load: self.on_load, time: Duration::ZERO };
         let parts = Parts::new(loader, self.keep_loaded);

@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
-use candle_core::Tensor;
-use image::RgbImage;
+use candle_core::{Device, Tensor};
+use image::imageops::{FilterType, crop_imm, resize};
+use image::{ImageBuffer, Pixel, RgbImage};
 use pixart_weights::write_bytes;
 use serde::Serialize;
 
@@ -37,6 +38,12 @@ pub struct Parameters {
     pub index: usize,
     /// Share of noise that DDIM added again.
     pub eta: f64,
+    /// How much of the way from noise was drawn anew of a picture that was started from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub strength: Option<f64>,
+    /// What the ControlNet's corrections were multiplied with, if one was followed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub control_scale: Option<f64>,
     /// Whether prompts were cleaned.
     pub clean_caption: bool,
     /// Width and height that were drawn, before resizing and cropping.
@@ -132,6 +139,40 @@ pub fn to_pixels(image: &Tensor) -> Result<RgbImage> {
         .ok_or_else(|| Error::Compute(format!("a picture of {width}×{height} is too large")))
 }
 
+/// A picture's pixels as the autoencoder takes them: `[1, 3, height, width]` in -1..1, f32.
+///
+/// # Errors
+/// No memory on the device.
+pub fn from_pixels(pixels: &RgbImage, device: &Device) -> Result<Tensor> {
+    let (width, height) = (pixels.width() as usize, pixels.height() as usize);
+    let area = width * height;
+    let mut values = vec![0.0; 3 * area];
+    for (i, pixel) in pixels.pixels().enumerate() {
+        for (channel, byte) in pixel.0.into_iter().enumerate() {
+            values[channel * area + i] = f32::from(byte) / 127.5 - 1.0;
+        }
+    }
+    Ok(Tensor::from_vec(values, (1, 3, height, width), device)?)
+}
+
+/// The smallest picture of the same proportions that covers `width` × `height`, its middle.
+pub fn cover<P>(image: &ImageBuffer<P, Vec<u8>>, width: u32, height: u32) -> ImageBuffer<P, Vec<u8>>
+where
+    P: Pixel<Subpixel = u8> + 'static,
+{
+    let scale = f64::max(f64::from(width) / f64::from(image.width()), f64::from(height) / f64::from(image.height()));
+    let scaled = |side: u32, least: u32| ((f64::from(side) * scale).round() as u32).max(least);
+    let (scaled_width, scaled_height) = (scaled(image.width(), width), scaled(image.height(), height));
+    let resized;
+    let image = if (scaled_width, scaled_height) == image.dimensions() {
+        image
+    } else {
+        resized = resize(image, scaled_width, scaled_height, FilterType::CatmullRom);
+        &resized
+    };
+    crop_imm(image, (scaled_width - width) / 2, (scaled_height - height) / 2, width, height).to_image()
+}
+
 /// Resizes images `[batch, channels, h, w]` so that they cover `height` × `width`, bilinearly, and cuts that out of
 /// their middle: how diffusers brings an image of a bin's size to the size that was asked for.
 pub(crate) fn resize_and_crop(images: &Tensor, height: usize, width: usize) -> Result<Tensor> {
@@ -163,6 +204,8 @@ mod tests {
             seed: 7,
             index: 0,
             eta: 0.0,
+            strength: None,
+            control_scale: None,
             clean_caption: true,
             drawn_size: [3, 2],
             scheduler_config: serde_json::Map::new(),

@@ -4,10 +4,11 @@ use std::time::{Duration, Instant};
 
 use candle_core::{DType, Device};
 use candle_nn::VarBuilder;
+use pixart_nn::controlnet::ControlNet;
 use pixart_nn::t5::{T5Config, T5Encoder};
 use pixart_nn::transformer::{PixArtTransformer, TransformerConfig};
 use pixart_nn::vae::{AutoencoderKl, VaeConfig};
-use pixart_weights::{Part, PipelineFolder, read_tokenizer};
+use pixart_weights::{Part, PipelineFolder, controlnet_config, read_tokenizer};
 use tokenizers::Tokenizer;
 
 use crate::{Error, Result};
@@ -69,7 +70,7 @@ fn is_spare(part: Part, name: &str) -> bool {
         }
         // Positions are computed for every size.
         Part::Transformer => name == "pos_embed.pos_embed",
-        Part::Vae => false,
+        Part::Vae | Part::ControlNet => false,
     }
 }
 
@@ -89,9 +90,13 @@ impl Parts {
         Self { loader, keep_loaded, tokenizer: None, text_encoder: None, transformer: None, vae: None }
     }
 
-    /// Finds out before any work whether a part's files are missing or broken; the text encoder's if `with_text`.
-    pub(crate) fn check_files(&self, with_text: bool) -> Result<()> {
+    /// Finds out before any work whether a part's files are missing or broken; the text encoder's if `with_text`, the
+    /// ControlNet's if `controlled`.
+    pub(crate) fn check_files(&self, with_text: bool, controlled: bool) -> Result<()> {
         let loader = &self.loader;
+        if controlled {
+            loader.folder.weights(Part::ControlNet, loader.dtype)?;
+        }
         if with_text && self.text_encoder.is_none() {
             let config: T5Config = loader.folder.config(Part::TextEncoder)?;
             let path = loader.folder.config_path(Part::TextEncoder);
@@ -133,11 +138,26 @@ impl Parts {
         }
     }
 
-    pub(crate) fn transformer(&mut self, config: &TransformerConfig) -> Result<&PixArtTransformer> {
-        match &mut self.transformer {
-            Some(transformer) => Ok(transformer),
-            none => Ok(none.insert(self.loader.load(Part::Transformer, |vb| PixArtTransformer::new(config, vb))?)),
+    /// The transformer; with its ControlNet, if it is `controlled`.
+    pub(crate) fn transformer(&mut self, config: &TransformerConfig, controlled: bool) -> Result<&PixArtTransformer> {
+        if self.transformer.as_ref().is_none_or(|transformer| controlled && !transformer.has_control()) {
+            let transformer = match self.transformer.take() {
+                Some(transformer) => transformer,
+                None => self.loader.load(Part::Transformer, |vb| PixArtTransformer::new(config, vb))?,
+            };
+            self.transformer = Some(match controlled {
+                true => transformer.with_control(self.controlnet(config)?)?,
+                false => transformer,
+            });
         }
+        self.transformer.as_ref().ok_or_else(|| Error::Compute("the transformer is gone".into()))
+    }
+
+    fn controlnet(&mut self, base: &TransformerConfig) -> Result<ControlNet> {
+        let folder = &self.loader.folder;
+        let weights = folder.weights(Part::ControlNet, self.loader.dtype)?;
+        let config = controlnet_config(&folder.part_path(Part::ControlNet), &weights, base)?;
+        self.loader.load(Part::ControlNet, |vb| ControlNet::new(&config, base, vb))
     }
 
     pub(crate) fn vae(&mut self, config: &VaeConfig) -> Result<&AutoencoderKl> {

@@ -3,16 +3,18 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use candle_core::{DType, Device, Tensor};
+use image::RgbImage;
 use pixart_diffusion::{Generator, NoiseSource, SchedulerConfig};
 use pixart_nn::transformer::TransformerConfig;
-use pixart_nn::vae::VaeConfig;
+use pixart_nn::vae::{Posterior, VaeConfig};
 use pixart_weights::PipelineKind;
 
-use crate::image::{resize_and_crop, to_pixels};
+use crate::image::{cover, from_pixels, resize_and_crop, to_pixels};
 use crate::parts::Parts;
 use crate::plan::{MAX_PIXELS, Plan, check_finite};
 use crate::predictor::Predictor;
 use crate::prompt::tokenize;
+use crate::start::Start;
 use crate::{
     Error, Image, Parameters, PipelineBuilder, PromptEmbeds, Request, Result, Seeds, clean_caption, dtype_name,
     plain_caption,
@@ -55,6 +57,15 @@ pub struct Generated {
     pub latents: Tensor,
     /// Where the time went.
     pub timings: Timings,
+}
+
+/// A request's images as the autoencoder has them.
+#[derive(Default)]
+struct EncodedImages {
+    /// Scaled latents of the map that the ControlNet follows, `[1, channels, height, width]`.
+    control: Option<Tensor>,
+    /// Of the picture that is started from.
+    init: Option<Posterior>,
 }
 
 /// A model that draws images from text.
@@ -141,12 +152,14 @@ impl Pipeline {
         on_step: impl FnMut(StepInfo) -> ControlFlow<()>,
     ) -> Result<Generated> {
         let mut plan = self.plan(request)?;
-        self.parts.check_files(request.prompt_embeds.is_none())?;
+        self.parts.check_files(request.prompt_embeds.is_none(), request.control.is_some())?;
         let mut timings = Timings::default();
         self.parts.loader.time = Duration::ZERO;
 
         let text = self.timed(&mut timings.encode, |this| this.text_of(request, &plan))?;
-        let latents = self.timed(&mut timings.denoise, |this| this.denoise(&mut plan, request, &text, on_step))?;
+        let images = self.timed(&mut timings.encode, |this| this.images_of(request, &plan))?;
+        let latents =
+            self.timed(&mut timings.denoise, |this| this.denoise(&mut plan, request, text, images, on_step))?;
         let pixels = self.timed(&mut timings.decode, |this| this.decode_to(&latents, plan.wanted))?;
 
         timings.load = self.parts.loader.time;
@@ -207,7 +220,7 @@ impl Pipeline {
     /// Encodes a request's prompts in one go, and what to steer away from if its guidance needs that.
     pub fn encode_request(&mut self, request: &Request) -> Result<(PromptEmbeds, Timings)> {
         let plan = self.plan(request)?;
-        self.parts.check_files(request.prompt_embeds.is_none())?;
+        self.parts.check_files(request.prompt_embeds.is_none(), request.control.is_some())?;
         let mut timings = Timings::default();
         self.parts.loader.time = Duration::ZERO;
         let text = self.timed(&mut timings.encode, |this| this.text_of(request, &plan))?;
@@ -238,39 +251,66 @@ impl Pipeline {
         Ok(text)
     }
 
+    /// The request's images, encoded at the size that is drawn.
+    fn images_of(&mut self, request: &Request, plan: &Plan) -> Result<EncodedImages> {
+        if request.control.is_none() && request.init.is_none() {
+            return Ok(EncodedImages::default());
+        }
+        let (device, factor) = (self.device().clone(), self.vae_config.scaling_factor);
+        let vae = self.parts.vae(&self.vae_config)?;
+        let (height, width) = (plan.drawn.0 as u32, plan.drawn.1 as u32);
+        let encode =
+            |pixels: &RgbImage| Ok::<_, Error>(vae.encode(&from_pixels(&cover(pixels, width, height), &device)?)?);
+        let control = match &request.control {
+            // The most likely latents of the map, in three equal channels.
+            Some(control) => {
+                let map = image::DynamicImage::ImageLuma8(cover(&control.map, width, height)).into_rgb8();
+                Some((encode(&map)?.mean * factor)?)
+            }
+            None => None,
+        };
+        let init = request.init.as_ref().map(|init| encode(&init.image)).transpose()?;
+        Ok(EncodedImages { control, init })
+    }
+
     /// The solver's loop: noise to latents.
     fn denoise(
         &mut self,
         plan: &mut Plan,
         request: &Request,
-        text: &PromptEmbeds,
+        text: PromptEmbeds,
+        images: EncodedImages,
         mut on_step: impl FnMut(StepInfo) -> ControlFlow<()>,
     ) -> Result<Tensor> {
         let (device, kind) = (self.device().clone(), self.parts.loader.folder.kind());
-        let transformer = self.parts.transformer(&self.transformer_config)?;
-        let predictor = Predictor::new(transformer, plan, text, request.num_images_per_prompt)?;
-        let solver = &mut plan.solver;
+        let transformer = self.parts.transformer(&self.transformer_config, request.control.is_some())?;
+        let control = images.control.as_ref().zip(request.control.as_ref().map(|control| control.scale));
+        let predictor = Predictor::new(transformer, plan, &text, request.num_images_per_prompt, control)?;
         let mut source = match &request.seeds {
             Seeds::Shared(seed) => NoiseSource::Shared(Generator::new(*seed)),
             Seeds::PerImage(seeds) => NoiseSource::PerImage(seeds.iter().copied().map(Generator::new).collect()),
         };
-        let latents = match &request.latents {
-            Some(latents) => latents.to_device(&device)?.to_dtype(DType::F32)?,
-            None => source.randn_tensor(plan.latents_shape, &device)?,
-        };
-        let mut latents = (latents * solver.init_noise_sigma())?;
+        let factor = self.vae_config.scaling_factor;
+        let posterior = request.init.as_ref().zip(images.init).map(|(init, posterior)| (init, posterior, factor));
+        let start = Start::new(plan, request, posterior, &mut source, &device)?;
+        let mut latents = start.latents.clone();
+        let first = plan.first_step;
+        let solver = &mut plan.solver;
         // Of a single step diffusers' pipeline for α takes the estimate of the image, the one for Σ what the step leads to.
         let takes_estimate = plan.steps == 1 && kind == PipelineKind::Alpha;
-        let total = solver.timesteps().len();
+        let total = solver.timesteps().len() - first;
         for index in 0..total {
-            let timestep = solver.timesteps()[index];
-            let input = solver.scale_model_input(&latents, index)?;
-            let prediction = predictor.predict(&input, timestep, solver.uses_learned_variance())?;
-            let step = solver.step(&prediction, index, &latents, &mut source)?;
-            latents = match step.pred_original_sample {
+            let step = first + index;
+            let timestep = solver.timesteps()[step];
+            let input = solver.scale_model_input(&latents, step)?;
+            let controlled = request.control.as_ref().is_some_and(|control| control.applies(index, total));
+            let prediction = predictor.predict(&input, timestep, solver.uses_learned_variance(), controlled)?;
+            let taken = solver.step(&prediction, step, &latents, &mut source)?;
+            latents = match taken.pred_original_sample {
                 Some(estimate) if takes_estimate => estimate,
-                _ => step.prev_sample,
+                _ => taken.prev_sample,
             };
+            latents = start.keep(latents, solver.as_ref(), step + 1)?;
             if on_step(StepInfo { index, total, timestep, latents: &latents }).is_break() {
                 return Err(Error::Cancelled);
             }
@@ -338,6 +378,8 @@ impl Pipeline {
             height: plan.wanted.0,
             model: model.file_name().unwrap_or_default().to_string_lossy().into_owned(),
             eta: request.eta,
+            strength: request.init.as_ref().map(|init| init.strength),
+            control_scale: request.control.as_ref().map(|control| control.scale),
             clean_caption: request.clean_caption,
             drawn_size: [plan.drawn.1, plan.drawn.0],
             scheduler_config: self.scheduler.fields(),

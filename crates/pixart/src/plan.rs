@@ -12,6 +12,8 @@ pub(crate) const MAX_PIXELS: usize = 8192;
 pub(crate) struct Plan {
     pub solver: Box<dyn Solver>,
     pub steps: usize,
+    /// The solver's step to begin with: 0, but for a picture that is started from.
+    pub first_step: usize,
     pub guidance_scale: f64,
     /// Shape of the latents: `[images, channels, height, width]`.
     pub latents_shape: (usize, usize, usize, usize),
@@ -32,11 +34,15 @@ impl Plan {
         let distilled = scheduler.kind() == SchedulerKind::Lcm;
         let steps = request.steps.unwrap_or(if distilled { 4 } else { 20 });
         let guidance_scale = request.guidance_scale.unwrap_or(if distilled { 0.0 } else { 4.5 });
-        let solver = scheduler.solver(steps, &StepOptions { eta: request.eta, ..StepOptions::default() })?;
+        let strength = request.init.as_ref().map_or(1.0, |init| init.strength);
+        let options = StepOptions { eta: request.eta, strength, ..StepOptions::default() };
+        let solver = scheduler.solver(steps, &options)?;
+        let first_step = first_step(steps, strength, solver.as_ref(), distilled)?;
 
         let downscale = vae.downscale();
         let native = transformer.sample_size * downscale;
-        let wanted = (request.height.unwrap_or(native), request.width.unwrap_or(native));
+        let default = default_size(request, native);
+        let wanted = (request.height.unwrap_or(default.0), request.width.unwrap_or(default.1));
         let drawn = drawn_size(request, wanted, native, downscale * transformer.patch_size)?;
         let images = request.num_prompts() * request.num_images_per_prompt;
         let latents_shape = (images, transformer.in_channels, drawn.0 / downscale, drawn.1 / downscale);
@@ -53,13 +59,35 @@ impl Plan {
                 )));
             }
         }
-        Ok(Self { solver, steps, guidance_scale, latents_shape, drawn, wanted })
+        Ok(Self { solver, steps, first_step, guidance_scale, latents_shape, drawn, wanted })
     }
 
     /// Whether the prediction is guided, and so the unconditional one is needed too.
     pub(crate) fn is_guided(&self) -> bool {
         self.guidance_scale > 1.0
     }
+}
+
+/// The step from which on `strength` of the way is left. Of an LCM all steps are taken, on a shorter way.
+fn first_step(steps: usize, strength: f64, solver: &dyn Solver, distilled: bool) -> Result<usize> {
+    if distilled {
+        return Ok(0);
+    }
+    match (steps as f64 * strength) as usize {
+        0 => Err(Error::request(format!("a strength of {strength} leaves none of {steps} steps; raise one of them"))),
+        left => Ok((steps - left.min(steps)) * solver.order()),
+    }
+}
+
+/// Height and width if the request names none: the native size, in the shape of its image where the model has seen others.
+fn default_size(request: &Request, native: usize) -> (usize, usize) {
+    let init = request.init.as_ref().map(|init| init.image.dimensions());
+    let shape = init.or_else(|| request.control.as_ref().map(|control| control.map.dimensions()));
+    let named = request.height.is_some() || request.width.is_some();
+    shape
+        .filter(|_| !named && request.resolution_binning)
+        .and_then(|(width, height)| nearest_bin(native, height as usize, width as usize))
+        .unwrap_or((native, native))
 }
 
 fn drawn_size(

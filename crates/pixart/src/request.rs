@@ -1,6 +1,6 @@
 use candle_core::Tensor;
 
-use crate::{Error, PromptEmbeds, Result};
+use crate::{Control, Error, InitImage, PromptEmbeds, Result};
 
 /// The most images of one request: their latents are held together.
 const MAX_IMAGES: usize = 100_000;
@@ -34,9 +34,10 @@ pub struct Request {
     pub guidance_scale: Option<f64>,
     /// Share of noise that DDIM adds again, 0 to 1; the other solvers have no such setting.
     pub eta: f64,
-    /// Width in pixels; default the model's native size.
+    /// Width in pixels; default the model's native size, or what is nearest to it of the shape of the image that it follows or
+    /// starts from.
     pub width: Option<usize>,
-    /// Height in pixels; default the model's native size.
+    /// Height in pixels; as the width.
     pub height: Option<usize>,
     /// Draw at the nearest size that the model was trained on, then resize and crop.
     pub resolution_binning: bool,
@@ -46,6 +47,10 @@ pub struct Request {
     pub seeds: Seeds,
     /// Noise to start from, standard normal, `[images, 4, height / 8, width / 8]`, in place of drawing it.
     pub latents: Option<Tensor>,
+    /// What the pipeline's ControlNet is to follow.
+    pub control: Option<Control>,
+    /// A picture to start from, in place of noise alone.
+    pub init: Option<InitImage>,
     /// Remove from prompts what web captions are littered with (links, tags, file names …), as diffusers does unless
     /// told otherwise. Without it prompts are only lower-cased and trimmed.
     pub clean_caption: bool,
@@ -104,6 +109,8 @@ impl Request {
         if self.max_sequence_length.is_some_and(|length| !(1..=512).contains(&length)) {
             return refuse("a prompt is cut to 1 to 512 tokens");
         }
+        self.control.as_ref().map_or(Ok(()), Control::check)?;
+        self.init.as_ref().map_or(Ok(()), InitImage::check)?;
         let images = self.num_prompts() * self.num_images_per_prompt;
         match &self.seeds {
             Seeds::PerImage(seeds) if seeds.len() != images => {
@@ -129,6 +136,8 @@ impl Default for Request {
             num_images_per_prompt: 1,
             seeds: Seeds::Shared(0),
             latents: None,
+            control: None,
+            init: None,
             clean_caption: true,
             max_sequence_length: None,
         }

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Duration;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device};
 use image::RgbImage;
 use pixart::{Pipeline, Request, Seeds};
 use pixart_nn::vae::{AutoencoderKl, VaeConfig};
@@ -149,8 +149,8 @@ pub fn reconstruction(vae: &Path, scenes: u64, size: usize, device: &Device) -> 
     for seed in 0..scenes {
         let scene = Scene::random(seed, Split::Test);
         let picture = scene.draw(size as u32);
-        let pixels: Vec<f32> = picture.pixels().iter().map(|byte| f32::from(*byte) / 127.5 - 1.0).collect();
-        let image = Tensor::from_vec(pixels, (1, size, size, 3), device)?.permute((0, 3, 1, 2))?.contiguous()?;
+        let pixels = RgbImage::from_raw(size as u32, size as u32, picture.pixels().to_vec()).unwrap_or_default();
+        let image = pixart::from_pixels(&pixels, device)?;
         let decoded = pixart::to_pixels(&network.decode(&network.encode(&image)?.mean)?)?;
         let difference = decoded.as_raw().iter().zip(picture.pixels());
         squares += difference.map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum::<f64>();

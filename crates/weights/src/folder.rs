@@ -4,7 +4,7 @@ use candle_core::DType;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::{Error, Lora, Result, StoredTensor, Weights, is_original_transformer, original_transformer};
+use crate::{Error, Lora, Result, StoredTensor, Weights, controlnet, is_original_transformer, original_transformer};
 
 /// The parts of a pipeline that have weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -15,10 +15,12 @@ pub enum Part {
     Vae,
     /// The T5 encoder.
     TextEncoder,
+    /// What steers the transformer, where there is one.
+    ControlNet,
 }
 
 impl Part {
-    /// All parts, in the order of use.
+    /// The parts that every pipeline has, in the order of use.
     pub const ALL: [Self; 3] = [Self::TextEncoder, Self::Transformer, Self::Vae];
 
     /// Its folder's name.
@@ -27,6 +29,7 @@ impl Part {
             Self::Transformer => "transformer",
             Self::Vae => "vae",
             Self::TextEncoder => "text_encoder",
+            Self::ControlNet => "controlnet",
         }
     }
 
@@ -38,13 +41,15 @@ impl Part {
             Self::Vae => &["AutoencoderKL"],
             // A whole T5 holds the encoder under the same names.
             Self::TextEncoder => &["T5EncoderModel", "T5ForConditionalGeneration"],
+            // Of diffusers' research example.
+            Self::ControlNet => &["PixArtControlNetAdapterModel"],
         }
     }
 
     /// Names of its weight files without extension: safetensors, then pickle.
     pub(crate) fn stems(self) -> [&'static str; 2] {
         match self {
-            Self::Transformer | Self::Vae => ["diffusion_pytorch_model", "diffusion_pytorch_model"],
+            Self::Transformer | Self::Vae | Self::ControlNet => ["diffusion_pytorch_model", "diffusion_pytorch_model"],
             Self::TextEncoder => ["model", "pytorch_model"],
         }
     }
@@ -187,6 +192,7 @@ impl PipelineFolder {
             Part::Transformer => "name one with --transformer",
             Part::Vae => "name one with --vae",
             Part::TextEncoder => "name one with --text-encoder, or give --prompt-embeds",
+            Part::ControlNet => "name one with --control",
         };
         Err(Error::missing(&path, format!("the model has no {}; {instead}", part.name().replace('_', " "))))
     }
@@ -233,6 +239,7 @@ fn read_weights(path: &Path, part: Part, dtype: DType) -> Result<Weights> {
     match part {
         Part::Transformer if is_original_transformer(&weights) => original_transformer(&weights),
         Part::Vae => Ok(modern_attention_names(&weights)),
+        Part::ControlNet if controlnet::is_original(&weights) => controlnet::from_original(&weights),
         _ => Ok(weights),
     }
 }

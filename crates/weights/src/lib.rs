@@ -17,6 +17,7 @@
 //! # Ok(()) }
 //! ```
 
+mod controlnet;
 mod convert;
 mod elements;
 mod error;
@@ -31,6 +32,7 @@ mod tokenizer;
 mod weights;
 mod write;
 
+pub use controlnet::{controlnet_config, controlnet_config_json};
 pub use convert::{convert_network, convert_pipeline, convert_transformer, transformer_config_json};
 pub use elements::StoredDtype;
 pub use error::{Error, Result, plain_message};

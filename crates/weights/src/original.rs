@@ -20,6 +20,11 @@ pub fn is_original_transformer(weights: &Weights) -> bool {
 
 /// The same weights under diffusers' names. Errors: a tensor that this layout does not have.
 pub fn original_transformer(weights: &Weights) -> Result<Weights> {
+    mapped(weights, "transformer", place)
+}
+
+/// `weights` of a `network` in PixArt's own layout under diffusers' names, which `place` tells.
+pub(crate) fn mapped(weights: &Weights, network: &str, place: impl Fn(&str) -> Place) -> Result<Weights> {
     let mut tensors = BTreeMap::new();
     for (name, tensor) in weights.tensors() {
         match place(name) {
@@ -40,7 +45,7 @@ pub fn original_transformer(weights: &Weights) -> Result<Weights> {
                 }
             }
             Place::Unknown => {
-                let reason = format!("tensor {name:?} belongs to no PixArt transformer this program knows");
+                let reason = format!("tensor {name:?} belongs to no PixArt {network} this program knows");
                 return Err(Error::unsupported(weights.path_of(tensor), reason));
             }
         }
@@ -48,8 +53,10 @@ pub fn original_transformer(weights: &Weights) -> Result<Weights> {
     Ok(weights.mapped_to(tensors))
 }
 
-enum Place {
+/// What becomes of a tensor of PixArt's own layout.
+pub(crate) enum Place {
     At(String),
+    /// Its rows, in equal parts.
     Split(Vec<String>),
     /// Recomputed (positions) or only used in training (the embedding of a dropped caption).
     Dropped,
@@ -84,7 +91,8 @@ fn place(name: &str) -> Place {
     Place::At(format!("{layer}.{kind}"))
 }
 
-fn block_place(block: &str, name: &str) -> Place {
+/// Of the tensor `name` of a block, which diffusers calls `block`.
+pub(crate) fn block_place(block: &str, name: &str) -> Place {
     if name == "scale_shift_table" {
         return Place::At(format!("{block}.scale_shift_table"));
     }

@@ -117,6 +117,8 @@ impl Linear {
     /// `residual + gate · forward(xs)`: `residual` is of the result's shape, `[batch, n, width_out]`, and dtype, `gate`, where
     /// there is one, `[batch, 1, width_out]`.
     pub fn forward_residual(&self, xs: &Tensor, residual: &Tensor, gate: Option<&Tensor>) -> Result<Tensor> {
+        // What comes from a residual stream may have more digits than the weights.
+        let xs = &xs.to_dtype(self.trained_dtype().unwrap_or(xs.dtype()))?;
         let tracked = xs.track_op() || residual.track_op() || gate.is_some_and(Tensor::track_op);
         let dtype = residual.dtype();
         match (&self.weights, gate) {
@@ -125,6 +127,14 @@ impl Linear {
             }
             (_, Some(gate)) => gated_residual(residual, &gate.to_dtype(dtype)?, &self.forward(xs)?.to_dtype(dtype)?),
             (_, None) => residual + self.forward(xs)?.to_dtype(dtype)?,
+        }
+    }
+
+    /// The dtype of weights that are trained; packed ones take any.
+    fn trained_dtype(&self) -> Option<DType> {
+        match &self.weights {
+            Weights::Tensors(parts) => parts.first().map(|(weight, _)| weight.dtype()),
+            Weights::Packed(_) => None,
         }
     }
 }

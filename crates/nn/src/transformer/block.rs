@@ -13,9 +13,9 @@ pub(super) fn stream_dtype(vb: &VarBuilder) -> DType {
 }
 
 #[derive(Debug, Clone)]
-pub(super) struct Block {
+pub(crate) struct Block {
     self_attention: SelfAttention,
-    pub(super) cross_attention: CrossAttention,
+    pub(crate) cross_attention: CrossAttention,
     feed_forward: [Linear; 2],
     /// `[6, width]`: this block's own part of shift, scale and gate, for attention and then for the MLP.
     scale_shift_table: Tensor,
@@ -24,7 +24,7 @@ pub(super) struct Block {
 }
 
 impl Block {
-    pub(super) fn new(config: &TransformerConfig, vb: VarBuilder) -> Result<Self> {
+    pub(crate) fn new(config: &TransformerConfig, vb: VarBuilder) -> Result<Self> {
         let width = config.width();
         let net = vb.pp("ff").pp("net");
         Ok(Self {
@@ -105,7 +105,7 @@ impl SelfAttention {
 }
 
 #[derive(Debug, Clone)]
-pub(super) struct CrossAttention {
+pub(crate) struct CrossAttention {
     to_q: Linear,
     /// Keys and values side by side.
     to_kv: Linear,
@@ -128,7 +128,7 @@ impl CrossAttention {
     }
 
     /// Keys and values of a text, side by side: `[batch, n, 2 · width]`.
-    pub(super) fn keys_values(&self, text: &Tensor) -> Result<Tensor> {
+    pub(crate) fn keys_values(&self, text: &Tensor) -> Result<Tensor> {
         self.to_kv.forward(text)
     }
 

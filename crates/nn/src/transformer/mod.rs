@@ -4,15 +4,17 @@
 mod block;
 mod config;
 
+pub(crate) use block::Block;
 pub use config::TransformerConfig;
 
 use candle_core::{D, DType, Device, Result, Tensor};
 use candle_nn::VarBuilder;
 
+use crate::controlnet::ControlNet;
 use crate::embeddings::{ScalarEmbedding, position_embedding};
 use crate::ops::{Activation, Conv2d, Linear, Padding, image_to_tokens, layer_norm_modulate, silu};
 use crate::recompute::Recomputation;
-use block::{Block, stream_dtype};
+use block::stream_dtype;
 
 /// The size conditions of 1024-pixel models, one row an image.
 #[derive(Debug, Clone)]
@@ -37,6 +39,8 @@ impl SizeConditions {
 pub struct ProjectedText {
     /// Keys and values of every block's cross-attention, side by side: `[batch, n, 2 · width]` each.
     keys_values: Vec<Tensor>,
+    /// The same of a ControlNet's copies.
+    control_keys_values: Vec<Tensor>,
     /// `[batch, 1, 1, n]`, added to the scores: 0 for a token, -10000 for padding.
     bias: Option<Tensor>,
 }
@@ -47,9 +51,19 @@ impl ProjectedText {
         let rows = |xs: &Tensor| xs.narrow(0, start, len);
         Ok(Self {
             keys_values: self.keys_values.iter().map(rows).collect::<Result<_>>()?,
+            control_keys_values: self.control_keys_values.iter().map(rows).collect::<Result<_>>()?,
             bias: self.bias.as_ref().map(rows).transpose()?,
         })
     }
+}
+
+/// What a ControlNet is to follow, as its blocks use it; the same for every step.
+#[derive(Debug, Clone)]
+pub struct Condition {
+    /// Tokens with their positions, `[batch, n, width]`.
+    tokens: Tensor,
+    /// `[batch, 1, width]`: what corrections are multiplied with, if not with 1.
+    scale: Option<Tensor>,
 }
 
 /// The transformer: predicts the noise in latents.
@@ -62,6 +76,7 @@ pub struct PixArtTransformer {
     size_embedders: Option<SizeEmbedders>,
     adaln_single: Linear,
     blocks: Vec<Block>,
+    control: Option<ControlNet>,
     /// `[2, width]`: shift and scale before the last layer.
     scale_shift_table: Tensor,
     proj_out: Linear,
@@ -108,6 +123,7 @@ impl PixArtTransformer {
             blocks,
             scale_shift_table: small.get((2, width), "scale_shift_table")?,
             proj_out: Linear::new(width, patch * patch * config.channels_out(), small.pp("proj_out"))?,
+            control: None,
             recomputation: None,
             dtype: vb.dtype(),
             stream_dtype: small.dtype(),
@@ -121,6 +137,23 @@ impl PixArtTransformer {
     pub fn recomputing(mut self, recomputation: &Recomputation) -> Self {
         self.recomputation = Some(recomputation.clone());
         self
+    }
+
+    /// Lets `control` correct what goes into its blocks, wherever a [`Condition`] is given.
+    ///
+    /// # Errors
+    /// More copies than it has blocks after the first.
+    pub fn with_control(mut self, control: ControlNet) -> Result<Self> {
+        if control.num_layers() >= self.blocks.len() {
+            candle_core::bail!("{} copied blocks for a transformer of {}", control.num_layers(), self.blocks.len());
+        }
+        self.control = Some(control);
+        Ok(self)
+    }
+
+    /// Whether a ControlNet is attached.
+    pub fn has_control(&self) -> bool {
+        self.control.is_some()
     }
 
     /// The config it was built from.
@@ -153,7 +186,23 @@ impl PixArtTransformer {
         };
         let keys_values =
             self.blocks.iter().map(|block| block.cross_attention.keys_values(&text)).collect::<Result<_>>()?;
-        Ok(ProjectedText { keys_values, bias })
+        let control_keys_values = match &self.control {
+            Some(control) => control.keys_values(&text)?,
+            None => vec![],
+        };
+        Ok(ProjectedText { keys_values, control_keys_values, bias })
+    }
+
+    /// A condition of `latents`, `[batch, in_channels, height, width]`, of the condition image, scaled as those that are
+    /// denoised and of their size. Corrections are multiplied with `scale`.
+    pub fn condition(&self, latents: &Tensor, scale: f64) -> Result<Condition> {
+        let tokens = self.embed_patches(latents, self.grid(latents)?)?;
+        let shape = (latents.dim(0)?, 1, self.config.width());
+        let scale = match scale {
+            1.0 => None,
+            scale => Some(Tensor::full(scale as f32, shape, &self.device)?.to_dtype(self.stream_dtype)?),
+        };
+        Ok(Condition { tokens, scale })
     }
 
     /// Predicts the noise in `latents` `[batch, in_channels, height, width]` at `timestep` `[batch]` (0..999, fractions
@@ -168,26 +217,77 @@ impl PixArtTransformer {
         text: &ProjectedText,
         size: Option<&SizeConditions>,
     ) -> Result<Tensor> {
+        self.forward_controlled(latents, timestep, text, size, None)
+    }
+
+    /// As [`PixArtTransformer::forward`], with what the ControlNet is to follow, of [`PixArtTransformer::condition`]. `text`
+    /// was projected after the ControlNet was attached.
+    pub fn forward_controlled(
+        &self,
+        latents: &Tensor,
+        timestep: &Tensor,
+        text: &ProjectedText,
+        size: Option<&SizeConditions>,
+        condition: Option<&Condition>,
+    ) -> Result<Tensor> {
+        let grid = self.grid(latents)?;
+        let (modulation, embedded_timestep) = self.embed_timestep(timestep, size)?;
+        let control = match (&self.control, condition) {
+            (Some(control), Some(condition)) => Some((control, condition)),
+            (None, Some(_)) => candle_core::bail!("there is no ControlNet to follow a condition"),
+            (_, None) => None,
+        };
+        let mut xs = self.embed_patches(latents, grid)?;
+        // The stream of the copies, from the first one on.
+        let mut controlled: Option<Tensor> = None;
+        for (i, (block, keys_values)) in self.blocks.iter().zip(&text.keys_values).enumerate() {
+            if let Some((control, condition)) = control
+                && let Some(copy) = control.copy_before(i)
+            {
+                let input = match &controlled {
+                    Some(stream) => stream.clone(),
+                    None => control.enter(&xs, &condition.tokens)?,
+                };
+                let Some(keys_values) = text.control_keys_values.get(i - 1) else {
+                    candle_core::bail!("the text was projected without the ControlNet");
+                };
+                let stream = self.run(&copy.block, &input, &modulation, keys_values, text)?;
+                xs = copy.after.forward_residual(&stream, &xs, condition.scale.as_ref())?;
+                controlled = Some(stream);
+            }
+            xs = self.run(block, &xs, &modulation, keys_values, text)?;
+        }
+        self.predict(&xs, &embedded_timestep, grid)
+    }
+
+    /// A block's result, whose inside is forgotten if blocks are recomputed.
+    fn run(
+        &self,
+        block: &Block,
+        xs: &Tensor,
+        modulation: &Tensor,
+        keys_values: &Tensor,
+        text: &ProjectedText,
+    ) -> Result<Tensor> {
+        match &self.recomputation {
+            Some(recomputation) => {
+                let (block, bias) = (block.clone(), text.bias.clone());
+                recomputation.run([xs, modulation, keys_values], move |[xs, modulation, keys_values]| {
+                    block.forward(xs, modulation, keys_values, bias.as_ref())
+                })
+            }
+            None => block.forward(xs, modulation, keys_values, text.bias.as_ref()),
+        }
+    }
+
+    /// Rows and columns of patches in latents.
+    fn grid(&self, latents: &Tensor) -> Result<(usize, usize)> {
         let (_, _, height, width) = latents.dims4()?;
         let patch = self.config.patch_size;
         if !height.is_multiple_of(patch) || !width.is_multiple_of(patch) {
             candle_core::bail!("latents of {height}×{width} do not divide into patches of {patch}");
         }
-        let grid = (height / patch, width / patch);
-        let (modulation, embedded_timestep) = self.embed_timestep(timestep, size)?;
-        let mut xs = self.embed_patches(latents, grid)?;
-        for (block, keys_values) in self.blocks.iter().zip(&text.keys_values) {
-            xs = match &self.recomputation {
-                Some(recomputation) => {
-                    let (block, bias) = (block.clone(), text.bias.clone());
-                    recomputation.run([&xs, &modulation, keys_values], move |[xs, modulation, keys_values]| {
-                        block.forward(xs, modulation, keys_values, bias.as_ref())
-                    })?
-                }
-                None => block.forward(&xs, &modulation, keys_values, text.bias.as_ref())?,
-            };
-        }
-        self.predict(&xs, &embedded_timestep, grid)
+        Ok((height / patch, width / patch))
     }
 
     /// Latents to tokens with their positions: `[batch, n, width]`.

@@ -2,8 +2,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
-use image::imageops::{FilterType, crop_imm, resize};
-use pixart::{Pipeline, clean_caption, nearest_bin};
+use pixart::{Pipeline, clean_caption, cover, from_pixels, nearest_bin};
 use pixart_nn::vae::{AutoencoderKl, VaeConfig};
 use pixart_weights::{Part, StoredDtype, open_part, read_json, write_json, write_tensors_as};
 use rayon::prelude::*;
@@ -50,9 +49,7 @@ pub struct Extracted {
 struct Prepared {
     name: String,
     captions: Vec<String>,
-    pixels: Vec<f32>,
-    height: usize,
-    width: usize,
+    picture: RgbImage,
 }
 
 impl Extractor {
@@ -149,7 +146,7 @@ impl Extractor {
                 }
             }
             // Neighbours of one size go through the encoder together.
-            for group in readable.chunk_by(|a, b| (a.height, a.width) == (b.height, b.width)) {
+            for group in readable.chunk_by(|a, b| a.picture.dimensions() == b.picture.dimensions()) {
                 let moments = self.moments(group)?;
                 let embeds = match &mut self.text {
                     Some(text) => {
@@ -167,8 +164,8 @@ impl Extractor {
                     shard.items.push(ShardItem {
                         name: item.name.clone(),
                         captions: item.captions.clone(),
-                        height: item.height,
-                        width: item.width,
+                        height: item.picture.height() as usize,
+                        width: item.picture.width() as usize,
                     });
                 }
             }
@@ -196,36 +193,15 @@ impl Extractor {
         }
         let wanted = nearest_bin(self.size, height as usize, width as usize).unwrap_or((self.size, self.size));
         let picture = cover(&item.image, wanted.1 as u32, wanted.0 as u32);
-        let mut pixels = Vec::with_capacity(3 * wanted.0 * wanted.1);
-        for channel in 0..3 {
-            pixels.extend(picture.pixels().map(|pixel| f32::from(pixel.0[channel]) / 127.5 - 1.0));
-        }
-        Ok(Prepared { name: dataset.name(index), captions, pixels, height: wanted.0, width: wanted.1 })
+        Ok(Prepared { name: dataset.name(index), captions, picture })
     }
 
     /// Of pictures of one size, `[batch, 2 · channels, height, width]`.
     fn moments(&self, items: &[Prepared]) -> Result<Tensor> {
-        let (height, width) = items.first().map_or((0, 0), |item| (item.height, item.width));
-        let pixels: Vec<f32> = items.iter().flat_map(|item| item.pixels.iter().copied()).collect();
-        let images = Tensor::from_vec(pixels, (items.len(), 3, height, width), &self.device)?;
-        let posterior = self.vae.encode(&images)?;
+        let images = items.iter().map(|item| from_pixels(&item.picture, &self.device));
+        let posterior = self.vae.encode(&Tensor::cat(&images.collect::<pixart::Result<Vec<_>>>()?, 0)?)?;
         Ok(Tensor::cat(&[posterior.mean, posterior.logvar], 1)?.to_device(&Device::Cpu)?)
     }
-}
-
-/// The smallest picture of the same proportions that covers `width` × `height`, its middle.
-fn cover(image: &RgbImage, width: u32, height: u32) -> RgbImage {
-    let scale = f64::max(f64::from(width) / f64::from(image.width()), f64::from(height) / f64::from(image.height()));
-    let scaled = |side: u32, least: u32| ((f64::from(side) * scale).round() as u32).max(least);
-    let (scaled_width, scaled_height) = (scaled(image.width(), width), scaled(image.height(), height));
-    let resized;
-    let image = if (scaled_width, scaled_height) == image.dimensions() {
-        image
-    } else {
-        resized = resize(image, scaled_width, scaled_height, FilterType::CatmullRom);
-        &resized
-    };
-    crop_imm(image, (scaled_width - width) / 2, (scaled_height - height) / 2, width, height).to_image()
 }
 
 /// Embeddings of texts that are clean already, `[tokens, width]` each, without padding.

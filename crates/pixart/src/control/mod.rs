@@ -1,0 +1,158 @@
+//! What a ControlNet follows: a map of edges, given or found in a picture.
+
+mod detect;
+
+use std::str::FromStr;
+
+pub use detect::Detector;
+use image::{GrayImage, RgbImage};
+
+use crate::{Error, Result};
+
+/// How a picture becomes a map of edges: light lines on black.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ControlType {
+    /// Soft edges by the HED network, which PixArt-δ's own ControlNets were trained with.
+    Hed,
+    /// Thin edges by Canny's detector.
+    Canny,
+    /// Lines that are darker than what is around them, such as those of a drawing.
+    Lineart,
+    /// The picture is a map already.
+    #[default]
+    None,
+}
+
+impl FromStr for ControlType {
+    type Err = String;
+
+    fn from_str(name: &str) -> std::result::Result<Self, String> {
+        match name {
+            "hed" => Ok(Self::Hed),
+            "canny" => Ok(Self::Canny),
+            "lineart" => Ok(Self::Lineart),
+            "none" => Ok(Self::None),
+            _ => Err("it is hed, canny, lineart or none".into()),
+        }
+    }
+}
+
+/// What a request's ControlNet follows, and how closely.
+#[derive(Debug, Clone)]
+pub struct Control {
+    /// Light edges on black. It is resized to cover the picture, and what lies over is cut off.
+    pub map: GrayImage,
+    /// What the ControlNet's corrections are multiplied with; 0 and more.
+    pub scale: f64,
+    /// The share of the steps before which it is not followed, 0 to 1.
+    pub start: f64,
+    /// The share of the steps after which it is no longer followed, 0 to 1.
+    pub end: f64,
+}
+
+impl Control {
+    /// Follows `map` in all steps, as closely as the ControlNet was trained to.
+    pub fn new(map: GrayImage) -> Self {
+        Self { map, scale: 1.0, start: 0.0, end: 1.0 }
+    }
+
+    pub(crate) fn check(&self) -> Result<()> {
+        check_shape("the condition image", self.map.dimensions())?;
+        if !(self.scale.is_finite() && (0.0..=1e3).contains(&self.scale)) {
+            return Err(Error::request(format!("a control scale of {} makes no sense; try 0 to 2", self.scale)));
+        }
+        if !(0.0..=1.0).contains(&self.start) || !(self.start..=1.0).contains(&self.end) {
+            return Err(Error::request(format!(
+                "control is from {} to {} of the steps; both lie between 0 and 1, the end after the start",
+                self.start, self.end
+            )));
+        }
+        Ok(())
+    }
+
+    /// Whether it is followed in step `index` of `total`.
+    pub(crate) fn applies(&self, index: usize, total: usize) -> bool {
+        let total = total as f64;
+        index as f64 / total >= self.start && (index + 1) as f64 / total <= self.end
+    }
+}
+
+/// A picture to start from.
+#[derive(Debug, Clone)]
+pub struct InitImage {
+    /// It is resized to cover what is drawn, and what lies over is cut off.
+    pub image: RgbImage,
+    /// How much of the way from noise to a picture is drawn anew, above 0 and up to 1.
+    pub strength: f64,
+    /// Of the image's size: light where something new is drawn, dark where the image stays.
+    pub mask: Option<GrayImage>,
+}
+
+impl InitImage {
+    pub(crate) fn check(&self) -> Result<()> {
+        check_shape("the image to start from", self.image.dimensions())?;
+        if !(self.strength > 0.0 && self.strength <= 1.0) {
+            return Err(Error::request(format!("a strength of {}; it is above 0 and up to 1", self.strength)));
+        }
+        if let Some(mask) = &self.mask
+            && mask.dimensions() != self.image.dimensions()
+        {
+            let ((width, height), (w, h)) = (mask.dimensions(), self.image.dimensions());
+            return Err(Error::request(format!("the mask is {width}x{height} pixels, its image {w}x{h}")));
+        }
+        Ok(())
+    }
+}
+
+/// The largest ratio between the sides of an image that is cut to a picture's shape.
+const LARGEST_RATIO: u32 = 8;
+
+fn check_shape(what: &str, (width, height): (u32, u32)) -> Result<()> {
+    if width == 0 || height == 0 {
+        return Err(Error::request(format!("{what} is empty")));
+    }
+    if width.max(height) > LARGEST_RATIO.saturating_mul(width.min(height)) {
+        return Err(Error::request(format!(
+            "{what} is {width}x{height}; its longer side may be at most {LARGEST_RATIO} times the shorter one"
+        )));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_applies_from_start_to_end() {
+        let steps = |start, end, total| {
+            let control = Control { start, end, ..Control::new(GrayImage::new(8, 8)) };
+            (0..total).map(|i| u8::from(control.applies(i, total))).collect::<Vec<_>>()
+        };
+        assert_eq!(steps(0.0, 1.0, 4), [1, 1, 1, 1]);
+        assert_eq!(steps(0.0, 0.5, 4), [1, 1, 0, 0]);
+        assert_eq!(steps(0.25, 0.8, 4), [0, 1, 1, 0]);
+        assert_eq!(steps(0.0, 0.0, 2), [0, 0]);
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        let map = GrayImage::new(8, 8);
+        let control = |scale, start, end| Control { map: map.clone(), scale, start, end }.check();
+        assert!(control(1.0, 0.0, 1.0).is_ok());
+        for (scale, start, end) in [(-1.0, 0.0, 1.0), (f64::NAN, 0.0, 1.0), (1.0, 0.6, 0.5), (1.0, 0.0, 1.5)] {
+            assert!(control(scale, start, end).is_err(), "{scale}, {start}, {end}");
+        }
+        for (width, height) in [(0, 0), (900, 100), (100, 801)] {
+            assert!(Control::new(GrayImage::new(width, height)).check().is_err(), "{width}x{height}");
+        }
+        let init = |strength, mask: Option<(u32, u32)>| {
+            let mask = mask.map(|(width, height)| GrayImage::new(width, height));
+            InitImage { image: RgbImage::new(8, 4), strength, mask }.check()
+        };
+        assert!(init(1.0, Some((8, 4))).is_ok());
+        for (strength, mask) in [(0.0, None), (1.1, None), (f64::NAN, None), (0.5, Some((4, 8)))] {
+            assert!(init(strength, mask).is_err(), "{strength}, {mask:?}");
+        }
+    }
+}
