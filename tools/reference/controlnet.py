@@ -10,7 +10,8 @@ hed-network.pth        HED in the layout of ControlNetHED.pth, with narrow layer
 hed.safetensors        images and their edges
 ../training/gradients-control.safetensors   gradients of the first case
 
-Every weight is one that half precision holds. base-sizes and both .pth files are stored in it, so they hold just the same.
+Every weight is one that half precision holds. The adapters are stored in float32, all else in half precision for its size, so
+original.pth has exactly the weights of base and adapter. Everything is computed in float32.
 """
 
 import copy
@@ -37,7 +38,6 @@ BASES = {  # one without and one with size conditions, whose width needs a third
     "base-sizes": SIZES | {"num_attention_heads": 3, "sample_size": 128, "use_additional_conditions": True},
 }
 BASE_SEEDS = {"base": 3001, "base-sizes": 3002}
-HALF = ("base-sizes",)  # stored in half precision
 
 
 def folder_of(base: str) -> Folder:
@@ -151,8 +151,7 @@ ADAPTERS = {
 
 def write_bases() -> None:
     for name in BASES:
-        transformer = base_transformer(name)
-        write_transformer(folder_of(name), transformer.half() if name in HALF else transformer, CONTROL / name, None, True)
+        write_transformer(folder_of(name), base_transformer(name).half(), CONTROL / name, variant=None, safe=True)
 
 
 def write_adapters() -> None:
@@ -316,6 +315,8 @@ def random_hed(seed: int) -> Hed:
         else:
             weight.copy_(normal(generator, *weight.shape, std=(2 / weight[0].numel()) ** 0.5))
     network.block1.convs[0].weight.div_(64)
+    for block in network.children():
+        block.projection.weight.mul_(3)
     round_to_half(network)
     return network
 
@@ -336,7 +337,8 @@ def write_hed() -> None:
         edges = network(image)
         tensors |= {f"{case}.image": image.half(), f"{case}.edges": edges}
         print(f"{case:5} edges from {edges.min():.2f} to {edges.max():.2f}")
-    save_tensors(CONTROL / "hed.safetensors", tensors, network="hed-network.pth", widths=list(WIDTHS), convolutions=list(CONVOLUTIONS))
+    sizes = {"widths": list(WIDTHS), "convolutions": list(CONVOLUTIONS)}
+    save_tensors(CONTROL / "hed.safetensors", tensors, network="hed-network.pth", **sizes)
 
 
 if __name__ == "__main__":
@@ -351,4 +353,6 @@ if __name__ == "__main__":
     for file in files:
         file.chmod(0o644)
         print(f"{file.stat().st_size:8} {file.relative_to(CONTROL)}")
-    print(f"{sum(file.stat().st_size for file in files):8} in all; gradients {(TRAINING / 'gradients-control.safetensors').stat().st_size}")
+    print(f"{sum(file.stat().st_size for file in files):8} in all")
+    gradients = TRAINING / "gradients-control.safetensors"
+    print(f"{gradients.stat().st_size:8} {gradients.name}")

@@ -1,12 +1,14 @@
 //! Whole images, against what diffusers' pipelines draw from the same folders, prompts and seeds
 //! (`tools/reference/pipelines.py`).
 
+mod edits;
+
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
-use pixart::{DeviceChoice, Error, Image, Pipeline, Precision, PromptEmbeds, Request, Seeds};
+use pixart::{DeviceChoice, Error, Image, Pipeline, PipelineBuilder, Precision, PromptEmbeds, Request, Seeds};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -82,21 +84,27 @@ impl Case {
             latents: given("latents"),
             clean_caption: self.clean_caption,
             max_sequence_length: self.max_sequence_length,
+            ..Request::default()
         }
     }
 
     fn pipeline(&self, precision: Precision) -> Result<Pipeline> {
-        let folder = fixtures().join("checkpoints").join(&self.model);
-        let mut pipeline = Pipeline::builder(folder).device(DeviceChoice::Cpu).precision(precision).open()?;
-        if let Some(name) = &self.scheduler {
-            let mut scheduler = pipeline.scheduler().named(name)?;
-            for (field, value) in &self.scheduler_kwargs {
-                scheduler = scheduler.with(field, value.clone())?;
-            }
-            pipeline.set_scheduler(scheduler);
-        }
-        Ok(pipeline)
+        let builder = Pipeline::builder(fixtures().join("checkpoints").join(&self.model)).precision(precision);
+        open(builder, self.scheduler.as_deref(), &self.scheduler_kwargs)
     }
+}
+
+/// On the CPU, with the scheduler of a name, if there is one, and some settings.
+fn open(builder: PipelineBuilder, scheduler: Option<&str>, settings: &Map<String, Value>) -> Result<Pipeline> {
+    let mut pipeline = builder.device(DeviceChoice::Cpu).open()?;
+    if let Some(name) = scheduler {
+        pipeline.use_scheduler(name)?;
+    }
+    let scheduler = pipeline.scheduler().clone();
+    pipeline.set_scheduler(
+        settings.iter().try_fold(scheduler, |scheduler, (field, value)| scheduler.with(field, value.clone()))?,
+    );
+    Ok(pipeline)
 }
 
 fn largest(xs: &Tensor) -> candle_core::Result<f32> {
