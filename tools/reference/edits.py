@@ -1,7 +1,8 @@
 """Writes fixtures/edits: changed images, from the folders in fixtures/checkpoints, in float32.
 
 diffusers has no pipeline that does this with PixArt. So the loop stands here, around the parts of its PixArtAlphaPipeline and with its
-schedulers, and computes what its Stable Diffusion and LCM pipelines do with a network of four input channels.
+schedulers, and computes what its Stable Diffusion and LCM pipelines do with a network of four input channels, but for two things in
+inpainting: LCM has the schedule that it has in image to image, and nothing is drawn for the masked image, which such a network ignores.
 """
 
 import shutil

@@ -453,6 +453,12 @@ pub struct FeaturesArgs {
     /// Native size of pictures in pixels; pictures of other shapes get about as many [default: the model's]
     #[arg(long, value_name = "PIXELS", required_unless_present = "model")]
     pub size: Option<usize>,
+    /// Compute conditions for a ControlNet too: edges by hed (needs --hed), canny or lineart
+    #[arg(long, value_name = "TYPE", value_parser = str::parse::<ControlType>)]
+    pub control_type: Option<ControlType>,
+    /// Weights of the HED network
+    #[arg(long, value_name = "FILE.pth", requires = "control_type")]
+    pub hed: Option<PathBuf>,
     /// Folder to write
     #[arg(long, short, value_name = "DIR")]
     pub output: PathBuf,

@@ -1,7 +1,7 @@
 use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result};
-use pixart::Pipeline;
+use pixart::{Detector, Pipeline};
 use pixart_train::{Dataset, Extractor, ScenesDataset, open_dataset};
 
 use crate::args::FeaturesArgs;
@@ -26,6 +26,9 @@ pub fn run(args: FeaturesArgs) -> Result<()> {
         None => open_dataset(&args.pictures)?,
     };
     let mut extractor = Extractor::new(vae, text, size, &device)?;
+    if let Some(kind) = args.control_type {
+        extractor = extractor.with_control(Detector::open(kind, args.hed.as_deref(), &device)?, kind.name());
+    }
     let interrupted = interrupt::flag()?;
     let progress = Progress::new(args.compute.quiet);
     let extracted = extractor.extract(dataset.as_ref(), &args.output, |now| {

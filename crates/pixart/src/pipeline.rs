@@ -297,7 +297,7 @@ impl Pipeline {
         let first = plan.first_step;
         let solver = &mut plan.solver;
         // Of a single step diffusers' pipeline for α takes the estimate of the image, the one for Σ what the step leads to.
-        let takes_estimate = plan.steps == 1 && kind == PipelineKind::Alpha;
+        let takes_estimate = plan.steps == 1 && kind == PipelineKind::Alpha && request.init.is_none();
         let total = solver.timesteps().len() - first;
         for index in 0..total {
             let step = first + index;

@@ -12,6 +12,16 @@ pub trait Initialise: Send + Sync {
     fn values(&self, name: &str, shape: &[usize]) -> Vec<f32>;
 }
 
+/// Zeros everywhere, as the projections of a ControlNet have them at first.
+#[derive(Debug, Clone, Copy)]
+pub struct Zeros;
+
+impl Initialise for Zeros {
+    fn values(&self, _: &str, shape: &[usize]) -> Vec<f32> {
+        vec![0.0; shape.iter().product()]
+    }
+}
+
 /// Convolutions and linear layers as PyTorch makes them: uniform within `1/√(numbers that an output is made of)`, biases
 /// zero, norms one. The last convolution of a residual block is zero, so that colours find their way through a new
 /// autoencoder at once (Zhang et al. 2019, "Fixup Initialization").

@@ -32,7 +32,7 @@ pub use evaluation::{Faithfulness, Reconstruction, Share, faithfulness, reconstr
 pub use features::{
     Batch, Description, Extracted, ExtractionProgress, Extractor, Features, ITEMS_PER_SHARD, SkippedItem,
 };
-pub use initialise::{Initialise, PixArtInitialise, UniformFanIn};
+pub use initialise::{Initialise, PixArtInitialise, UniformFanIn, Zeros};
 pub use objective::{
     AutoencoderObjective, ConsistencyInputs, ConsistencyLoss, ConsistencyObjective, ConsistencySettings,
     ConsistencyTerms, DiffusionObjective, HybridLoss, Loss, Losses, Objective,
@@ -40,8 +40,8 @@ pub use objective::{
 pub use optimizer::{Optimizer, OptimizerSettings};
 pub use parameters::Parameters;
 pub use recipe::{
-    AutoencoderRecipe, ConsistencyRecipe, Data, DiffusionRecipe, LogitNormal, LoraRecipe, NewModelRecipe, Precision,
-    Recipe, Sampling, Stage,
+    AutoencoderRecipe, ConsistencyRecipe, ControlNetRecipe, Data, DiffusionRecipe, LogitNormal, LoraRecipe,
+    NewModelRecipe, Precision, Recipe, Sampling, Stage,
 };
 pub use schedule::Schedule;
 pub use trainer::{Outcome, StepReport, estimate, train};

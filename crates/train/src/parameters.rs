@@ -36,6 +36,11 @@ pub struct Parameters {
 enum Source {
     Fresh(Box<dyn Initialise>),
     Stored(Stored),
+    /// Weights on disk, and for what is not there, others.
+    Extended {
+        base: Stored,
+        others: Box<dyn Initialise>,
+    },
     /// Weights that stay, with corrections that are trained.
     Adapted {
         base: Stored,
@@ -86,6 +91,11 @@ impl Parameters {
         Self::from_source(Source::Stored(Stored::new(weights, device)), device)
     }
 
+    /// As [`Parameters::stored`], with the values that `others` draws for what the checkpoint lacks.
+    pub fn extended(weights: Weights, others: impl Initialise + 'static, device: &Device) -> Self {
+        Self::from_source(Source::Extended { base: Stored::new(weights, device), others: Box::new(others) }, device)
+    }
+
     /// The weights of a checkpoint, which stay; the variables are a LoRA's corrections of those layers that `config` names.
     /// They start from the adapter `start`, or as PEFT makes them: by `seed`, and so that they change nothing at first.
     pub fn adapted(weights: Weights, config: LoraConfig, start: Option<Weights>, seed: u64, device: &Device) -> Self {
@@ -125,7 +135,7 @@ impl Parameters {
                 let kept = base.kept.lock().unwrap_or_else(PoisonError::into_inner);
                 kept.values().map(Tensor::elem_count).sum()
             }
-            Source::Fresh(_) | Source::Stored(_) => 0,
+            Source::Fresh(_) | Source::Stored(_) | Source::Extended { .. } => 0,
         }
     }
 
@@ -207,6 +217,12 @@ impl SimpleBackend for Backend {
             Source::Stored(stored) => {
                 self.parameters.variable(name, &shape, || stored.builder.get(shape.clone(), name))?
             }
+            Source::Extended { base, others } => {
+                self.parameters.variable(name, &shape, || match base.weights.tensors().contains_key(name) {
+                    true => base.builder.get(shape.clone(), name),
+                    false => self.fresh(others.as_ref(), name, &shape),
+                })?
+            }
             Source::Adapted { base, config, start, fresh } => {
                 let weight = base.keep(name, &shape, dtype)?;
                 let Some(module) = name.strip_suffix(".weight").filter(|module| config.adapts(module)) else {
@@ -235,7 +251,7 @@ impl SimpleBackend for Backend {
         match &*self.parameters.source {
             // A new network has what its config says, and nothing optional.
             Source::Fresh(_) => false,
-            Source::Stored(stored) | Source::Adapted { base: stored, .. } => {
+            Source::Stored(stored) | Source::Extended { base: stored, .. } | Source::Adapted { base: stored, .. } => {
                 stored.weights.tensors().contains_key(name)
             }
         }

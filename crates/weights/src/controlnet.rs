@@ -93,6 +93,17 @@ fn has_size_conditions(path: &Path) -> Result<Option<bool>> {
     Ok(holds(BASE).then(|| holds("base_model.csize_embedder.")))
 }
 
+/// The first `copies` blocks of a transformer under the names that a ControlNet's have: what its training begins with, beside
+/// projections of zeros. Nothing is copied.
+pub fn controlnet_of(base: &Weights, copies: usize) -> Weights {
+    let named = base.tensors().iter().filter_map(|(name, tensor)| {
+        let (block, rest) = name.strip_prefix("transformer_blocks.")?.split_once('.')?;
+        let block = block.parse::<usize>().ok().filter(|block| *block < copies)?;
+        Some((format!("controlnet_blocks.{block}.transformer_block.{rest}"), tensor.clone()))
+    });
+    base.mapped_to(named.collect())
+}
+
 /// A ControlNet's `config.json`: what diffusers' research example reads, and what tells which transformers it fits.
 pub fn controlnet_config_json(config: &ControlNetConfig, base: &TransformerConfig) -> Value {
     json!({

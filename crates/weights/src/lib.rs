@@ -32,7 +32,7 @@ mod tokenizer;
 mod weights;
 mod write;
 
-pub use controlnet::{controlnet_config, controlnet_config_json};
+pub use controlnet::{controlnet_config, controlnet_config_json, controlnet_of};
 pub use convert::{convert_network, convert_pipeline, convert_transformer, transformer_config_json};
 pub use elements::StoredDtype;
 pub use error::{Error, Result, plain_message};

@@ -23,17 +23,26 @@ pub enum ControlType {
     None,
 }
 
+impl ControlType {
+    const ALL: [Self; 4] = [Self::Hed, Self::Canny, Self::Lineart, Self::None];
+
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Hed => "hed",
+            Self::Canny => "canny",
+            Self::Lineart => "lineart",
+            Self::None => "none",
+        }
+    }
+}
+
 impl FromStr for ControlType {
     type Err = String;
 
     fn from_str(name: &str) -> std::result::Result<Self, String> {
-        match name {
-            "hed" => Ok(Self::Hed),
-            "canny" => Ok(Self::Canny),
-            "lineart" => Ok(Self::Lineart),
-            "none" => Ok(Self::None),
-            _ => Err("it is hed, canny, lineart or none".into()),
-        }
+        let known = Self::ALL.into_iter().find(|kind| kind.name() == name);
+        known.ok_or_else(|| "it is hed, canny, lineart or none".into())
     }
 }
 

@@ -1,8 +1,8 @@
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
-use image::RgbImage;
-use pixart::{Pipeline, clean_caption, cover, from_pixels, nearest_bin};
+use image::{DynamicImage, RgbImage};
+use pixart::{Detector, Pipeline, clean_caption, cover, from_pixels, nearest_bin};
 use pixart_nn::vae::{AutoencoderKl, VaeConfig};
 use pixart_weights::{Part, StoredDtype, open_part, read_json, write_json, write_tensors_as};
 use rayon::prelude::*;
@@ -21,6 +21,8 @@ pub struct Extractor {
     vae: AutoencoderKl,
     /// What encodes captions, where they are encoded.
     text: Option<Pipeline>,
+    /// What finds the conditions of ControlNets, where they are wanted, and its name.
+    control: Option<(Detector, String)>,
     size: usize,
     device: Device,
 }
@@ -50,6 +52,8 @@ struct Prepared {
     name: String,
     captions: Vec<String>,
     picture: RgbImage,
+    /// What a ControlNet is to follow of it.
+    map: Option<RgbImage>,
 }
 
 impl Extractor {
@@ -66,7 +70,13 @@ impl Extractor {
             return Err(Error::folder(vae, message));
         }
         let network = AutoencoderKl::new(&vae_config, weights.var_builder(DType::F32, device))?;
-        Ok(Self { vae_config, vae: network, text, size, device: device.clone() })
+        Ok(Self { vae_config, vae: network, text, control: None, size, device: device.clone() })
+    }
+
+    /// Computes conditions for ControlNets too, by `detector`, which is called `name`.
+    pub fn with_control(mut self, detector: Detector, name: &str) -> Self {
+        self.control = Some((detector, name.into()));
+        self
     }
 
     /// Writes the features of `dataset` to `folder`, or what is still missing of them. `on_progress` stops it by returning
@@ -97,6 +107,7 @@ impl Extractor {
             latent_channels: self.vae_config.latent_channels,
             scaling_factor: self.vae_config.scaling_factor,
             text_width: null.as_ref().map(|null| null.dim(1)).transpose()?,
+            control: self.control.as_ref().map(|(_, name)| name.clone()),
         };
         begin(folder, &description)?;
         if let Some(null) = &null {
@@ -147,7 +158,11 @@ impl Extractor {
             }
             // Neighbours of one size go through the encoder together.
             for group in readable.chunk_by(|a, b| a.picture.dimensions() == b.picture.dimensions()) {
-                let moments = self.moments(group)?;
+                let moments = self.moments(group.iter().map(|item| &item.picture))?;
+                let conditions = match &self.control {
+                    Some(_) => Some(self.moments(group.iter().filter_map(|item| item.map.as_ref()))?),
+                    None => None,
+                };
                 let embeds = match &mut self.text {
                     Some(text) => {
                         let first = |item: &Prepared| item.captions.first().cloned().unwrap_or_default();
@@ -158,6 +173,10 @@ impl Extractor {
                 for (i, item) in group.iter().enumerate() {
                     let index = shard.items.len();
                     tensors.push((format!("{index}.moments"), moments.get(i)?));
+                    if let Some(conditions) = &conditions {
+                        let mean = conditions.get(i)?.narrow(0, 0, self.vae_config.latent_channels)?;
+                        tensors.push((format!("{index}.condition"), mean));
+                    }
                     if let Some(embeds) = &embeds {
                         tensors.push((format!("{index}.prompt_embeds"), embeds[i].clone()));
                     }
@@ -193,12 +212,17 @@ impl Extractor {
         }
         let wanted = nearest_bin(self.size, height as usize, width as usize).unwrap_or((self.size, self.size));
         let picture = cover(&item.image, wanted.1 as u32, wanted.0 as u32);
-        Ok(Prepared { name: dataset.name(index), captions, picture })
+        let map = match &self.control {
+            Some((detector, _)) => Some(detector.detect(&picture).map_err(|error| error.to_string())?),
+            None => None,
+        };
+        let map = map.map(|map| DynamicImage::ImageLuma8(map).into_rgb8());
+        Ok(Prepared { name: dataset.name(index), captions, picture, map })
     }
 
     /// Of pictures of one size, `[batch, 2 · channels, height, width]`.
-    fn moments(&self, items: &[Prepared]) -> Result<Tensor> {
-        let images = items.iter().map(|item| from_pixels(&item.picture, &self.device));
+    fn moments<'a>(&self, pictures: impl Iterator<Item = &'a RgbImage>) -> Result<Tensor> {
+        let images = pictures.map(|picture| from_pixels(picture, &self.device));
         let posterior = self.vae.encode(&Tensor::cat(&images.collect::<pixart::Result<Vec<_>>>()?, 0)?)?;
         Ok(Tensor::cat(&[posterior.mean, posterior.logvar], 1)?.to_device(&Device::Cpu)?)
     }

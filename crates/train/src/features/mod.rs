@@ -5,8 +5,9 @@
 //! [`ITEMS_PER_SHARD`] items of the dataset `shard-00000.safetensors` and `shard-00000.json`: the names of the items, their
 //! captions and their sizes in pixels, and which items were skipped and why. Item 3 of a shard has the tensors
 //! `3.moments`, `[2 · latent channels, height, width]`, mean and logarithm of the variance of the unscaled latents, and,
-//! where captions are encoded, `3.prompt_embeds`, `[tokens, width]`, of its first caption without padding; all in f16. The
-//! file `null.safetensors` has `prompt_embeds` of the empty text.
+//! where captions are encoded, `3.prompt_embeds`, `[tokens, width]`, of its first caption without padding; all in f16. Where
+//! there are conditions for ControlNets, `3.condition`, `[latent channels, height, width]`, is the mean of the unscaled
+//! latents of the map of edges. The file `null.safetensors` has `prompt_embeds` of the empty text.
 
 mod extract;
 mod read;
@@ -41,6 +42,9 @@ pub struct Description {
     pub scaling_factor: f64,
     /// Width of the captions' embeddings, where they are encoded.
     pub text_width: Option<usize>,
+    /// What found the edges that are ControlNets' conditions, where there are conditions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub control: Option<String>,
 }
 
 /// `shard-00000.json`.

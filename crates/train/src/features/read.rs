@@ -28,6 +28,8 @@ struct Item {
 pub struct Batch {
     /// `[batch, 2 · channels, height, width]`, f32: mean and logarithm of the variance of the unscaled latents.
     pub moments: Tensor,
+    /// `[batch, channels, height, width]`, f32, where there are conditions: unscaled latents of maps of edges.
+    pub condition: Option<Tensor>,
     /// `[tokens, width]` of each item, f32, where captions are encoded.
     pub prompt_embeds: Option<Vec<Tensor>>,
     /// Each item's captions.
@@ -108,13 +110,16 @@ impl Features {
 
     /// Reads items, all of one size.
     pub fn batch(&self, indices: &[usize]) -> Result<Batch> {
-        let (mut moments, mut embeds, mut captions) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut moments, mut conditions, mut embeds, mut captions) = (vec![], vec![], vec![], vec![]);
         let mut pixels = (0, 0);
         for item in indices.iter().map(|index| &self.items[*index]) {
             let tensor = |name: &str| {
                 self.shards[item.shard].tensor(&format!("{}.{name}", item.index), DType::F32, &Device::Cpu)
             };
             moments.push(tensor("moments")?);
+            if self.description.control.is_some() {
+                conditions.push(tensor("condition")?);
+            }
             if self.null.is_some() {
                 embeds.push(tensor("prompt_embeds")?);
             }
@@ -123,6 +128,7 @@ impl Features {
         }
         Ok(Batch {
             moments: Tensor::stack(&moments, 0)?,
+            condition: if conditions.is_empty() { None } else { Some(Tensor::stack(&conditions, 0)?) },
             prompt_embeds: self.null.is_some().then_some(embeds),
             captions,
             pixels,

@@ -7,7 +7,7 @@ use image::RgbImage;
 use pixart_nn::transformer::{PixArtTransformer, ProjectedText};
 
 use super::diffusion::{Data, draw_validation};
-use super::model::{Model, Text};
+use super::model::{Model, Text, Trained};
 use super::{ConsistencyInputs, ConsistencyLoss, Loss, Objective};
 use crate::features::Batch;
 use crate::random::generator;
@@ -31,7 +31,8 @@ impl ConsistencyObjective {
     /// Features or a base model that are missing or do not belong together.
     pub fn new(recipe: &Recipe, stage: &ConsistencyRecipe, features: &Path, device: &Device) -> Result<Self> {
         let data = Data::open(recipe, features, device)?;
-        let model = Model::of_base(recipe, &stage.base, stage.lora.as_ref(), &data.features, device)?;
+        let trained = stage.lora.as_ref().map_or(Trained::Whole, |lora| Trained::Lora(lora.config()));
+        let model = Model::of_base(recipe, &stage.base, trained, &data.features, device)?;
         let teacher = model.base_transformer()?;
         let target = match stage.lora {
             Some(_) => None,
@@ -62,7 +63,7 @@ fn noise(
     latents: &Tensor,
     ts: &[usize],
 ) -> Result<Tensor> {
-    let prediction = Model::predict(transformer, latents, ts, text, model.size(batch)?.as_ref())?;
+    let prediction = Model::predict(transformer, latents, ts, text, model.size(batch)?.as_ref(), None)?;
     Ok(prediction.narrow(1, 0, latents.dim(1)?)?)
 }
 

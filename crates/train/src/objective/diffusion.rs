@@ -5,15 +5,16 @@ use std::path::Path;
 use candle_core::{Device, Tensor};
 use image::RgbImage;
 use image::imageops::replace;
-use pixart::{Request, Seeds};
+use pixart::{Control, Pipeline, Request, Seeds};
+use pixart_nn::controlnet::ControlNetConfig;
 
 use super::hybrid_loss::{HybridLoss, TIMESTEPS, column};
-use super::model::Model;
+use super::model::{Model, Trained};
 use super::{Loss, Objective};
 use crate::features::{Batch, Features};
 use crate::order::Order;
 use crate::random::generator;
-use crate::{DiffusionRecipe, Error, Footprint, Parameters, Recipe, Result, Sampling};
+use crate::{ControlNetRecipe, DiffusionRecipe, Error, Footprint, Parameters, Recipe, Result, Sampling};
 
 /// Pictures of the validation grid.
 const VALIDATION_PICTURES: usize = 8;
@@ -81,10 +82,28 @@ impl DiffusionObjective {
         let data = Data::open(recipe, features, device)?;
         let model = match (&stage.new, &stage.base) {
             (Some(new), _) => Model::new(recipe, new, &data.features, device)?,
-            (None, Some(base)) => Model::of_base(recipe, base, stage.lora.as_ref(), &data.features, device)?,
+            (None, Some(base)) => {
+                let trained = stage.lora.as_ref().map_or(Trained::Whole, |lora| Trained::Lora(lora.config()));
+                Model::of_base(recipe, base, trained, &data.features, device)?
+            }
             (None, None) => return Err(Error::folder(features, "neither `new` nor `base` says what to train")),
         };
         Ok(Self { model, data, recipe: stage.clone(), losses: HybridLoss::new() })
+    }
+
+    /// Of a ControlNet, as `stage` says.
+    ///
+    /// # Errors
+    /// Features without conditions; as of [`DiffusionObjective::new`].
+    pub fn of_controlnet(recipe: &Recipe, stage: &ControlNetRecipe, features: &Path, device: &Device) -> Result<Self> {
+        let data = Data::open(recipe, features, device)?;
+        if data.features.description().control.is_none() {
+            return Err(Error::folder(features, "has no conditions; make it with `pixart features --control-type`"));
+        }
+        let trained =
+            Trained::Control { config: ControlNetConfig { num_layers: stage.num_layers }, start: stage.start.clone() };
+        let model = Model::of_base(recipe, &stage.base, trained, &data.features, device)?;
+        Ok(Self { model, data, recipe: stage.diffusion(), losses: HybridLoss::new() })
     }
 }
 
@@ -112,7 +131,9 @@ impl Objective for DiffusionObjective {
         let x_t = self.losses.add_noise(&x0, &noise, &ts)?;
         let (transformer, recomputation) = self.model.transformer_in_training()?;
         let text = transformer.project_text(&text.embeds, Some(&text.mask))?;
-        let output = Model::predict(&transformer, &x_t, &ts, &text, self.model.size(&batch)?.as_ref())?;
+        let condition = self.model.condition(&transformer, &batch)?;
+        let size = self.model.size(&batch)?;
+        let output = Model::predict(&transformer, &x_t, &ts, &text, size.as_ref(), condition.as_ref())?;
         let losses = self.losses.losses(&output, &x_t, &x0, &noise, &ts)?;
         let weight = column(&ts, &self.data.device, |t| self.recipe.weight(self.losses.signal_to_noise(t)))?;
         let weighted = (&losses.mse * weight.flatten_all()?)?;
@@ -145,19 +166,53 @@ pub(crate) fn draw_validation(model: &Model, features: &Features, sampling: &Sam
         [] => features.captions().take(VALIDATION_PICTURES).filter_map(|captions| captions.first().cloned()).collect(),
         prompts => prompts.to_vec(),
     };
-    let seeds = Seeds::PerImage((0..prompts.len() as u64).collect());
-    let request = Request {
-        prompts,
-        steps: sampling.steps,
-        guidance_scale: sampling.guidance_scale,
-        seeds,
-        ..Request::default()
-    };
-    let images = pipeline.generate(&request)?.images;
-    let (width, height) = images.first().map_or((0, 0), |image| image.pixels.dimensions());
-    let mut row = RgbImage::new(width * images.len() as u32, height);
-    for (column, image) in images.iter().enumerate() {
-        replace(&mut row, &image.pixels, i64::from(width) * column as i64, 0);
+    let request = Request { steps: sampling.steps, guidance_scale: sampling.guidance_scale, ..Request::default() };
+    if features.description().control.is_some() && model.has_control() {
+        return draw_controlled(&mut pipeline, features, &request, prompts);
     }
-    Ok(row)
+    let seeds = Seeds::PerImage((0..prompts.len() as u64).collect());
+    let images = pipeline.generate(&Request { prompts, seeds, ..request })?.images;
+    Ok(grid(&[images.into_iter().map(|image| image.pixels).collect()]))
+}
+
+/// The conditions of the first features, and below each what is drawn by it.
+fn draw_controlled(
+    pipeline: &mut Pipeline,
+    features: &Features,
+    request: &Request,
+    prompts: Vec<String>,
+) -> Result<RgbImage> {
+    let factor = features.description().scaling_factor;
+    let (mut maps, mut pictures) = (Vec::new(), Vec::new());
+    for (index, prompt) in prompts.into_iter().enumerate().take(features.len()) {
+        let Some(condition) = features.batch(&[index])?.condition else { continue };
+        let map = pipeline.decode(&(condition * factor)?)?.remove(0);
+        let (width, height) = map.dimensions();
+        let request = Request {
+            prompts: vec![prompt],
+            seeds: Seeds::PerImage(vec![index as u64]),
+            width: Some(width as usize),
+            height: Some(height as usize),
+            control: Some(Control::new(image::imageops::grayscale(&map))),
+            ..request.clone()
+        };
+        pictures.extend(pipeline.generate(&request)?.images.into_iter().map(|image| image.pixels));
+        maps.push(map);
+    }
+    Ok(grid(&[maps, pictures]))
+}
+
+/// Rows of pictures; all get the place of the largest.
+fn grid(rows: &[Vec<RgbImage>]) -> RgbImage {
+    let sizes = || rows.iter().flatten().map(RgbImage::dimensions);
+    let (width, height) =
+        (sizes().map(|size| size.0).max().unwrap_or(0), sizes().map(|size| size.1).max().unwrap_or(0));
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let mut grid = RgbImage::new(width * columns as u32, height * rows.len() as u32);
+    for (row, pictures) in rows.iter().enumerate() {
+        for (column, picture) in pictures.iter().enumerate() {
+            replace(&mut grid, picture, i64::from(width) * column as i64, i64::from(height) * row as i64);
+        }
+    }
+    grid
 }

@@ -47,13 +47,16 @@ pub(crate) fn of(recipe: &Recipe, device: &Device) -> Result<Box<dyn Objective>>
         (Stage::Diffusion(stage), Data::Features(folder)) => {
             Box::new(DiffusionObjective::new(recipe, stage, folder, device)?)
         }
+        (Stage::ControlNet(stage), Data::Features(folder)) => {
+            Box::new(DiffusionObjective::of_controlnet(recipe, stage, folder, device)?)
+        }
         (Stage::Consistency(stage), Data::Features(folder)) => {
             Box::new(ConsistencyObjective::new(recipe, stage, folder, device)?)
         }
         (Stage::Autoencoder(_), Data::Features(folder)) => {
             return Err(Error::folder(folder, "an autoencoder is not trained on features"));
         }
-        (Stage::Diffusion(_) | Stage::Consistency(_), Data::Scenes { .. }) => {
+        (Stage::Diffusion(_) | Stage::Consistency(_) | Stage::ControlNet(_), Data::Scenes { .. }) => {
             return Err(Error::recipe(Path::new("data.scenes"), "this stage is trained on features"));
         }
     })

@@ -5,12 +5,14 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use pixart::{Pipeline, PipelineBuilder, tokenize};
+use pixart_nn::controlnet::{ControlNet, ControlNetConfig};
 use pixart_nn::recompute::Recomputation;
 use pixart_nn::t5::{T5Config, T5Encoder};
-use pixart_nn::transformer::{PixArtTransformer, ProjectedText, SizeConditions, TransformerConfig};
+use pixart_nn::transformer::{Condition, PixArtTransformer, ProjectedText, SizeConditions, TransformerConfig};
 use pixart_nn::vae::VaeConfig;
 use pixart_weights::{
-    LoraConfig, Part, PipelineFolder, open_part, transformer_config_json, write_bytes, write_json, write_peft,
+    LoraConfig, Part, PipelineFolder, controlnet_config, controlnet_config_json, controlnet_of, open_part,
+    transformer_config_json, write_bytes, write_json, write_peft,
 };
 use serde_json::{Value, json};
 use tokenizers::Tokenizer;
@@ -19,7 +21,7 @@ use super::WEIGHTS;
 use crate::estimate::{transformer_bytes, transformer_flops};
 use crate::features::{Batch, Features};
 use crate::vocabulary::word_tokenizer;
-use crate::{Error, Footprint, LoraRecipe, NewModelRecipe, Parameters, PixArtInitialise, Recipe, Result};
+use crate::{Error, Footprint, NewModelRecipe, Parameters, PixArtInitialise, Recipe, Result, Zeros};
 
 /// The file of a text encoder's weights, by transformers' name.
 const TEXT_WEIGHTS: &str = "model.safetensors";
@@ -37,6 +39,8 @@ pub(crate) struct Model {
     recomputes: bool,
     config: TransformerConfig,
     source: Source,
+    /// The transformer that a ControlNet steers.
+    frozen: Option<PixArtTransformer>,
     pub scaling_factor: f64,
     /// Pixels of a latent pixel, along a side.
     downscale: usize,
@@ -46,8 +50,19 @@ pub(crate) struct Model {
 enum Source {
     /// A new transformer with a new text encoder, for an autoencoder that is there.
     New { vae: PathBuf, text_config: T5Config, tokenizer: Box<Tokenizer> },
-    /// The transformer of a pipeline, or a LoRA for it.
-    Base { folder: PathBuf, lora: Option<LoraConfig> },
+    /// The transformer of a pipeline, or something for it.
+    Base { folder: PathBuf, trained: Trained },
+}
+
+/// What of a pipeline is trained.
+#[derive(Debug, Clone)]
+pub(crate) enum Trained {
+    /// All of its transformer.
+    Whole,
+    /// Corrections of its transformer's layers.
+    Lora(LoraConfig),
+    /// What steers its transformer, which stays; from the ControlNet at `start`, or from copies of the transformer's blocks.
+    Control { config: ControlNetConfig, start: Option<PathBuf> },
 }
 
 /// Captions as text encoders take and give them.
@@ -83,6 +98,7 @@ impl Model {
                 text_config: recipe.text_encoder.clone(),
                 tokenizer: Box::new(tokenizer),
             },
+            frozen: None,
             scaling_factor: vae_config.scaling_factor,
             downscale: vae_config.downscale(),
             device: device.clone(),
@@ -94,11 +110,11 @@ impl Model {
         Ok(model)
     }
 
-    /// The transformer of the pipeline at `base`, to be changed, or to be adapted by a LoRA.
+    /// The transformer of the pipeline at `base`, and what is to be trained of it.
     pub(crate) fn of_base(
         run: &Recipe,
         base: &Path,
-        lora: Option<&LoraRecipe>,
+        trained: Trained,
         features: &Features,
         device: &Device,
     ) -> Result<Self> {
@@ -107,17 +123,36 @@ impl Model {
         config.validate().map_err(|reason| Error::folder(&folder.config_path(Part::Transformer), reason))?;
         let vae_config: VaeConfig = folder.config(Part::Vae)?;
         let weights = folder.weights(Part::Transformer, DType::F32)?;
-        let lora = lora.map(LoraRecipe::config);
-        let parameters = match &lora {
-            Some(lora) => Parameters::adapted(weights, lora.clone(), None, run.seed, device),
-            None => Parameters::stored(weights, device),
+        let dtype = run.precision.dtype();
+        let mut frozen = None;
+        let parameters = match &trained {
+            Trained::Whole => Parameters::stored(weights, device),
+            Trained::Lora(lora) => Parameters::adapted(weights, lora.clone(), None, run.seed, device),
+            Trained::Control { config: control, start } => {
+                control.validate(&config).map_err(|reason| Error::folder(base, reason))?;
+                frozen = Some(PixArtTransformer::new(&config, weights.var_builder(dtype, device))?);
+                match start {
+                    Some(start) => {
+                        let stored =
+                            folder.clone().with_part(Part::ControlNet, start)?.weights(Part::ControlNet, dtype)?;
+                        let found = controlnet_config(start, &stored, &config)?;
+                        if found != *control {
+                            let (found, wanted) = (found.num_layers, control.num_layers);
+                            return Err(Error::folder(start, format!("has {found} copied blocks, not {wanted}")));
+                        }
+                        Parameters::stored(stored, device)
+                    }
+                    None => Parameters::extended(controlnet_of(&weights, control.num_layers), Zeros, device),
+                }
+            }
         };
         let model = Self {
             parameters,
-            dtype: run.precision.dtype(),
+            dtype,
             recomputes: run.gradient_checkpointing,
             config,
-            source: Source::Base { folder: base.into(), lora },
+            source: Source::Base { folder: base.into(), trained },
+            frozen,
             scaling_factor: vae_config.scaling_factor,
             downscale: vae_config.downscale(),
             device: device.clone(),
@@ -158,7 +193,25 @@ impl Model {
 
     /// The transformer as it is now.
     pub(crate) fn transformer(&self) -> Result<PixArtTransformer> {
-        Ok(PixArtTransformer::new(&self.config, self.of_transformer(self.parameters.builder(self.dtype)))?)
+        let builder = self.parameters.builder(self.dtype);
+        Ok(match (&self.source, &self.frozen) {
+            (Source::Base { trained: Trained::Control { config, .. }, .. }, Some(base)) => {
+                base.clone().with_control(ControlNet::new(config, &self.config, builder)?)?
+            }
+            _ => PixArtTransformer::new(&self.config, self.of_transformer(builder))?,
+        })
+    }
+
+    /// Whether it is a ControlNet that is trained.
+    pub(crate) fn has_control(&self) -> bool {
+        self.frozen.is_some()
+    }
+
+    /// What the ControlNet that is trained, if one is, is to follow.
+    pub(crate) fn condition(&self, transformer: &PixArtTransformer, batch: &Batch) -> Result<Option<Condition>> {
+        let Some(condition) = batch.condition.as_ref().filter(|_| self.has_control()) else { return Ok(None) };
+        let latents = (condition.to_device(&self.device)? * self.scaling_factor)?;
+        Ok(Some(transformer.condition(&latents, 1.0)?))
     }
 
     /// The transformer as it is now, for a loss: with what is not kept for the backward pass, if the recipe wants that.
@@ -247,10 +300,11 @@ impl Model {
         ts: &[usize],
         text: &ProjectedText,
         size: Option<&SizeConditions>,
+        condition: Option<&Condition>,
     ) -> Result<Tensor> {
         let ts: Vec<f32> = ts.iter().map(|t| *t as f32).collect();
         let ts = Tensor::from_vec(ts, latents.dim(0)?, latents.device())?;
-        Ok(transformer.forward(latents, &ts, text, size)?.to_dtype(DType::F32)?)
+        Ok(transformer.forward_controlled(latents, &ts, text, size, condition)?.to_dtype(DType::F32)?)
     }
 
     /// What a step of training needs, for a picture of the native size; `passes` without gradients go with it, of networks
@@ -262,9 +316,12 @@ impl Model {
         let text = if matches!(self.source, Source::New { .. }) { TEXT_WORDS } else { TEXT_TOKENS };
         let stream = if self.device.is_cpu() { 4 } else { bytes };
         let trained = self.parameters.count() as u64;
-        let of_transformer = match self.source {
-            Source::New { .. } | Source::Base { lora: None, .. } => trained,
-            Source::Base { lora: Some(_), .. } => self.parameters.base_count() as u64,
+        let of_transformer = match &self.source {
+            Source::New { .. } | Source::Base { trained: Trained::Whole, .. } => trained,
+            Source::Base { trained: Trained::Lora(_), .. } => self.parameters.base_count() as u64,
+            Source::Base { trained: Trained::Control { config, .. }, .. } => {
+                return self.control_footprint(config, (tokens, text), stream);
+            }
         };
         // A backward pass is two forward ones, and a third one where blocks are computed again.
         let own = if self.recomputes { 4.0 } else { 3.0 };
@@ -276,6 +333,23 @@ impl Model {
             frozen_bytes: (frozen + own_copies) * of_transformer * bytes,
             bytes_per_picture: transformer_bytes(&self.config, (tokens, text), (bytes, stream), self.recomputes),
             flops_per_picture: transformer_flops(&self.config, tokens, text) * (own + passes),
+        }
+    }
+
+    /// [`Model::footprint`] of a ControlNet: the base gets no gradients of its weights, but hands on those of its input.
+    fn control_footprint(&self, control: &ControlNetConfig, (tokens, text): (u64, u64), stream: u64) -> Footprint {
+        let bytes = self.dtype.size_in_bytes() as u64;
+        let trained = self.parameters.count() as u64;
+        let share = control.num_layers as f64 / self.config.num_layers as f64;
+        let base = (trained as f64 / share) as u64;
+        let both = TransformerConfig { num_layers: self.config.num_layers + control.num_layers, ..self.config.clone() };
+        let again = if self.recomputes { 1.0 } else { 0.0 };
+        Footprint {
+            trained,
+            parameters: base + trained,
+            frozen_bytes: base * bytes + if self.dtype == DType::F32 { 0 } else { trained * bytes },
+            bytes_per_picture: transformer_bytes(&both, (tokens, text), (bytes, stream), self.recomputes),
+            flops_per_picture: transformer_flops(&self.config, tokens, text) * (2.0 + again + share * (3.0 + again)),
         }
     }
 
@@ -302,8 +376,12 @@ impl Model {
                 }
                 Ok(())
             }
-            Source::Base { lora: None, .. } => self.save_transformer("", folder),
-            Source::Base { lora: Some(config), .. } => {
+            Source::Base { trained: Trained::Whole, .. } => self.save_transformer("", folder),
+            Source::Base { trained: Trained::Control { config, .. }, .. } => {
+                write_json(&folder.join("config.json"), &controlnet_config_json(config, &self.config))?;
+                Ok(self.parameters.save(&folder.join(WEIGHTS))?)
+            }
+            Source::Base { trained: Trained::Lora(config), .. } => {
                 let all = self.parameters.all();
                 let tensors: Vec<_> =
                     all.iter().map(|(name, variable)| (name.as_str(), variable.as_tensor())).collect();
@@ -321,8 +399,14 @@ impl Model {
     pub(crate) fn pipeline(&self, saved: &Path) -> PipelineBuilder {
         match &self.source {
             Source::New { .. } => Pipeline::builder(saved),
-            Source::Base { folder, lora: None } => Pipeline::builder(folder).part(Part::Transformer, saved),
-            Source::Base { folder, lora: Some(_) } => Pipeline::builder(folder).lora(saved, 1.0),
+            Source::Base { folder, trained } => {
+                let builder = Pipeline::builder(folder);
+                match trained {
+                    Trained::Whole => builder.part(Part::Transformer, saved),
+                    Trained::Lora(_) => builder.lora(saved, 1.0),
+                    Trained::Control { .. } => builder.part(Part::ControlNet, saved),
+                }
+            }
         }
     }
 }

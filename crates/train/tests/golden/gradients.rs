@@ -1,12 +1,13 @@
 //! The gradients of every network against PyTorch's, on the golden checkpoints (`tools/reference/gradients.py`).
 
 use candle_core::{DType, Device, Tensor, Var};
+use pixart_nn::controlnet::{ControlNet, ControlNetConfig};
 use pixart_nn::recompute::Recomputation;
 use pixart_nn::t5::{T5Config, T5Encoder};
 use pixart_nn::transformer::{PixArtTransformer, SizeConditions, TransformerConfig};
 use pixart_nn::vae::{AutoencoderKl, VaeConfig};
 use pixart_train::Parameters;
-use pixart_weights::{Part, PipelineFolder};
+use pixart_weights::{Part, PipelineFolder, open_part};
 
 use crate::{Result, check_all, check_inputs, check_loss, fixtures, golden};
 
@@ -83,4 +84,43 @@ fn autoencoder() -> Result {
     let gradients = loss.backward()?;
     check_all(&golden, "gradient.", &parameters, &gradients)?;
     check_inputs(&golden, &gradients, &[("image", &image), ("latents", &latents)])
+}
+
+/// With a base that is trained too, whose inputs have gradients, and with one that stays, as it does when a ControlNet is
+/// trained; with blocks kept and computed again.
+#[test]
+fn controlnet() -> Result {
+    let folder = fixtures().join("control");
+    let inputs = golden("control/values")?;
+    let golden = golden("training/gradients-control")?;
+    let input = |tensor: &str| &inputs[&format!("two.{tensor}")];
+    let (config, base) = open_part::<TransformerConfig>(&folder.join("base"), Part::Transformer, DType::F32)?;
+    for (frozen, recomputes) in [(false, false), (true, false), (true, true)] {
+        let (_, weights) = open_part::<ControlNetConfig>(&folder.join("adapter"), Part::ControlNet, DType::F32)?;
+        let parameters = Parameters::stored(weights, &Device::Cpu);
+        let control = ControlNet::new(&ControlNetConfig { num_layers: 2 }, &config, parameters.builder(DType::F32))?;
+        let builder = match frozen {
+            true => base.var_builder(DType::F32, &Device::Cpu),
+            false => Parameters::stored(base.clone(), &Device::Cpu).builder(DType::F32),
+        };
+        let transformer = PixArtTransformer::new(&config, builder)?.with_control(control)?;
+        let recomputation = Recomputation::new();
+        let transformer = if recomputes { transformer.recomputing(&recomputation) } else { transformer };
+
+        let (latents, condition) = (Var::from_tensor(input("hidden_states"))?, Var::from_tensor(input("condition"))?);
+        let of = |variable: &Var| if frozen { variable.as_detached_tensor() } else { variable.as_tensor().clone() };
+        let text = transformer.project_text(input("encoder_hidden_states"), Some(input("encoder_attention_mask")))?;
+        let followed = transformer.condition(&of(&condition), 1.0)?;
+        let timestep = input("timestep").to_dtype(DType::F32)?;
+        let output = transformer.forward_controlled(&of(&latents), &timestep, &text, None, Some(&followed))?;
+        let loss = (output * &golden["weights.output"])?.sum_all()?;
+        check_loss(&golden, &loss)?;
+        let mut gradients = loss.backward()?;
+        recomputation.add_to(&mut gradients)?;
+        check_all(&golden, "gradient.", &parameters, &gradients)?;
+        if !frozen {
+            check_inputs(&golden, &gradients, &[("hidden_states", &latents), ("condition", &condition)])?;
+        }
+    }
+    Ok(())
 }

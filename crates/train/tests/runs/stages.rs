@@ -3,8 +3,10 @@
 use std::path::Path;
 
 use candle_core::Device;
-use pixart::{Pipeline, Request};
+use pixart::{Control, Detector, Pipeline, Request};
 use pixart_train::{Extractor, Outcome, ScenesDataset};
+
+use pixart_weights::Part;
 
 use crate::{assert_goes_on, checkpoint, recipe, run};
 
@@ -28,8 +30,16 @@ fn base() -> String {
 
 /// Features of a few scenes, with embeddings of their captions if `with_text`.
 fn features(folder: &Path, with_text: bool) -> pixart_train::Result<String> {
+    extract(folder, with_text, false)
+}
+
+/// As [`features`]; with their edges if `controlled`.
+fn extract(folder: &Path, with_text: bool, controlled: bool) -> pixart_train::Result<String> {
     let text = with_text.then(|| Pipeline::builder(checkpoint()).keep_loaded(true).open()).transpose()?;
     let mut extractor = Extractor::new(&checkpoint(), text, 64, &Device::Cpu)?;
+    if controlled {
+        extractor = extractor.with_control(Detector::Canny, "canny");
+    }
     let path = folder.join("features");
     extractor.extract(&ScenesDataset { count: 12, size: 64 }, &path, |_| true)?;
     Ok(format!("data.features = {path:?}"))
@@ -83,7 +93,7 @@ fn a_base_can_be_trained_on_and_adapted() -> pixart_train::Result<()> {
             let builder = Pipeline::builder(checkpoint());
             let drawn = draws(match kind {
                 "lora" => builder.lora(&network, 1.0),
-                _ => builder.part(pixart_weights::Part::Transformer, &network),
+                _ => builder.part(Part::Transformer, &network),
             })?;
             assert_ne!(drawn, plain, "{name}, {kind}");
             if kind == "lora" {
@@ -91,6 +101,63 @@ fn a_base_can_be_trained_on_and_adapted() -> pixart_train::Result<()> {
             }
         }
     }
+    Ok(())
+}
+
+#[test]
+fn a_controlnet_is_trained_and_followed() -> pixart_train::Result<()> {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let data = extract(folder.path(), true, true)?;
+    let stage = |more: &str| {
+        let stage = format!("[stage.controlnet]\n{}\nnum_layers = 1\n{more}\n{VALIDATION}", base());
+        recipe(folder.path(), &format!("{RUN}{data}\n{stage}"))
+    };
+    assert_goes_on(&stage("")?, folder.path(), 3)?;
+    let network = folder.path().join("straight/network");
+    let weights = pixart_weights::Weights::open(network.join("diffusion_pytorch_model.safetensors"))?;
+    assert!(weights.tensors().keys().all(|name| name.starts_with("controlnet_blocks.0.")), "{weights:?}");
+
+    // It says something, and its edges matter.
+    let map =
+        |shift: u32| image::GrayImage::from_fn(64, 64, |x, y| image::Luma([255 * u8::from((x + y) % 16 == shift)]));
+    let draw = |control: Option<Control>| -> pixart_train::Result<Vec<u8>> {
+        let mut pipeline = Pipeline::builder(checkpoint()).part(Part::ControlNet, &network).open()?;
+        let size = Some(64);
+        let request = Request {
+            steps: Some(2),
+            control,
+            width: size,
+            height: size,
+            resolution_binning: false,
+            ..Request::new("x")
+        };
+        Ok(pipeline.generate(&request)?.images.remove(0).pixels.into_raw())
+    };
+    let (plain, one, other) = (draw(None)?, draw(Some(Control::new(map(0))))?, draw(Some(Control::new(map(5))))?);
+    assert!(plain != one && one != other);
+    let unfollowed = [Control { scale: 0.0, ..Control::new(map(0)) }, Control { end: 0.0, ..Control::new(map(0)) }];
+    for control in unfollowed {
+        assert!(draw(Some(control))? == plain);
+    }
+
+    // It can be trained on.
+    let folder_of = |run: &str| folder.path().join(run);
+    run(&stage(&format!("start = {network:?}"))?, &folder_of("more"), u64::MAX)?;
+    let message = |outcome: pixart_train::Result<(Outcome, Vec<pixart_train::StepReport>)>| match outcome {
+        Ok(_) => panic!("it was trained"),
+        Err(error) => error.to_string(),
+    };
+    let deep = stage("")?;
+    let pixart_train::Stage::ControlNet(control) = deep.stage.clone() else { panic!("another stage") };
+    let control = pixart_train::ControlNetRecipe { num_layers: 2, ..control };
+    let deep = pixart_train::Recipe { stage: pixart_train::Stage::ControlNet(control), ..deep };
+    let error = message(run(&deep, &folder_of("deep"), u64::MAX));
+    assert!(error.contains("2 copied blocks"), "{error}");
+    std::fs::remove_dir_all(folder.path().join("features")).expect("a folder");
+    let data = extract(folder.path(), true, false)?;
+    let plain = recipe(folder.path(), &format!("{RUN}{data}\n[stage.controlnet]\n{}\nnum_layers = 1", base()))?;
+    let error = message(run(&plain, &folder_of("plain"), u64::MAX));
+    assert!(error.contains("has no conditions"), "{error}");
     Ok(())
 }
 
