@@ -21,8 +21,12 @@ pub const LCM_LORA: &str = "lcm-lora";
 /// caches, else below the one for temporary files.
 ///
 /// # Errors
-/// Neither can be written to; it tells why the first could not.
+/// `assets/tiny` held no model when the program was built. Neither folder can be written to; it tells why the first could
+/// not.
 pub fn folder() -> io::Result<PathBuf> {
+    if MODEL.get_file("model_index.json").is_none() {
+        return Err(io::Error::new(io::ErrorKind::NotFound, "this program was built without a model of its own"));
+    }
     let caches = dirs::cache_dir().into_iter().chain([std::env::temp_dir()]);
     let mut failure = None;
     for cache in caches {

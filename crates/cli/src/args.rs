@@ -330,7 +330,7 @@ pub struct InfoArgs {
 
 #[derive(Debug, ClapArgs)]
 pub struct ConvertArgs {
-    /// Original PixArt transformer, or a model folder; with nothing but --dtype, also the folder of one network or LoRA
+    /// Original PixArt transformer or ControlNet, or a model folder; with nothing but --dtype, also the folder of one network or LoRA
     #[arg(value_name = "FILE.pth|FOLDER")]
     pub source: PathBuf,
     /// Of a .pth file: model folder to take the other parts from; without it only a transformer's folder is written
@@ -389,6 +389,8 @@ pub enum EvalCommand {
     Faithfulness(Box<FaithfulnessArgs>),
     /// Encode and decode held-out scenes
     Reconstruction(ReconstructionArgs),
+    /// Draw held-out scenes along their edges, and compare the edges of the pictures with them
+    Control(Box<AgreementArgs>),
 }
 
 #[derive(Debug, ClapArgs)]
@@ -419,6 +421,30 @@ impl FaithfulnessArgs {
             && self.model.parts.are_none()
             && (self.steps.is_none() && self.guidance_scale.is_none() && self.scheduler.is_none())
     }
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct AgreementArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// ControlNet: a folder, or an original .pth file [default: the model's own]
+    #[arg(long, value_name = "PATH")]
+    pub control: Option<PathBuf>,
+    /// How closely it is followed
+    #[arg(long, value_name = "S", default_value_t = 1.0, allow_negative_numbers = true)]
+    pub control_scale: f64,
+    /// How many scenes
+    #[arg(long, value_name = "N", default_value_t = 300)]
+    pub scenes: u64,
+    /// Solver steps [default: the model's]
+    #[arg(long, value_name = "N")]
+    pub steps: Option<usize>,
+    /// Strength of guidance [default: the model's]
+    #[arg(long, value_name = "G", allow_negative_numbers = true)]
+    pub guidance_scale: Option<f64>,
+    /// Folder for pictures: each scene, its edges, what is drawn along them and what without
+    #[arg(long, short, value_name = "DIR")]
+    pub output: Option<PathBuf>,
 }
 
 #[derive(Debug, ClapArgs)]

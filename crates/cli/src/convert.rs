@@ -1,7 +1,10 @@
 use anyhow::{Context, Result, bail};
 use pixart::read_scheduler;
 use pixart_nn::transformer::TransformerConfig;
-use pixart_weights::{Lora, Part, PipelineFolder, convert_network, convert_pipeline, convert_transformer};
+use pixart_weights::{
+    Lora, Part, PipelineFolder, convert_controlnet, convert_network, convert_pipeline, convert_transformer,
+    is_original_controlnet,
+};
 use serde_json::Value;
 
 use crate::args::ConvertArgs;
@@ -16,6 +19,13 @@ pub fn run(args: ConvertArgs) -> Result<()> {
     }
     if args.scheduler.is_some() || args.dtype.is_some() {
         bail!("--scheduler and --dtype go with a model folder; convert the folder that is written once more");
+    }
+    if is_original_controlnet(&args.source)? {
+        if args.model.is_some() {
+            bail!("--model goes with a transformer; {} is a ControlNet", args.source.display());
+        }
+        let config = convert_controlnet(&args.source, &args.output)?;
+        return print(&format!("{}  ControlNet: {} copied blocks", args.output.display(), config.num_layers));
     }
     let base = args.model.as_ref().map(PipelineFolder::open).transpose()?;
     let config = convert_transformer(&args.source, base.as_ref(), &args.output)?;

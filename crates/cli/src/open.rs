@@ -59,7 +59,7 @@ pub fn builder(args: &ModelArgs, progress: &Arc<Progress>) -> Result<PipelineBui
 pub fn model(named: Option<&Path>) -> Result<PathBuf> {
     match named {
         Some(path) => Ok(path.into()),
-        None => pixart_bundled::folder().context("cannot unpack the program's own model; name one with --model"),
+        None => pixart_bundled::folder().context("no model is named with --model"),
     }
 }
 

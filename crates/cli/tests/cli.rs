@@ -8,6 +8,10 @@ fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures")
 }
 
+fn fixture(name: &str) -> String {
+    fixtures().join(name).display().to_string()
+}
+
 fn model(name: &str) -> String {
     fixtures().join("checkpoints").join(name).display().to_string()
 }
@@ -407,6 +411,96 @@ fn trains_an_autoencoder() {
 }
 
 /// As a user with a folder of pictures does it: features, a LoRA, a picture with it.
+#[test]
+fn follows_edges_and_draws_over_pictures() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    // A dark square on light paper; a mask of the left half, one of another size, and pictures that cannot be used.
+    let square =
+        |x: u32, y: u32| image::Rgb([if (20..44).contains(&x) && (12..36).contains(&y) { 30u8 } else { 230 }; 3]);
+    image::RgbImage::from_fn(64, 48, square).save(path("square.png")).unwrap();
+    image::GrayImage::from_fn(64, 48, |x, _| image::Luma([255 * u8::from(x < 32)])).save(path("left.png")).unwrap();
+    image::GrayImage::new(48, 64).save(path("tall.png")).unwrap();
+    image::GrayImage::new(900, 20).save(path("strip.png")).unwrap();
+    std::fs::write(path("text.png"), "no picture").unwrap();
+
+    let said =
+        succeed(&["control-image", "square.png", "--control-type", "canny", "--output", "edges.png"], folder.path());
+    assert_eq!(said.trim(), "edges.png  64x48");
+    let edges = image::open(path("edges.png")).unwrap().into_luma8();
+    assert_eq!((edges.get_pixel(32, 24)[0], edges.get_pixel(2, 2)[0]), (0, 0));
+    assert!((17..=22).any(|x| edges.get_pixel(x, 24)[0] == 255));
+    let hed = fixture("control/hed-network.pth");
+    succeed(
+        &["control-image", "square.png", "--control-type", "hed", "--hed", &hed, "--output", "soft.png"],
+        folder.path(),
+    );
+    assert!(image::open(path("soft.png")).unwrap().into_luma8().pixels().any(|pixel| !matches!(pixel[0], 0 | 255)));
+
+    // A ControlNet for the model's two blocks, made by training it for a step.
+    let model = model("alpha-256");
+    std::fs::create_dir(path("photos")).unwrap();
+    for name in ["a", "b"] {
+        std::fs::copy(path("square.png"), path(&format!("photos/{name}.png"))).unwrap();
+        std::fs::write(path(&format!("photos/{name}.txt")), "a dark square").unwrap();
+    }
+    succeed(
+        &["features", "photos", "--model", &model, "--control-type", "canny", "--size", "64", "--output", "features"],
+        folder.path(),
+    );
+    let recipe = format!(
+        "steps = 2\nbatch_size = 2\nvalidate_every = 2\noptimizer.lr = 1e-2\ndata.features = \"features\"\n\
+         [stage.controlnet]\nbase = {model:?}\nnum_layers = 1\nvalidation = {{ steps = 2 }}\n"
+    );
+    std::fs::write(path("control.toml"), &recipe).unwrap();
+    assert!(succeed(&["train", "control.toml", "--dry-run"], folder.path()).contains("M trained"));
+    succeed(&["train", "control.toml", "--output", "run"], folder.path());
+
+    let draw = |name: &str, more: &[&str]| {
+        let path = format!("{name}.png");
+        succeed(&generate(&model, &[&["a red fox", "--seed", "3", "--output", &path], more].concat()), folder.path());
+        pixels(&folder.path().join(path))
+    };
+    let plain = draw("plain", &[]);
+    let follow = ["--control", "run/network", "--control-image", "square.png", "--control-type", "canny"];
+    let controlled = draw("controlled", &[&follow[..], &["--save-control", "seen.png"]].concat());
+    assert!(controlled != plain);
+    assert_eq!(pixels(&path("seen.png")), pixels(&path("edges.png")));
+    let ready = ["--control", "run/network", "--control-image", "edges.png"];
+    assert!(draw("ready", &ready) == controlled);
+    assert!(draw("never", &[&follow[..], &["--control-end", "0"]].concat()) == plain);
+
+    let over = draw("over", &["--init-image", "square.png"]);
+    assert!(over != plain && over != draw("more", &["--init-image", "square.png", "--strength", "0.9"]));
+    assert!(draw("masked", &["--init-image", "square.png", "--mask", "left.png"]) != over);
+
+    let converted = ["convert", &fixture("control/original.pth"), "--output", "converted"];
+    assert_eq!(succeed(&converted, folder.path()).trim(), "converted  ControlNet: 2 copied blocks");
+    assert!(path("converted/config.json").exists());
+
+    for (more, message) in [
+        (&["--control-image", "square.png"][..], "name one with --control"),
+        (&["--control-image", "missing.png", "--control", "run/network"], "missing.png"),
+        (&["--control-image", "text.png", "--control", "run/network"], "text.png"),
+        (&["--control-image", "strip.png", "--control", "run/network"], "900x20"),
+        (&["--control-image", "square.png", "--control", "converted"], "[16, 16]"),
+        (&["--control-image", "square.png", "--control", "run/network", "--control-type", "hed"], "HED"),
+        (&["--control-image", "square.png", "--control", "run/network", "--control-scale", "-1"], "control scale"),
+        (&["--control-image", "square.png", "--control", "run/network", "--control-start", "2"], "between 0 and 1"),
+        (&["--control-image", "square.png", "--control", "missing"], "missing"),
+        (&["--init-image", "strip.png"], "900x20"),
+        (&["--init-image", "text.png"], "text.png"),
+        (&["--init-image", "square.png", "--strength", "1.5"], "strength of 1.5"),
+        (&["--init-image", "square.png", "--strength", "0"], "strength of 0"),
+        (&["--init-image", "square.png", "--strength", "0.01"], "leaves none"),
+        (&["--init-image", "square.png", "--mask", "tall.png"], "48x64"),
+    ] {
+        let error = fail(&generate(&model, &[&["x", "--output", "bad.png"], more].concat()), folder.path());
+        assert!(error.contains(message), "{more:?}: {error}");
+        assert!(!path("bad.png").exists());
+    }
+}
+
 #[test]
 fn trains_a_lora_on_a_folder_of_pictures() {
     let folder = tempfile::tempdir().unwrap();

@@ -14,6 +14,7 @@ mod events;
 mod features;
 mod initialise;
 mod loss_scale;
+mod muon;
 mod objective;
 mod optimizer;
 mod order;
@@ -28,7 +29,7 @@ pub use dataset::{Dataset, FolderDataset, Item, ScenesDataset, TarDataset, open_
 pub use ema::Ema;
 pub use error::{Error, Result};
 pub use estimate::{Estimate, Footprint};
-pub use evaluation::{Faithfulness, Reconstruction, Share, faithfulness, reconstruction};
+pub use evaluation::{Agreement, Drawn, Faithfulness, Reconstruction, Share, agreement, faithfulness, reconstruction};
 pub use features::{
     Batch, Description, Extracted, ExtractionProgress, Extractor, Features, ITEMS_PER_SHARD, SkippedItem,
 };

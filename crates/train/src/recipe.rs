@@ -372,7 +372,7 @@ impl Recipe {
         if self.warm_up > self.steps {
             return Err(format!("{} steps of warm-up are more than all {}", self.warm_up, self.steps));
         }
-        let OptimizerSettings { lr, betas, eps, weight_decay, max_grad_norm } = &self.optimizer;
+        let OptimizerSettings { lr, betas, eps, weight_decay, muon, max_grad_norm } = &self.optimizer;
         let unit = |x: f64| (0.0..1.0).contains(&x);
         let settings = [
             ("optimizer.lr", *lr, *lr > 0.0),
@@ -380,6 +380,7 @@ impl Recipe {
             ("optimizer.betas", betas[1], unit(betas[1])),
             ("optimizer.eps", *eps, *eps > 0.0),
             ("optimizer.weight_decay", *weight_decay, *weight_decay >= 0.0),
+            ("optimizer.muon", muon.unwrap_or(0.5), muon.is_none_or(unit)),
             ("optimizer.max_grad_norm", max_grad_norm.unwrap_or(1.0), max_grad_norm.is_none_or(|norm| norm > 0.0)),
             ("ema_decay", self.ema_decay.unwrap_or(0.5), self.ema_decay.is_none_or(unit)),
         ];

@@ -45,15 +45,7 @@ pub(crate) fn from_original(weights: &Weights) -> Result<Weights> {
 /// Weights of no ControlNet, or of one for a transformer of another width or depth, or with other size conditions.
 pub fn controlnet_config(path: &Path, weights: &Weights, base: &TransformerConfig) -> Result<ControlNetConfig> {
     let unfit = |reason: String| Err(Error::unsupported(path, reason));
-    let copies: BTreeSet<usize> = weights
-        .tensors()
-        .keys()
-        .filter_map(|name| name.strip_prefix("controlnet_blocks.")?.split_once('.')?.0.parse().ok())
-        .collect();
-    let config = ControlNetConfig { num_layers: copies.len() };
-    if copies.last().is_some_and(|last| last + 1 != copies.len()) {
-        return Err(Error::corrupt(path, format!("holds copies {copies:?}: some are missing")));
-    }
+    let config = ControlNetConfig { num_layers: copies(path, weights)? };
     let before = "controlnet_blocks.0.before_proj.weight";
     let Some(projection) = weights.tensors().get(before) else {
         return Err(Error::corrupt(path, format!("is no ControlNet for PixArt: there is no tensor {before:?}")));
@@ -82,15 +74,38 @@ pub fn controlnet_config(path: &Path, weights: &Weights, base: &TransformerConfi
     }
 }
 
+/// How many blocks are copied in weights with diffusers' names.
+fn copies(path: &Path, weights: &Weights) -> Result<usize> {
+    let names = weights.tensors().keys();
+    let copies: BTreeSet<usize> =
+        names.filter_map(|name| name.strip_prefix("controlnet_blocks.")?.split_once('.')?.0.parse().ok()).collect();
+    match copies.last() {
+        Some(last) if last + 1 != copies.len() => {
+            Err(Error::corrupt(path, format!("holds copies {copies:?}: some are missing")))
+        }
+        _ => Ok(copies.len()),
+    }
+}
+
 /// Whether its base has size conditions, where the files say so: PixArt's hold the base, `config.json` may have the field.
 fn has_size_conditions(path: &Path) -> Result<Option<bool>> {
     if path.is_dir() {
         let config = read_json(&path.join("config.json"))?;
         return Ok(config.get("use_additional_conditions").and_then(Value::as_bool));
     }
-    let original = Weights::open(path)?;
+    Ok(base_has_size_conditions(&Weights::open(path)?))
+}
+
+/// Of PixArt's own file, where it holds the base.
+fn base_has_size_conditions(original: &Weights) -> Option<bool> {
     let holds = |prefix: &str| original.tensors().keys().any(|name| name.starts_with(prefix));
-    Ok(holds(BASE).then(|| holds("base_model.csize_embedder.")))
+    holds(BASE).then(|| holds("base_model.csize_embedder."))
+}
+
+/// Config and `config.json` of a ControlNet in PixArt's own layout.
+pub(crate) fn original_config(path: &Path, original: &Weights) -> Result<(ControlNetConfig, Value)> {
+    let config = ControlNetConfig { num_layers: copies(path, &from_original(original)?)? };
+    Ok((config.clone(), config_json(&config, base_has_size_conditions(original))))
 }
 
 /// The first `copies` blocks of a transformer under the names that a ControlNet's have: what its training begins with, beside
@@ -106,10 +121,17 @@ pub fn controlnet_of(base: &Weights, copies: usize) -> Weights {
 
 /// A ControlNet's `config.json`: what diffusers' research example reads, and what tells which transformers it fits.
 pub fn controlnet_config_json(config: &ControlNetConfig, base: &TransformerConfig) -> Value {
-    json!({
+    config_json(config, Some(base.has_size_conditions()))
+}
+
+fn config_json(config: &ControlNetConfig, has_size_conditions: Option<bool>) -> Value {
+    let mut json = json!({
         "_class_name": Part::ControlNet.classes()[0],
         "_diffusers_version": "0.42.1",
         "num_layers": config.num_layers,
-        "use_additional_conditions": base.has_size_conditions(),
-    })
+    });
+    if let Some(has) = has_size_conditions {
+        json["use_additional_conditions"] = has.into();
+    }
+    json
 }

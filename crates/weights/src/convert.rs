@@ -3,12 +3,13 @@
 use std::path::Path;
 
 use candle_core::DType;
+use pixart_nn::controlnet::ControlNetConfig;
 use pixart_nn::transformer::TransformerConfig;
 use serde_json::{Value, json};
 
 use crate::{
-    Error, Part, PipelineFolder, Result, StoredDtype, Weights, is_original_transformer, original_transformer,
-    original_transformer_config, read_json, write_json,
+    Error, Part, PipelineFolder, Result, StoredDtype, Weights, controlnet, is_original_transformer,
+    original_transformer, original_transformer_config, read_json, write_json,
 };
 
 /// Turns a transformer in the layout of PixArt's own code into the folder `output` that diffusers loads: with `base`, a
@@ -80,6 +81,29 @@ pub fn convert_pipeline(
         }
         Ok(())
     })
+}
+
+/// Turns the ControlNet of PixArt's own `.pth` file into the folder `output`, in the layout of diffusers' research example.
+///
+/// # Errors
+/// A file that is no such ControlNet; an `output` that exists. On an error no folder is left.
+pub fn convert_controlnet(file: &Path, output: &Path) -> Result<ControlNetConfig> {
+    let original = Weights::open(file)?;
+    let (config, json) = controlnet::original_config(file, &original)?;
+    let weights = controlnet::from_original(&original)?;
+    new_folder(output, |temporary| {
+        write_json(&temporary.join("config.json"), &json)?;
+        weights.save_as(&temporary.join("diffusion_pytorch_model.safetensors"), None)?;
+        Ok(config)
+    })
+}
+
+/// Whether `file` holds a ControlNet in the layout of PixArt's own code.
+///
+/// # Errors
+/// A file that cannot be read.
+pub fn is_original_controlnet(file: &Path) -> Result<bool> {
+    Ok(controlnet::is_original(&Weights::open(file)?))
 }
 
 /// Writes the folder of a single network (a part of a pipeline, a LoRA), with its `.safetensors` files in `dtype` and all else

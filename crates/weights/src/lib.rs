@@ -33,7 +33,10 @@ mod weights;
 mod write;
 
 pub use controlnet::{controlnet_config, controlnet_config_json, controlnet_of};
-pub use convert::{convert_network, convert_pipeline, convert_transformer, transformer_config_json};
+pub use convert::{
+    convert_controlnet, convert_network, convert_pipeline, convert_transformer, is_original_controlnet,
+    transformer_config_json,
+};
 pub use elements::StoredDtype;
 pub use error::{Error, Result, plain_message};
 pub use folder::{Part, PipelineFolder, PipelineKind, open_part, read_json};

@@ -1,4 +1,5 @@
 mod comparison;
+mod control;
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -20,6 +21,7 @@ pub fn run(what: EvalCommand) -> Result<()> {
     match what {
         EvalCommand::Faithfulness(args) => run_faithfulness(&args),
         EvalCommand::Reconstruction(args) => run_reconstruction(&args),
+        EvalCommand::Control(args) => control::run(&args),
     }
 }
 

@@ -100,8 +100,7 @@ fn saved(tensors: &BTreeMap<String, Tensor>) -> Result<(tempfile::TempDir, std::
 
 /// What the golden steps were optimised with.
 fn optimizer(parameters: &Parameters) -> Result<Optimizer> {
-    let settings =
-        OptimizerSettings { lr: 1e-3, betas: [0.9, 0.999], eps: 1e-10, weight_decay: 0.0, max_grad_norm: Some(0.01) };
+    let settings = OptimizerSettings { lr: 1e-3, eps: 1e-10, max_grad_norm: Some(0.01), ..Default::default() };
     Ok(Optimizer::new(settings, parameters)?)
 }
 

@@ -67,7 +67,7 @@ text_encoder = {{ vocab_size = 160, d_model = 16, d_kv = 8, d_ff = 32, num_heads
         checkpoint()
     );
     let recipe_of = |run: &str| recipe(folder.path(), &format!("{run}{data}{new}"));
-    assert_goes_on(&recipe_of(RUN)?, folder.path(), 3)?;
+    assert_goes_on(&recipe_of(&RUN.replace("lr = 1e-3", "lr = 1e-3, muon = 0.95"))?, folder.path(), 3)?;
     let network = folder.path().join("straight/network");
     assert_eq!(draws(Pipeline::builder(&network))?.len(), 3 * 64 * 64);
 

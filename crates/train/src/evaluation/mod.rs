@@ -1,5 +1,9 @@
 //! How well a model draws what it is asked for, in the world of scenes, where that is a number.
 
+mod control;
+
+pub use control::{Agreement, Drawn, agreement};
+
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Duration;
@@ -123,6 +127,11 @@ fn to_picture(pixels: &RgbImage) -> Result<Picture> {
     picture.map_err(|error| Error::Tensor(candle_core::Error::wrap(error)))
 }
 
+fn from_scene(picture: &Picture) -> RgbImage {
+    let (width, height) = (picture.width() as u32, picture.height() as u32);
+    RgbImage::from_raw(width, height, picture.pixels().to_vec()).unwrap_or_default()
+}
+
 /// How near an autoencoder's pictures are to scenes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Reconstruction {
@@ -149,8 +158,7 @@ pub fn reconstruction(vae: &Path, scenes: u64, size: usize, device: &Device) -> 
     for seed in 0..scenes {
         let scene = Scene::random(seed, Split::Test);
         let picture = scene.draw(size as u32);
-        let pixels = RgbImage::from_raw(size as u32, size as u32, picture.pixels().to_vec()).unwrap_or_default();
-        let image = pixart::from_pixels(&pixels, device)?;
+        let image = pixart::from_pixels(&from_scene(&picture), device)?;
         let decoded = pixart::to_pixels(&network.decode(&network.encode(&image)?.mean)?)?;
         let difference = decoded.as_raw().iter().zip(picture.pixels());
         squares += difference.map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum::<f64>();

@@ -1,0 +1,92 @@
+//! Muon's update of a matrix (Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks").
+
+use candle_core::{Result, Tensor};
+
+/// Of the polynomial whose repetition brings singular values near to 1, and how often it is repeated.
+const COEFFICIENTS: [f64; 3] = [3.4445, -4.7750, 2.0315];
+const REPETITIONS: usize = 5;
+
+/// The root mean square that AdamW's updates have about, so that both get along with one learning rate (Liu et al. 2025,
+/// "Muon is Scalable for LLM Training").
+const RMS_OF_ADAMW: f64 = 0.2;
+
+/// Whether the parameter `name` is a matrix that maps one stream to another inside of a block: of such the length of an update
+/// says little, and Muon takes its directions alone. Embeddings, tables, norms, first and last layers are AdamW's.
+pub(crate) fn applies(name: &str, shape: &[usize]) -> bool {
+    let in_block = name.contains("blocks.") || name.contains(".block.");
+    shape.len() == 2 && in_block && name.ends_with(".weight") && !name.contains("relative_attention_bias")
+}
+
+/// What is taken from a matrix `[m, n]` for a learning rate of 1, given its momentum.
+pub(crate) fn update(momentum: &Tensor) -> Result<Tensor> {
+    let (rows, columns) = momentum.dims2()?;
+    let directions = match rows < columns {
+        true => orthogonalised(&momentum.t()?)?.t()?,
+        false => orthogonalised(momentum)?,
+    };
+    directions * (RMS_OF_ADAMW * (rows.max(columns) as f64).sqrt())
+}
+
+/// The matrix `[n, m]`, n ≥ m, with all its singular values brought to between about 0.7 and 1.2 (Newton–Schulz).
+fn orthogonalised(matrix: &Tensor) -> Result<Tensor> {
+    let norm = f64::from(matrix.sqr()?.sum_all()?.to_scalar::<f32>()?).sqrt();
+    let mut xs = (matrix / (norm + 1e-7))?;
+    let [a, b, c] = COEFFICIENTS;
+    let identity = (Tensor::eye(xs.dim(1)?, xs.dtype(), xs.device())? * a)?;
+    for _ in 0..REPETITIONS {
+        // Of the smaller size: what is added there costs next to nothing beside the products.
+        let products = xs.t()?.matmul(&xs)?;
+        let polynomial = ((&identity + (&products * b)?)? + (products.matmul(&products)? * c)?)?;
+        xs = xs.matmul(&polynomial)?;
+    }
+    Ok(xs)
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    /// The polynomial acts on singular values alone, so that on a matrix that has them on its diagonal it can be followed.
+    #[test]
+    fn singular_values_come_near_to_one() -> Result<()> {
+        let values = [3.0f32, -2.0, 0.5, 0.04];
+        let norm = values.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+        for (rows, columns) in [(4, 6), (6, 4)] {
+            let at = |i: usize| if i / columns == i % columns && i % columns < 4 { values[i % columns] } else { 0.0 };
+            let matrix = Tensor::from_vec((0..24).map(at).collect::<Vec<_>>(), (rows, columns), &Device::Cpu)?;
+            let found = update(&matrix)?.to_vec2::<f32>()?;
+            let scale = 0.2 * 6f64.sqrt();
+            for (i, row) in found.iter().enumerate() {
+                for (j, value) in row.iter().enumerate() {
+                    let mut expected = if i == j && i < 4 { f64::from(values[i]) / norm } else { 0.0 };
+                    for _ in 0..REPETITIONS {
+                        let [a, b, c] = COEFFICIENTS;
+                        expected = a * expected + b * expected.powi(3) + c * expected.powi(5);
+                    }
+                    assert!((f64::from(*value) / scale - expected).abs() < 1e-5, "{i}, {j}: {value}");
+                    assert!(i != j || i >= 4 || (0.6..1.3).contains(&expected.abs()), "{expected}");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn it_is_for_matrices_in_blocks() {
+        for (name, shape, expected) in [
+            ("transformer.transformer_blocks.0.attn1.to_q.weight", &[8, 8][..], true),
+            ("text_encoder.encoder.block.1.layer.1.DenseReluDense.wo.weight", &[8, 16], true),
+            ("controlnet_blocks.0.transformer_block.ff.net.2.weight", &[8, 32], true),
+            ("transformer.transformer_blocks.0.attn1.to_q.bias", &[8], false),
+            ("transformer.transformer_blocks.0.scale_shift_table", &[6, 8], false),
+            ("text_encoder.encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", &[32, 4], false),
+            ("text_encoder.shared.weight", &[160, 8], false),
+            ("transformer.proj_out.weight", &[32, 8], false),
+            ("decoder.mid_block.resnets.0.conv1.weight", &[8, 8, 3, 3], false),
+        ] {
+            assert_eq!(applies(name, shape), expected, "{name}");
+        }
+    }
+}
