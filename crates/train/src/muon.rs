@@ -1,6 +1,7 @@
 //! Muon's update of a matrix (Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks").
 
 use candle_core::{Result, Tensor};
+use pixart_nn::ops::linear;
 
 /// Of the polynomial whose repetition brings singular values near to 1, and how often it is repeated.
 const COEFFICIENTS: [f64; 3] = [3.4445, -4.7750, 2.0315];
@@ -21,7 +22,7 @@ pub(crate) fn applies(name: &str, shape: &[usize]) -> bool {
 pub(crate) fn update(momentum: &Tensor) -> Result<Tensor> {
     let (rows, columns) = momentum.dims2()?;
     let directions = match rows < columns {
-        true => orthogonalised(&momentum.t()?)?.t()?,
+        true => orthogonalised(&momentum.t()?.contiguous()?)?.t()?,
         false => orthogonalised(momentum)?,
     };
     directions * (RMS_OF_ADAMW * (rows.max(columns) as f64).sqrt())
@@ -34,10 +35,11 @@ fn orthogonalised(matrix: &Tensor) -> Result<Tensor> {
     let [a, b, c] = COEFFICIENTS;
     let identity = (Tensor::eye(xs.dim(1)?, xs.dtype(), xs.device())? * a)?;
     for _ in 0..REPETITIONS {
-        // Of the smaller size: what is added there costs next to nothing beside the products.
-        let products = xs.t()?.matmul(&xs)?;
-        let polynomial = ((&identity + (&products * b)?)? + (products.matmul(&products)? * c)?)?;
-        xs = xs.matmul(&polynomial)?;
+        let transposed = xs.t()?.contiguous()?;
+        // Products of columns with columns: symmetric, and of the smaller size, so that sums of them cost next to nothing.
+        let products = linear(&transposed, &transposed, None)?;
+        let polynomial = ((&identity + (&products * b)?)? + (linear(&products, &products, None)? * c)?)?;
+        xs = linear(&xs, &polynomial, None)?;
     }
     Ok(xs)
 }

@@ -77,9 +77,12 @@ impl Objective for ConsistencyObjective {
         let size = batch.captions.len();
         let (latents, noises) = self.data.latents(&batch, self.model.scaling_factor, step, part)?;
         let steps = self.loss.timesteps().len();
-        let draws = generator(self.data.seed, "consistency", &[step, part as u64]).rand(size);
-        let indices: Vec<usize> = draws.iter().map(|draw| ((draw * steps as f32) as usize).min(steps - 1)).collect();
-        let text = self.model.text(&batch, &self.data.features, |_, _| Some(0))?;
+        let draws = generator(self.data.seed, "consistency", &[step, part as u64]).rand(2 * size);
+        let indices: Vec<usize> =
+            draws[..size].iter().map(|draw| ((draw * steps as f32) as usize).min(steps - 1)).collect();
+        let text = self.model.text(&batch, &self.data.features, |item, captions| {
+            Some(((draws[size + item] * captions.len() as f32) as usize).min(captions.len() - 1))
+        })?;
         let null = self.model.text(&batch, &self.data.features, |_, _| None)?;
 
         let project = |transformer: &PixArtTransformer, text: &Text| -> Result<ProjectedText> {

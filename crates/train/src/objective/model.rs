@@ -12,7 +12,7 @@ use pixart_nn::transformer::{Condition, PixArtTransformer, ProjectedText, SizeCo
 use pixart_nn::vae::VaeConfig;
 use pixart_weights::{
     LoraConfig, Part, PipelineFolder, controlnet_config, controlnet_config_json, controlnet_of, open_part,
-    transformer_config_json, write_bytes, write_json, write_peft,
+    read_tokenizer, transformer_config_json, write_bytes, write_json, write_peft,
 };
 use serde_json::{Value, json};
 use tokenizers::Tokenizer;
@@ -41,6 +41,8 @@ pub(crate) struct Model {
     source: Source,
     /// The transformer that a ControlNet steers.
     frozen: Option<PixArtTransformer>,
+    /// What encodes captions that the features have as words only, where the text encoder stays.
+    encoder: Option<FrozenEncoder>,
     pub scaling_factor: f64,
     /// Pixels of a latent pixel, along a side.
     downscale: usize,
@@ -99,6 +101,7 @@ impl Model {
                 tokenizer: Box::new(tokenizer),
             },
             frozen: None,
+            encoder: None,
             scaling_factor: vae_config.scaling_factor,
             downscale: vae_config.downscale(),
             device: device.clone(),
@@ -153,6 +156,10 @@ impl Model {
             config,
             source: Source::Base { folder: base.into(), trained },
             frozen,
+            encoder: match features.description().text_width {
+                Some(_) => None,
+                None => Some(FrozenEncoder::open(&folder, dtype, device)?),
+            },
             scaling_factor: vae_config.scaling_factor,
             downscale: vae_config.downscale(),
             device: device.clone(),
@@ -168,14 +175,21 @@ impl Model {
         if found.latent_channels != self.config.in_channels || found.scaling_factor != self.scaling_factor {
             return Err(Error::folder(path, "the features were made with another autoencoder; make them anew"));
         }
-        let wanted = matches!(self.source, Source::Base { .. }).then_some(self.config.caption_channels).flatten();
-        if found.text_width != wanted {
-            let has = |width: Option<usize>| width.map_or("no".into(), |width| format!("{width} wide"));
-            let (found, wanted) = (has(found.text_width), has(wanted));
-            return Err(Error::folder(
-                path,
-                format!("the features have {found} embeddings of captions; {wanted} ones are needed"),
-            ));
+        match (&self.source, found.text_width) {
+            (_, None) => {}
+            (Source::New { .. }, Some(_)) => {
+                return Err(Error::folder(
+                    path,
+                    "the features have embeddings of captions; a new text encoder takes words",
+                ));
+            }
+            (Source::Base { .. }, Some(width)) if Some(width) == self.config.caption_channels => {}
+            (Source::Base { .. }, Some(width)) => {
+                let wanted = self.config.caption_channels.unwrap_or(0);
+                let message =
+                    format!("the features have embeddings that are {width} wide; {wanted} wide ones are needed");
+                return Err(Error::folder(path, message));
+            }
         }
         if self.config.channels_out() != 2 * self.config.in_channels {
             return Err(Error::folder(path, "the transformer predicts no variance; it is not trained here"));
@@ -248,12 +262,14 @@ impl Model {
         self.dtype
     }
 
-    fn text_encoder(&self) -> Result<Option<T5Encoder>> {
+    /// The text encoder as it is now, with its tokenizer, where captions are words.
+    fn text_encoder(&self) -> Result<Option<(&Tokenizer, T5Encoder)>> {
         match &self.source {
-            Source::New { text_config, .. } => {
-                Ok(Some(T5Encoder::new(text_config, self.parameters.builder(self.dtype).pp("text_encoder"))?))
+            Source::New { text_config, tokenizer, .. } => {
+                let builder = self.parameters.builder(self.dtype).pp("text_encoder");
+                Ok(Some((tokenizer, T5Encoder::new(text_config, builder)?)))
             }
-            Source::Base { .. } => Ok(None),
+            Source::Base { .. } => Ok(self.encoder.as_ref().map(|frozen| (&frozen.tokenizer, frozen.network.clone()))),
         }
     }
 
@@ -266,7 +282,7 @@ impl Model {
     ) -> Result<Text> {
         let chosen = batch.captions.iter().enumerate().map(|(item, captions)| choose(item, captions));
         let chosen: Vec<Option<usize>> = chosen.collect();
-        if let (Some(encoder), Source::New { tokenizer, .. }) = (self.text_encoder()?, &self.source) {
+        if let Some((tokenizer, encoder)) = self.text_encoder()? {
             let texts = batch.captions.iter().zip(&chosen);
             let texts: Vec<String> = texts
                 .map(|(captions, chosen)| chosen.map(|index| captions[index].clone()).unwrap_or_default())
@@ -330,10 +346,14 @@ impl Model {
         Footprint {
             trained,
             parameters: of_transformer + if trained == of_transformer { 0 } else { trained },
-            frozen_bytes: (frozen + own_copies) * of_transformer * bytes,
+            frozen_bytes: (frozen + own_copies) * of_transformer * bytes + self.encoder_bytes(),
             bytes_per_picture: transformer_bytes(&self.config, (tokens, text), (bytes, stream), self.recomputes),
             flops_per_picture: transformer_flops(&self.config, tokens, text) * (own + passes),
         }
+    }
+
+    fn encoder_bytes(&self) -> u64 {
+        self.encoder.as_ref().map_or(0, |encoder| encoder.bytes)
     }
 
     /// [`Model::footprint`] of a ControlNet: the base gets no gradients of its weights, but hands on those of its input.
@@ -347,7 +367,9 @@ impl Model {
         Footprint {
             trained,
             parameters: base + trained,
-            frozen_bytes: base * bytes + if self.dtype == DType::F32 { 0 } else { trained * bytes },
+            frozen_bytes: base * bytes
+                + if self.dtype == DType::F32 { 0 } else { trained * bytes }
+                + self.encoder_bytes(),
             bytes_per_picture: transformer_bytes(&both, (tokens, text), (bytes, stream), self.recomputes),
             flops_per_picture: transformer_flops(&self.config, tokens, text) * (2.0 + again + share * (3.0 + again)),
         }
@@ -408,6 +430,26 @@ impl Model {
                 }
             }
         }
+    }
+}
+
+/// A pipeline's text encoder, which stays.
+struct FrozenEncoder {
+    tokenizer: Tokenizer,
+    network: T5Encoder,
+    bytes: u64,
+}
+
+impl FrozenEncoder {
+    fn open(folder: &PipelineFolder, dtype: DType, device: &Device) -> Result<Self> {
+        let config: T5Config = folder.config(Part::TextEncoder)?;
+        config.validate().map_err(|reason| Error::folder(&folder.config_path(Part::TextEncoder), reason))?;
+        let weights = folder.weights(Part::TextEncoder, dtype)?;
+        Ok(Self {
+            tokenizer: read_tokenizer(&folder.tokenizer_path())?,
+            network: T5Encoder::new(&config, weights.var_builder(dtype, device))?,
+            bytes: weights.parameters() * dtype.size_in_bytes() as u64,
+        })
     }
 }
 

@@ -104,6 +104,29 @@ fn a_base_can_be_trained_on_and_adapted() -> pixart_train::Result<()> {
     Ok(())
 }
 
+/// Features whose captions are words are as good as ones with embeddings: the base's text encoder makes them.
+#[test]
+fn captions_may_stay_words() -> pixart_train::Result<()> {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let mut losses = Vec::new();
+    for with_text in [true, false] {
+        let folder = folder.path().join(with_text.to_string());
+        std::fs::create_dir(&folder).expect("a folder");
+        let data = features(&folder, with_text)?;
+        // Nothing but the empty text, which is the same one.
+        let text = format!("{RUN}{data}\n[stage.diffusion]\n{}\ntext_dropout = 1.0\n{VALIDATION}", base());
+        losses.push(run(&recipe(&folder, &text)?, &folder.join("empty"), u64::MAX)?.1);
+        let text = format!("{RUN}{data}\n[stage.consistency]\n{}\n{VALIDATION}", base());
+        std::fs::create_dir(folder.join("run")).expect("a folder");
+        assert_goes_on(&recipe(&folder, &text)?, &folder.join("run"), 3)?;
+    }
+    // Embeddings on disk are f16.
+    for (stored, made) in losses[0].iter().zip(&losses[1]) {
+        assert!((stored.loss / made.loss - 1.0).abs() < 1e-3, "{} and {}", stored.loss, made.loss);
+    }
+    Ok(())
+}
+
 #[test]
 fn a_controlnet_is_trained_and_followed() -> pixart_train::Result<()> {
     let folder = tempfile::tempdir().expect("a temporary folder");
