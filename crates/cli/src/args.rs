@@ -365,6 +365,9 @@ fn stored_dtype(name: &str) -> Result<StoredDtype, String> {
 pub struct BenchArgs {
     #[command(flatten)]
     pub model: ModelArgs,
+    /// Time passes with this ControlNet too [default: the model's own, if it has one]
+    #[arg(long, value_name = "PATH")]
+    pub control: Option<PathBuf>,
     /// Width and height of the image in pixels
     #[arg(long, value_name = "PIXELS", default_value_t = 512)]
     pub size: usize,

@@ -2,6 +2,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use pixart::BenchOptions;
+use pixart_weights::Part;
 
 use crate::args::BenchArgs;
 use crate::open;
@@ -10,7 +11,11 @@ use crate::progress::Progress;
 
 pub fn run(args: BenchArgs) -> Result<()> {
     let progress = Arc::new(Progress::new(args.model.compute.quiet));
-    let mut pipeline = open::pipeline(&args.model, false, None, &progress)?;
+    let mut builder = open::configured(&args.model, false, None, &progress)?;
+    if let Some(control) = &args.control {
+        builder = builder.part(Part::ControlNet, control);
+    }
+    let mut pipeline = builder.open()?;
     let options = BenchOptions { size: args.size, runs: args.runs, warm_up: !args.no_warm_up, steps: args.steps };
     let report = pixart::bench(&mut pipeline, &options)?;
     progress.clear();
@@ -26,6 +31,9 @@ pub fn run(args: BenchArgs) -> Result<()> {
     print(&format!("load         {:8.3} s", report.load_s))?;
     print(&format!("encode       {encode}"))?;
     print(&format!("transformer  {:8.3} s a pass", report.transformer_s))?;
+    if let Some(seconds) = report.controlled_s {
+        print(&format!("controlled   {seconds:8.3} s a pass with the ControlNet"))?;
+    }
     print(&format!("decode       {:8.3} s", report.decode_s))?;
     print(&format!("image        {:8.3} s for {} passes and a decode", report.image_s, args.steps))?;
     if let Some(bytes) = report.peak_rss_bytes {

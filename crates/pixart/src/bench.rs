@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use candle_core::{DType, Tensor};
-use pixart_nn::transformer::SizeConditions;
+use pixart_nn::transformer::{Condition, SizeConditions};
 use pixart_weights::Part;
 use serde::Serialize;
 
@@ -43,6 +43,9 @@ pub struct BenchReport {
     pub encode_s: Option<f64>,
     /// One pass of the transformer over one image, without guidance.
     pub transformer_s: f64,
+    /// The same with a ControlNet, where the pipeline has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub controlled_s: Option<f64>,
     /// Decoding one image.
     pub decode_s: f64,
     /// All steps and the decoding, embeddings given.
@@ -75,7 +78,8 @@ pub fn bench(pipeline: &mut Pipeline, options: &BenchOptions) -> Result<BenchRep
         None
     };
 
-    load(&mut || pipeline.parts.transformer(&pipeline.transformer_config, false).map(|_| ()))?;
+    let controlled = pipeline.parts.loader.folder.part_path(Part::ControlNet).exists();
+    load(&mut || pipeline.parts.transformer(&pipeline.transformer_config, controlled).map(|_| ()))?;
     let device = pipeline.device().clone();
     let config = pipeline.transformer_config();
     let side = options.size / pipeline.vae_config().downscale();
@@ -87,24 +91,29 @@ pub fn bench(pipeline: &mut Pipeline, options: &BenchOptions) -> Result<BenchRep
     let timestep = Tensor::new(&[500f32], &device)?;
     load(&mut || pipeline.parts.vae(&pipeline.vae_config).map(|_| ()))?;
 
-    let text = pipeline.parts.transformer(&pipeline.transformer_config, false)?.project_text(&embeds, None)?;
-    let pass = |pipeline: &mut Pipeline| -> Result<()> {
-        let transformer = pipeline.parts.transformer(&pipeline.transformer_config, false)?;
-        let prediction = transformer.forward(&latents, &timestep, &text, size.as_ref())?;
+    let transformer = pipeline.parts.transformer(&pipeline.transformer_config, controlled)?;
+    let text = transformer.project_text(&embeds, None)?;
+    let condition = if controlled { Some(transformer.condition(&latents, 1.0)?) } else { None };
+    let pass = |pipeline: &mut Pipeline, condition: Option<&Condition>| -> Result<()> {
+        let transformer = pipeline.parts.transformer(&pipeline.transformer_config, controlled)?;
+        let prediction = transformer.forward_controlled(&latents, &timestep, &text, size.as_ref(), condition)?;
         Ok(wait_for(&prediction)?)
     };
     if options.warm_up {
-        pass(pipeline)?;
+        pass(pipeline, condition.as_ref())?;
         pipeline.decode(&latents)?;
     }
-    let (mut passes, mut decodes, mut images) = (vec![], vec![], vec![]);
+    let (mut passes, mut controlled_passes, mut decodes, mut images) = (vec![], vec![], vec![], vec![]);
     for _ in 0..options.runs {
         let start = Instant::now();
         for _ in 0..options.steps {
-            passes.push(seconds(|| pass(pipeline))?);
+            passes.push(seconds(|| pass(pipeline, None))?);
         }
         decodes.push(seconds(|| pipeline.decode(&latents).map(|_| ()))?);
         images.push(start.elapsed().as_secs_f64());
+        for _ in 0..if controlled { options.steps } else { 0 } {
+            controlled_passes.push(seconds(|| pass(pipeline, condition.as_ref()))?);
+        }
     }
     Ok(BenchReport {
         size: options.size,
@@ -115,6 +124,7 @@ pub fn bench(pipeline: &mut Pipeline, options: &BenchOptions) -> Result<BenchRep
         load_s,
         encode_s,
         transformer_s: median(passes),
+        controlled_s: controlled.then(|| median(controlled_passes)),
         decode_s: median(decodes),
         image_s: median(images),
         peak_rss_bytes: peak_rss_bytes(),
