@@ -471,7 +471,7 @@ fn follows_edges_and_draws_over_pictures() {
     assert!(draw("never", &[&follow[..], &["--control-end", "0"]].concat()) == plain);
 
     let over = draw("over", &["--init-image", "square.png"]);
-    assert!(over != plain && over != draw("more", &["--init-image", "square.png", "--strength", "0.9"]));
+    assert!(over != plain && over != draw("more", &["--init-image", "square.png", "--strength", "1"]));
     assert!(draw("masked", &["--init-image", "square.png", "--mask", "left.png"]) != over);
 
     let converted = ["convert", &fixture("control/original.pth"), "--output", "converted"];
