@@ -26,6 +26,7 @@ pub fn tokenize(tokenizer: &Tokenizer, prompts: &[String], length: usize, device
     let special = |token: &str| {
         tokenizer.token_to_id(token).ok_or_else(|| Error::request(format!("the tokenizer has no {token} token")))
     };
+    let length = length.max(1);
     let (end, padding) = (special("</s>")?, special("<pad>")?);
     let (mut ids, mut mask) = (Vec::new(), Vec::new());
     for prompt in prompts {

@@ -287,10 +287,12 @@ impl Model {
             let texts: Vec<String> = texts
                 .map(|(captions, chosen)| chosen.map(|index| captions[index].clone()).unwrap_or_default())
                 .collect();
-            let longest = texts.iter().map(|text| Ok(tokenizer.encode(text.as_str(), true)?.len()));
+            let longest = texts.iter().map(|text| Ok(tokenizer.encode(text.as_str(), false)?.len() + 1));
             let longest = longest.collect::<Result<Vec<_>, tokenizers::Error>>();
             let longest = longest.map_err(|error| candle_core::Error::Msg(error.to_string()))?;
-            let tokens = tokenize(tokenizer, &texts, longest.into_iter().max().unwrap_or(1), &self.device)?;
+            // As many as the pipeline shows its transformer.
+            let most = self.encoder.as_ref().map_or(usize::MAX, |encoder| encoder.max_tokens);
+            let tokens = tokenize(tokenizer, &texts, longest.into_iter().max().unwrap_or(1).min(most), &self.device)?;
             let embeds = encoder.forward(&tokens.input_ids, &tokens.attention_mask)?;
             return Ok(Text { embeds, mask: tokens.attention_mask });
         }
@@ -437,6 +439,7 @@ impl Model {
 struct FrozenEncoder {
     tokenizer: Tokenizer,
     network: T5Encoder,
+    max_tokens: usize,
     bytes: u64,
 }
 
@@ -448,6 +451,7 @@ impl FrozenEncoder {
         Ok(Self {
             tokenizer: read_tokenizer(&folder.tokenizer_path())?,
             network: T5Encoder::new(&config, weights.var_builder(dtype, device))?,
+            max_tokens: folder.kind().max_sequence_length(),
             bytes: weights.parameters() * dtype.size_in_bytes() as u64,
         })
     }
