@@ -55,7 +55,7 @@ impl Hed {
                 xs = xs.max_pool2d(2)?;
             }
             for conv in &block.convs {
-                xs = conv.forward(&xs)?.relu()?;
+                xs = relu(&conv.forward(&xs)?)?;
             }
             let edges = block.projection.forward(&xs)?.contiguous()?.upsample_bilinear2d(height, width, false)?;
             sum = Some(match sum {
@@ -68,4 +68,9 @@ impl Hed {
             None => candle_core::bail!("an edge detector without blocks"),
         }
     }
+}
+
+/// Of an image that is stored with its channels last, as convolutions on a CPU give it: in the order of memory.
+fn relu(xs: &Tensor) -> Result<Tensor> {
+    xs.permute((0, 2, 3, 1))?.relu()?.permute((0, 3, 1, 2))
 }
