@@ -350,9 +350,9 @@ pub struct ConvertArgs {
 }
 
 impl ConvertArgs {
-    /// Whether nothing but another precision is asked for.
-    pub fn is_only_of_dtype(&self) -> bool {
-        self.dtype.is_some() && self.scheduler.is_none() && self.parts.are_none()
+    /// The precision, if nothing else is asked for.
+    pub fn only_dtype(&self) -> Option<StoredDtype> {
+        self.dtype.filter(|_| self.scheduler.is_none() && self.parts.are_none())
     }
 }
 

@@ -2,7 +2,6 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use pixart::BenchOptions;
-use pixart_weights::Part;
 
 use crate::args::BenchArgs;
 use crate::open;
@@ -11,11 +10,8 @@ use crate::progress::Progress;
 
 pub fn run(args: BenchArgs) -> Result<()> {
     let progress = Arc::new(Progress::new(args.model.compute.quiet));
-    let mut builder = open::configured(&args.model, false, None, &progress)?;
-    if let Some(control) = &args.control {
-        builder = builder.part(Part::ControlNet, control);
-    }
-    let mut pipeline = builder.open()?;
+    let builder = open::configured(&args.model, false, &progress)?;
+    let mut pipeline = open::with_control(builder, args.control.as_deref()).open()?;
     let options = BenchOptions { size: args.size, runs: args.runs, warm_up: !args.no_warm_up, steps: args.steps };
     let report = pixart::bench(&mut pipeline, &options)?;
     progress.clear();

@@ -7,7 +7,7 @@ use candle_core::Device;
 use image::{DynamicImage, GrayImage};
 use pixart::{Control, Detector, InitImage, save_pixels};
 
-use crate::args::{ControlArgs, ControlImageArgs, InitArgs};
+use crate::args::{ControlArgs, ControlImageArgs, DetectorArgs, InitArgs};
 use crate::open;
 use crate::output::print;
 
@@ -15,18 +15,21 @@ use crate::output::print;
 const STRENGTH: f64 = 0.6;
 
 pub fn run(args: ControlImageArgs) -> Result<()> {
-    let device = args.device.open()?;
-    let detector = Detector::open(args.detector.control_type, args.detector.hed.as_deref(), &device)?;
-    let map = detector.detect(&open::picture(&args.picture)?.into_rgb8())?;
+    let map = edges(&args.picture, &args.detector, &args.device.open()?)?;
     save(&map, &args.output)?;
     print(&format!("{}  {}x{}", args.output.display(), map.width(), map.height()))
+}
+
+/// The map of a picture's edges.
+fn edges(picture: &Path, args: &DetectorArgs, device: &Device) -> Result<GrayImage> {
+    let detector = Detector::open(args.control_type, args.hed.as_deref(), device)?;
+    Ok(detector.detect(&open::picture(picture)?.into_rgb8())?)
 }
 
 /// What a ControlNet is to follow, if anything.
 pub fn control(args: &ControlArgs, device: &Device) -> Result<Option<Control>> {
     let Some(path) = &args.control_image else { return Ok(None) };
-    let detector = Detector::open(args.detector.control_type, args.detector.hed.as_deref(), device)?;
-    let map = detector.detect(&open::picture(path)?.into_rgb8())?;
+    let map = edges(path, &args.detector, device)?;
     Ok(Some(Control { map, scale: args.control_scale, start: args.control_start, end: args.control_end }))
 }
 

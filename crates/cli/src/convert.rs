@@ -1,4 +1,4 @@
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use pixart::read_scheduler;
 use pixart_nn::transformer::TransformerConfig;
 use pixart_weights::{
@@ -36,8 +36,9 @@ fn of_folder(args: &ConvertArgs) -> Result<()> {
     if args.model.is_some() {
         bail!("--model goes with a .pth file; {} is a folder", args.source.display());
     }
-    if !args.source.join("model_index.json").exists() && args.is_only_of_dtype() {
-        let dtype = args.dtype.context("--dtype is not given")?;
+    if let Some(dtype) = args.only_dtype()
+        && !args.source.join("model_index.json").exists()
+    {
         convert_network(&args.source, dtype, &args.output)?;
         return print(&format!("{}  network in {}", args.output.display(), dtype.name()));
     }

@@ -10,7 +10,7 @@ use crate::progress::Progress;
 
 pub fn run(args: DecodeArgs) -> Result<()> {
     let progress = Arc::new(Progress::new(args.model.compute.quiet));
-    let mut pipeline = open::pipeline(&args.model, false, None, &progress)?;
+    let mut pipeline = open::pipeline(&args.model, false, &progress)?;
     let latents = open::latents(&args.latents, pipeline.device())?;
     let count = latents.dims().first().copied().unwrap_or(0);
     let mut names = Names::new(Some(&args.output), count)?;

@@ -14,7 +14,7 @@ pub fn run(args: EncodeArgs) -> Result<()> {
         (None, None) => vec![],
     };
     let progress = Arc::new(Progress::new(args.model.compute.quiet));
-    let mut pipeline = open::pipeline(&args.model, false, None, &progress)?;
+    let mut pipeline = open::pipeline(&args.model, false, &progress)?;
     check_writable(&args.output)?;
     let embeds = pipeline.encode(&prompts, Some(&args.text.negative_prompt), args.text.clean_caption)?;
     progress.clear();

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Result, bail};
 use candle_core::Tensor;
 use pixart::{Image, Pipeline, PromptEmbeds, Request, Seeds, Timings};
-use pixart_weights::{Part, write_tensors};
+use pixart_weights::write_tensors;
 
 use crate::args::GenerateArgs;
 use crate::output::{Names, check_writable, peak_memory, print};
@@ -18,11 +18,11 @@ use crate::{control, interrupt, open};
 pub fn run(args: Box<GenerateArgs>) -> Result<()> {
     let progress = Arc::new(Progress::new(args.model.compute.quiet));
     let scheduler = args.scheduler_config.as_deref().map(pixart::read_scheduler).transpose()?;
-    let mut builder = open::configured(&args.model, args.keep_loaded, scheduler, &progress)?;
-    if let Some(control) = &args.control.control {
-        builder = builder.part(Part::ControlNet, control);
+    let builder = open::configured(&args.model, args.keep_loaded, &progress)?;
+    let mut pipeline = open::with_control(builder, args.control.control.as_deref()).open()?;
+    if let Some(scheduler) = scheduler {
+        pipeline.set_scheduler(scheduler);
     }
-    let mut pipeline = builder.open()?;
     if let Some(name) = &args.scheduler {
         pipeline.use_scheduler(name)?;
     }

@@ -7,36 +7,20 @@ use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device, Tensor};
 use image::{DynamicImage, ImageReader};
 use pixart::{Pipeline, PipelineBuilder};
-use pixart_diffusion::SchedulerConfig;
-use pixart_weights::Weights;
+use pixart_weights::{Part, Weights};
 
 use crate::args::{ComputeArgs, ModelArgs};
 use crate::progress::Progress;
 
 /// Opens the pipeline, loading bars shown on `progress`.
-///
-/// `scheduler` takes the place of the model's own.
-pub fn pipeline(
-    args: &ModelArgs,
-    keep_loaded: bool,
-    scheduler: Option<SchedulerConfig>,
-    progress: &Arc<Progress>,
-) -> Result<Pipeline> {
-    Ok(configured(args, keep_loaded, scheduler, progress)?.open()?)
+pub fn pipeline(args: &ModelArgs, keep_loaded: bool, progress: &Arc<Progress>) -> Result<Pipeline> {
+    Ok(configured(args, keep_loaded, progress)?.open()?)
 }
 
 /// What opens the model with all that `args` say of it.
-pub fn configured(
-    args: &ModelArgs,
-    keep_loaded: bool,
-    scheduler: Option<SchedulerConfig>,
-    progress: &Arc<Progress>,
-) -> Result<PipelineBuilder> {
+pub fn configured(args: &ModelArgs, keep_loaded: bool, progress: &Arc<Progress>) -> Result<PipelineBuilder> {
     set_threads(&args.compute)?;
-    let mut builder = builder(args, progress)?.keep_loaded(keep_loaded);
-    if let Some(scheduler) = scheduler {
-        builder = builder.scheduler(scheduler);
-    }
+    let mut builder = builder(&model(args.model.as_deref())?, args, progress).keep_loaded(keep_loaded);
     for (part, path) in args.parts.named() {
         builder = builder.part(part, path);
     }
@@ -46,13 +30,18 @@ pub fn configured(
     Ok(builder)
 }
 
-/// What opens the model's own folder, before anything else is said of it.
-pub fn builder(args: &ModelArgs, progress: &Arc<Progress>) -> Result<PipelineBuilder> {
+/// What opens the model in `folder` on the device and in the precision that `args` name.
+pub fn builder(folder: &Path, args: &ModelArgs, progress: &Arc<Progress>) -> PipelineBuilder {
     let loading = progress.clone();
-    Ok(Pipeline::builder(model(args.model.as_deref())?)
-        .device(args.compute.device)
-        .precision(args.dtype)
-        .on_load(move |load| loading.load(load)))
+    Pipeline::builder(folder).device(args.compute.device).precision(args.dtype).on_load(move |load| loading.load(load))
+}
+
+/// With the ControlNet that is named, if one is.
+pub fn with_control(builder: PipelineBuilder, control: Option<&Path>) -> PipelineBuilder {
+    match control {
+        Some(path) => builder.part(Part::ControlNet, path),
+        None => builder,
+    }
 }
 
 /// The folder that is named, else that of the model that comes with the program.

@@ -78,7 +78,7 @@ pub fn bench(pipeline: &mut Pipeline, options: &BenchOptions) -> Result<BenchRep
         None
     };
 
-    let controlled = pipeline.parts.loader.folder.part_path(Part::ControlNet).exists();
+    let controlled = pipeline.parts.controlnet_config.is_some();
     load(&mut || pipeline.parts.transformer(&pipeline.transformer_config, controlled).map(|_| ()))?;
     let device = pipeline.device().clone();
     let config = pipeline.transformer_config();

@@ -119,12 +119,13 @@ impl PipelineBuilder {
             )));
         }
         // A ControlNet comes with the folder, or is named.
-        if folder.part_path(Part::ControlNet).exists() {
-            let weights = folder.weights(Part::ControlNet, dtype)?;
-            controlnet_config(&folder.part_path(Part::ControlNet), &weights, &transformer_config)?;
-        }
+        let control = folder.part_path(Part::ControlNet);
+        let controlnet_config = match control.exists() {
+            true => Some(controlnet_config(&control, &folder.weights(Part::ControlNet, dtype)?, &transformer_config)?),
+            false => None,
+        };
         let loader = Loader { folder, device, dtype, on_load: self.on_load, time: Duration::ZERO };
-        let parts = Parts::new(loader, self.keep_loaded);
+        let parts = Parts::new(loader, self.keep_loaded, controlnet_config);
         Ok(Pipeline { parts, scheduler, transformer_config, vae_config })
     }
 }

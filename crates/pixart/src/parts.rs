@@ -4,11 +4,11 @@ use std::time::{Duration, Instant};
 
 use candle_core::{DType, Device};
 use candle_nn::VarBuilder;
-use pixart_nn::controlnet::ControlNet;
+use pixart_nn::controlnet::{ControlNet, ControlNetConfig};
 use pixart_nn::t5::{T5Config, T5Encoder};
 use pixart_nn::transformer::{PixArtTransformer, TransformerConfig};
 use pixart_nn::vae::{AutoencoderKl, VaeConfig};
-use pixart_weights::{Part, PipelineFolder, controlnet_config, read_tokenizer};
+use pixart_weights::{Part, PipelineFolder, read_tokenizer};
 use tokenizers::Tokenizer;
 
 use crate::{Error, Result};
@@ -79,6 +79,8 @@ pub(crate) struct Parts {
     pub loader: Loader,
     /// Whether the text encoder stays in memory after use.
     pub keep_loaded: bool,
+    /// Where there is a ControlNet, its config, which fits the transformer.
+    pub controlnet_config: Option<ControlNetConfig>,
     tokenizer: Option<Tokenizer>,
     text_encoder: Option<T5Encoder>,
     transformer: Option<PixArtTransformer>,
@@ -86,8 +88,16 @@ pub(crate) struct Parts {
 }
 
 impl Parts {
-    pub(crate) fn new(loader: Loader, keep_loaded: bool) -> Self {
-        Self { loader, keep_loaded, tokenizer: None, text_encoder: None, transformer: None, vae: None }
+    pub(crate) fn new(loader: Loader, keep_loaded: bool, controlnet_config: Option<ControlNetConfig>) -> Self {
+        Self {
+            loader,
+            keep_loaded,
+            controlnet_config,
+            tokenizer: None,
+            text_encoder: None,
+            transformer: None,
+            vae: None,
+        }
     }
 
     /// Finds out before any work whether a part's files are missing or broken; the text encoder's if `with_text`, the
@@ -154,10 +164,10 @@ impl Parts {
     }
 
     fn controlnet(&mut self, base: &TransformerConfig) -> Result<ControlNet> {
-        let folder = &self.loader.folder;
-        let weights = folder.weights(Part::ControlNet, self.loader.dtype)?;
-        let config = controlnet_config(&folder.part_path(Part::ControlNet), &weights, base)?;
-        self.loader.load(Part::ControlNet, |vb| ControlNet::new(&config, base, vb))
+        let Some(config) = &self.controlnet_config else {
+            return Err(Error::request("the model has no ControlNet"));
+        };
+        self.loader.load(Part::ControlNet, |vb| ControlNet::new(config, base, vb))
     }
 
     pub(crate) fn vae(&mut self, config: &VaeConfig) -> Result<&AutoencoderKl> {

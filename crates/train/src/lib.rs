@@ -12,6 +12,7 @@ mod estimate;
 mod evaluation;
 mod events;
 mod features;
+mod grid;
 mod initialise;
 mod loss_scale;
 mod muon;
@@ -33,6 +34,7 @@ pub use evaluation::{Agreement, Drawn, Faithfulness, Reconstruction, Share, agre
 pub use features::{
     Batch, Description, Extracted, ExtractionProgress, Extractor, Features, ITEMS_PER_SHARD, SkippedItem,
 };
+pub use grid::grid;
 pub use initialise::{Initialise, PixArtInitialise, UniformFanIn, Zeros};
 pub use objective::{
     AutoencoderObjective, ConsistencyInputs, ConsistencyLoss, ConsistencyObjective, ConsistencySettings,

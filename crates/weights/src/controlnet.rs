@@ -102,9 +102,9 @@ fn base_has_size_conditions(original: &Weights) -> Option<bool> {
     holds(BASE).then(|| holds("base_model.csize_embedder."))
 }
 
-/// Config and `config.json` of a ControlNet in PixArt's own layout.
-pub(crate) fn original_config(path: &Path, original: &Weights) -> Result<(ControlNetConfig, Value)> {
-    let config = ControlNetConfig { num_layers: copies(path, &from_original(original)?)? };
+/// Config and `config.json` of a ControlNet in PixArt's own layout, whose `weights` [`from_original`] has renamed.
+pub(crate) fn original_config(path: &Path, original: &Weights, weights: &Weights) -> Result<(ControlNetConfig, Value)> {
+    let config = ControlNetConfig { num_layers: copies(path, weights)? };
     Ok((config.clone(), config_json(&config, base_has_size_conditions(original))))
 }
 

@@ -31,7 +31,7 @@ pub fn convert_transformer(file: &Path, base: Option<&PipelineFolder>, output: &
     new_folder(output, |temporary| {
         let transformer = match base {
             Some(base) => {
-                copy_folder(base.path(), temporary, Part::Transformer.name())?;
+                copy_folder(base.path(), temporary, &|name| name == Path::new(Part::Transformer.name()))?;
                 temporary.join(Part::Transformer.name())
             }
             None => temporary.to_path_buf(),
@@ -62,7 +62,7 @@ pub fn convert_pipeline(
         for from in [folder.tokenizer_path(), folder.path().join("scheduler")] {
             let to = temporary.join(from.file_name().unwrap_or_default());
             std::fs::create_dir(&to).map_err(Error::io(&to))?;
-            copy_folder(&from, &to, "")?;
+            copy_folder(&from, &to, &|_| false)?;
         }
         for part in Part::ALL {
             let to = temporary.join(part.name());
@@ -89,8 +89,8 @@ pub fn convert_pipeline(
 /// A file that is no such ControlNet; an `output` that exists. On an error no folder is left.
 pub fn convert_controlnet(file: &Path, output: &Path) -> Result<ControlNetConfig> {
     let original = Weights::open(file)?;
-    let (config, json) = controlnet::original_config(file, &original)?;
     let weights = controlnet::from_original(&original)?;
+    let (config, json) = controlnet::original_config(file, &original, &weights)?;
     new_folder(output, |temporary| {
         write_json(&temporary.join("config.json"), &json)?;
         weights.save_as(&temporary.join("diffusion_pytorch_model.safetensors"), None)?;
@@ -113,16 +113,17 @@ pub fn is_original_controlnet(file: &Path) -> Result<bool> {
 /// No such files there, or broken ones; an `output` that exists. On an error no folder is left.
 pub fn convert_network(folder: &Path, dtype: StoredDtype, output: &Path) -> Result<()> {
     new_folder(output, |temporary| {
-        copy_folder(folder, temporary, "")?;
-        let entries = std::fs::read_dir(temporary).map_err(Error::io(temporary))?;
-        let paths = entries.map(|entry| Ok(entry.map_err(Error::io(temporary))?.path())).collect::<Result<Vec<_>>>()?;
-        let mut files = paths.iter().filter(|path| path.extension().is_some_and(|end| end == "safetensors")).peekable();
+        let is_converted = |name: &Path| name.extension().is_some_and(|end| end == "safetensors");
+        copy_folder(folder, temporary, &is_converted)?;
+        let entries = std::fs::read_dir(folder).map_err(Error::io(folder))?;
+        let paths = entries.map(|entry| Ok(entry.map_err(Error::io(folder))?.path())).collect::<Result<Vec<_>>>()?;
+        let mut files = paths.iter().filter(|path| is_converted(path)).peekable();
         if files.peek().is_none() {
             return Err(Error::missing(folder, "there is neither a model_index.json nor a .safetensors file"));
         }
         files.try_for_each(|file| {
-            let source = folder.join(file.file_name().unwrap_or_default());
-            Weights::open(&source)?.save_as(file, Some(dtype))
+            let target = temporary.join(file.file_name().unwrap_or_default());
+            Weights::open(file)?.save_as(&target, Some(dtype))
         })
     })
 }
@@ -155,17 +156,17 @@ pub fn transformer_config_json(config: &TransformerConfig) -> Result<Value> {
     Ok(value)
 }
 
-/// Copies a folder but for one entry of it.
-fn copy_folder(from: &Path, to: &Path, without: &str) -> Result<()> {
+/// Copies a folder but for those of its entries whose names are to be left out.
+fn copy_folder(from: &Path, to: &Path, leave_out: &dyn Fn(&Path) -> bool) -> Result<()> {
     for entry in std::fs::read_dir(from).map_err(Error::io(from))? {
         let entry = entry.map_err(Error::io(from))?;
         let (source, target) = (entry.path(), to.join(entry.file_name()));
-        if entry.file_name() == without || entry.file_name().to_string_lossy().starts_with('.') {
+        if leave_out(Path::new(&entry.file_name())) || entry.file_name().to_string_lossy().starts_with('.') {
             continue;
         }
         if source.is_dir() {
             std::fs::create_dir(&target).map_err(Error::io(&target))?;
-            copy_folder(&source, &target, "")?;
+            copy_folder(&source, &target, &|_| false)?;
         } else {
             std::fs::copy(&source, &target).map_err(Error::io(&target))?;
         }

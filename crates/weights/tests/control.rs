@@ -1,9 +1,12 @@
 //! ControlNets and the edge detector, against what PyTorch computes with the same files (`tools/reference/controlnet.py`).
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
+use common::relative_error;
 use pixart_nn::controlnet::ControlNet;
 use pixart_nn::hed::Hed;
 use pixart_nn::transformer::{PixArtTransformer, SizeConditions, TransformerConfig};
@@ -68,12 +71,6 @@ impl Inputs {
         let (latents, timestep) = (get("hidden_states"), get("timestep").to_dtype(DType::F32)?);
         Ok(transformer.forward_controlled(latents, &timestep, &text, size.as_ref(), condition.as_ref())?)
     }
-}
-
-fn relative_error(found: &Tensor, golden: &Tensor) -> candle_core::Result<f32> {
-    assert_eq!(found.dims(), golden.dims());
-    let largest = |xs: &Tensor| xs.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>();
-    Ok(largest(&(found.to_dtype(DType::F32)? - golden)?)? / largest(golden)?)
 }
 
 #[test]

@@ -1,10 +1,13 @@
 //! Every network, loaded from every layout of checkpoint, against what diffusers and transformers compute from the same
 //! files (`tools/reference/networks.py`).
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
+use common::relative_error;
 use pixart_diffusion::Generator;
 use pixart_nn::t5::{T5Config, T5Encoder};
 use pixart_nn::transformer::{PixArtTransformer, SizeConditions, TransformerConfig};
@@ -43,13 +46,6 @@ impl Golden {
         assert!(!cases.is_empty(), "no case of {tensor}");
         cases
     }
-}
-
-/// Largest difference, relative to the largest golden value.
-fn relative_error(found: &Tensor, golden: &Tensor) -> candle_core::Result<f32> {
-    assert_eq!(found.dims(), golden.dims());
-    let largest = |xs: &Tensor| xs.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>();
-    Ok(largest(&(found.to_dtype(DType::F32)? - golden)?)? / largest(golden)?)
 }
 
 #[track_caller]

@@ -1,11 +1,12 @@
 //! The ways in which the program's own model can draw, side by side.
 
+use std::path::Path;
+
 use anyhow::Result;
 use image::RgbImage;
-use image::imageops::replace;
 use pixart::{Pipeline, Request};
 use pixart_bundled::{LCM_LORA, TEACHER};
-use pixart_train::{Faithfulness, Share};
+use pixart_train::{Faithfulness, Share, grid};
 use pixart_weights::Part;
 
 use super::{Drawing, save};
@@ -33,11 +34,8 @@ struct Way {
     guidance_scale: f64,
 }
 
-const TEACHERS: Way =
-    Way { name: "teacher", network: Network::Teacher, scheduler: "dpm-solver++", steps: 14, guidance_scale: 4.5 };
-
 const WAYS: [Way; 7] = [
-    TEACHERS,
+    Way { name: "teacher", network: Network::Teacher, scheduler: "dpm-solver++", steps: 14, guidance_scale: 4.5 },
     lcm("LCM", Network::Distilled, 1),
     lcm("LCM", Network::Distilled, 2),
     lcm("LCM", Network::Distilled, 4),
@@ -53,36 +51,27 @@ const fn lcm(name: &'static str, network: Network, steps: usize) -> Way {
 /// Draws the prompts in every way, and prints a table (Markdown); with a folder, writes a row of pictures for each prompt.
 pub(super) fn run(args: &FaithfulnessArgs, drawing: &Drawing) -> Result<()> {
     open::set_threads(&args.model.compute)?;
-    let mut rows: Vec<RgbImage> = Vec::new();
+    let folder = open::model(None)?;
+    // The pictures of each prompt.
+    let mut rows: Vec<Vec<RgbImage>> = vec![vec![]; drawing.prompts.len()];
     let mut table = vec![HEAD.to_string()];
-    for (column, way) in WAYS.iter().enumerate() {
-        let mut pipeline = way.open(&args.model, drawing)?;
+    for way in &WAYS {
+        let mut pipeline = way.open(&args.model, &folder, drawing)?;
         let request =
             Request { steps: Some(way.steps), guidance_scale: Some(way.guidance_scale), ..Request::default() };
         let name = format!("{}, {} steps", way.name, way.steps);
         let found = drawing.measure(&name, &mut pipeline, &request, |first, pictures| {
             if args.output.is_some() {
-                put(&mut rows, first, column, pictures);
+                rows[first..].iter_mut().zip(pictures).for_each(|(row, picture)| row.push(picture.clone()));
             }
             Ok(())
         })?;
         table.push(way.line(&found));
     }
     if let Some(folder) = &args.output {
-        rows.iter().enumerate().try_for_each(|(index, row)| save(folder, index, row))?;
+        rows.into_iter().enumerate().try_for_each(|(index, row)| save(folder, index, &grid(&[row])))?;
     }
     print(&table.join("\n"))
-}
-
-/// Puts `pictures` of the prompts from `first` on into their rows.
-fn put(rows: &mut Vec<RgbImage>, first: usize, column: usize, pictures: &[RgbImage]) {
-    for (picture, index) in pictures.iter().zip(first..) {
-        let (width, height) = picture.dimensions();
-        if rows.len() <= index {
-            rows.push(RgbImage::new(width * WAYS.len() as u32, height));
-        }
-        replace(&mut rows[index], picture, i64::from(width) * column as i64, 0);
-    }
 }
 
 const HEAD: &str = "\
@@ -90,9 +79,8 @@ const HEAD: &str = "\
 | ----------------------- | ----: | -------: | ---------: | -----------------: | ---------: | ------------: | --------: | ------: | ------: |";
 
 impl Way {
-    fn open(&self, args: &ModelArgs, drawing: &Drawing) -> Result<Pipeline> {
-        let folder = open::model(None)?;
-        let builder = open::builder(args, &drawing.progress)?.keep_loaded(true);
+    fn open(&self, args: &ModelArgs, folder: &Path, drawing: &Drawing) -> Result<Pipeline> {
+        let builder = open::builder(folder, args, &drawing.progress).keep_loaded(true);
         let builder = match self.network {
             Network::Distilled => builder,
             Network::Teacher => builder.part(Part::Transformer, folder.join(TEACHER)),

@@ -1,17 +1,14 @@
 //! How closely a ControlNet is followed.
 
-use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use anyhow::{Result, bail};
-use image::imageops::replace;
-use image::{GrayImage, RgbImage};
+use image::GrayImage;
 use pixart::{Control, Detector, Request};
-use pixart_train::{Drawn, agreement};
-use pixart_weights::Part;
+use pixart_train::{Drawn, agreement, grid};
 
-use super::save;
+use super::{go_on_if, save};
 use crate::args::AgreementArgs;
 use crate::output::print;
 use crate::progress::Progress;
@@ -22,11 +19,8 @@ pub(super) fn run(args: &AgreementArgs) -> Result<()> {
         bail!("--scenes is 0; ask for 1 or more");
     }
     let progress = Arc::new(Progress::new(args.model.compute.quiet));
-    let mut builder = open::configured(&args.model, true, None, &progress)?;
-    if let Some(control) = &args.control {
-        builder = builder.part(Part::ControlNet, control);
-    }
-    let mut pipeline = builder.open()?;
+    let builder = open::configured(&args.model, true, &progress)?;
+    let mut pipeline = open::with_control(builder, args.control.as_deref()).open()?;
     let request = Request {
         steps: args.steps,
         guidance_scale: args.guidance_scale,
@@ -42,12 +36,9 @@ pub(super) fn run(args: &AgreementArgs) -> Result<()> {
     let found = agreement(&mut pipeline, &request, &Detector::Canny, args.scenes, |done, pictures| {
         progress.pictures("drawing", done as usize, args.scenes as usize);
         if let Some(folder) = &args.output {
-            written = save(folder, done as usize - 1, &row(&pictures));
+            written = save(folder, done as usize - 1, &grid(&[pictures.into()]));
         }
-        match interrupted.load(Ordering::SeqCst) || written.is_err() {
-            true => ControlFlow::Break(()),
-            false => ControlFlow::Continue(()),
-        }
+        go_on_if(!interrupted.load(Ordering::SeqCst) && written.is_ok())
     });
     progress.clear();
     written?;
@@ -60,13 +51,4 @@ pub(super) fn run(args: &AgreementArgs) -> Result<()> {
 fn line(name: &str, drawn: &Drawn) -> String {
     let (f1, colours) = (drawn.f1, drawn.colours.percent());
     format!("{name:20}  {f1:21.3}   {colours:20.1} %   {:10.1} ms", 1e3 * drawn.denoise.as_secs_f64())
-}
-
-fn row(pictures: &[&RgbImage]) -> RgbImage {
-    let (width, height) = pictures.first().map_or((0, 0), |picture| picture.dimensions());
-    let mut row = RgbImage::new(width * pictures.len() as u32, height);
-    for (column, picture) in pictures.iter().enumerate() {
-        replace(&mut row, *picture, i64::from(width) * column as i64, 0);
-    }
-    row
 }

@@ -40,7 +40,7 @@ fn run_faithfulness(args: &FaithfulnessArgs) -> Result<()> {
     if args.names_nothing() {
         return comparison::run(args, &drawing);
     }
-    let mut pipeline = open::pipeline(&args.model, true, None, &drawing.progress)?;
+    let mut pipeline = open::pipeline(&args.model, true, &drawing.progress)?;
     if let Some(name) = &args.scheduler {
         pipeline.use_scheduler(name)?;
     }
@@ -72,15 +72,16 @@ impl Drawing {
         let found = faithfulness(pipeline, request, &self.prompts, |done, pictures| {
             self.progress.pictures(name, done, self.prompts.len());
             kept = keep(done - pictures.len(), pictures);
-            match self.interrupted.load(Ordering::SeqCst) || kept.is_err() {
-                true => ControlFlow::Break(()),
-                false => ControlFlow::Continue(()),
-            }
+            go_on_if(!self.interrupted.load(Ordering::SeqCst) && kept.is_ok())
         });
         self.progress.clear();
         kept?;
         Ok(found?)
     }
+}
+
+fn go_on_if(all_is_well: bool) -> ControlFlow<()> {
+    if all_is_well { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
 }
 
 /// Writes picture `index` of an evaluation.

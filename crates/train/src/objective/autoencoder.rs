@@ -4,13 +4,13 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
-use image::imageops::replace;
 use pixart_nn::vae::{AutoencoderKl, VaeConfig};
 use pixart_scenes::{Scene, Split};
 use pixart_weights::{Part, open_part, write_json};
 use rayon::prelude::*;
 
 use super::{Loss, Objective, WEIGHTS};
+use crate::grid::grid;
 use crate::random::generator;
 use crate::{AutoencoderRecipe, Footprint, Parameters, Recipe, Result, UniformFanIn};
 
@@ -158,15 +158,10 @@ impl Objective for AutoencoderObjective {
         let images = self.validation_images()?;
         let network = self.network()?;
         let reconstructed = network.decode(&network.encode(&images)?.mean)?;
-        let size = self.size as u32;
-        let mut grid = RgbImage::new(size * VALIDATION_SCENES as u32, 2 * size);
-        for (row, images) in [images, reconstructed].iter().enumerate() {
-            for column in 0..VALIDATION_SCENES {
-                let picture = pixart::to_pixels(&images.narrow(0, column, 1)?)?;
-                replace(&mut grid, &picture, i64::from(size) * column as i64, i64::from(size) * row as i64);
-            }
-        }
-        Ok(grid)
+        let pictures = |images: Tensor| -> Result<Vec<RgbImage>> {
+            (0..VALIDATION_SCENES).map(|i| Ok(pixart::to_pixels(&images.narrow(0, i, 1)?)?)).collect()
+        };
+        Ok(grid(&[pictures(images)?, pictures(reconstructed)?]))
     }
 
     fn save(&self, folder: &Path) -> Result<()> {

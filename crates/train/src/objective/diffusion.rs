@@ -4,7 +4,6 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use image::RgbImage;
-use image::imageops::replace;
 use pixart::{Control, Pipeline, Request, Seeds};
 use pixart_nn::controlnet::ControlNetConfig;
 
@@ -12,6 +11,7 @@ use super::hybrid_loss::{HybridLoss, TIMESTEPS, column};
 use super::model::{Model, Trained};
 use super::{Loss, Objective};
 use crate::features::{Batch, Features};
+use crate::grid::grid;
 use crate::order::Order;
 use crate::random::generator;
 use crate::{ControlNetRecipe, DiffusionRecipe, Error, Footprint, Parameters, Recipe, Result, Sampling};
@@ -167,7 +167,7 @@ pub(crate) fn draw_validation(model: &Model, features: &Features, sampling: &Sam
         prompts => prompts.to_vec(),
     };
     let request = Request { steps: sampling.steps, guidance_scale: sampling.guidance_scale, ..Request::default() };
-    if features.description().control.is_some() && model.has_control() {
+    if model.has_control() {
         return draw_controlled(&mut pipeline, features, &request, prompts);
     }
     let seeds = Seeds::PerImage((0..prompts.len() as u64).collect());
@@ -200,19 +200,4 @@ fn draw_controlled(
         maps.push(map);
     }
     Ok(grid(&[maps, pictures]))
-}
-
-/// Rows of pictures; all get the place of the largest.
-fn grid(rows: &[Vec<RgbImage>]) -> RgbImage {
-    let sizes = || rows.iter().flatten().map(RgbImage::dimensions);
-    let (width, height) =
-        (sizes().map(|size| size.0).max().unwrap_or(0), sizes().map(|size| size.1).max().unwrap_or(0));
-    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let mut grid = RgbImage::new(width * columns as u32, height * rows.len() as u32);
-    for (row, pictures) in rows.iter().enumerate() {
-        for (column, picture) in pictures.iter().enumerate() {
-            replace(&mut grid, picture, i64::from(width) * column as i64, i64::from(height) * row as i64);
-        }
-    }
-    grid
 }
