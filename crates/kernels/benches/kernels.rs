@@ -8,8 +8,8 @@ use std::time::Instant;
 
 use half::bf16;
 use pixart_kernels::{
-    Activation, Arithmetic, ConvWeights, Element, Epilogue, Gate, Geometry, Heads, Images, Isa, Matrix, Normalise,
-    Packed, Residual, Scratch, arithmetic_peak, attention, conv2d, gemm,
+    Activation, Arithmetic, ByteMatrix, ConvWeights, Element, Epilogue, Gate, Geometry, Heads, Images, Isa, Matrix,
+    Normalise, Packed, Residual, Scratch, arithmetic_peak, attention, conv2d, gemm,
 };
 
 struct Bench {
@@ -77,7 +77,14 @@ impl Bench {
     }
 
     fn products(&self) {
-        let sizes = [(1024, 1152, 4608), (1024, 4608, 1152), (1024, 1152, 1152), (1024, 1152, 3456), (120, 4096, 1152)];
+        let sizes = [
+            (1024, 1152, 4608),
+            (1024, 4608, 1152),
+            (1024, 1152, 1152),
+            (1024, 1152, 3456),
+            (120, 4096, 1152),
+            (120, 4096, 10240),
+        ];
         for (rows, depth, columns) in sizes {
             for arithmetic in [Arithmetic::F32, Arithmetic::Bf16, Arithmetic::Int8] {
                 match arithmetic {
@@ -103,6 +110,15 @@ impl Bench {
         time("gemm", Activation::None);
         if columns == 4608 {
             time("gemm+gelu", Activation::GeluTanh);
+        }
+        if arithmetic != Arithmetic::F32 {
+            // Weights as they stand in a file in 8 bits.
+            let bytes = ByteMatrix::quantise(self.isa, Matrix::new(&right, columns, depth));
+            let packed = Packed::from_bytes(self.isa, arithmetic, bytes);
+            let name = format!("gemm, bytes {rows}x{depth}x{columns}");
+            self.time(&name, arithmetic, 2 * rows * depth * columns, || {
+                gemm(self.isa, &self.scratch, left, &packed, &Epilogue::default(), &mut out);
+            });
         }
         if columns == 1152 {
             // As a block adds to the residual stream, which is f32.
@@ -165,6 +181,7 @@ impl Bench {
             for doubles in [false, true] {
                 self.convolution::<f32>(Arithmetic::F32, channels, side, doubles);
                 self.convolution::<bf16>(Arithmetic::Bf16, channels, side, doubles);
+                self.convolution::<bf16>(Arithmetic::Int8, channels, side, doubles);
             }
         }
     }

@@ -24,6 +24,17 @@ impl Activation {
         }
     }
 
+    /// The smallest and the largest value it can take, or a little beyond, between `low` and `high`.
+    pub(crate) fn range(self, low: f32, high: f32) -> (f32, f32) {
+        // Both curves fall to a smallest value below zero and rise from there on.
+        let (smallest, at): (f32, fn(f32) -> f32) = match self {
+            Self::None => return (low, high),
+            Self::GeluTanh => (-0.170_041, |x| 0.5 * x * (1.0 + (0.797_884_6 * (x + 0.044_715 * x * x * x)).tanh())),
+            Self::Silu => (-0.278_465, |x| x / (1.0 + (-x).exp())),
+        };
+        (if low < 0.0 { smallest } else { at(low) }, at(low).max(at(high)))
+    }
+
     /// The derivative at each lane of `x`, the activation's input.
     #[inline(always)]
     pub(crate) fn gradient<S: Simd>(self, s: S, x: S::F32) -> S::F32 {

@@ -127,6 +127,12 @@ pub(crate) fn line_words(lines: &[Line]) -> &[u32] {
     unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), lines.len() * LANES) }
 }
 
+/// The bytes that lines are made of.
+pub(crate) fn line_bytes(lines: &[Line]) -> &[u8] {
+    // SAFETY: a line is 64 bytes and nothing else.
+    unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), size_of_val(lines)) }
+}
+
 /// Lines as numbers.
 pub(crate) fn line_floats_mut(lines: &mut [Line]) -> &mut [f32] {
     // SAFETY: a line is sixteen words and nothing else, and every bit pattern is a number.

@@ -3,10 +3,12 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::grid::Grid;
 use super::weights::Phase;
 use super::{ConvWeights, Geometry, Images, Normalise};
 use crate::gemm::{
-    Bf16, F32, Left, MAX_VECTORS, Place, Right, TILE_LINES, Words, multiply, padded_stride, prefetch_tile, write_tile,
+    Bf16, F32, Int8, Left, MAX_VECTORS, Panel, Place, Product, Quantised, Right, Scales, TILE_LINES, Words, ZERO_POINT,
+    multiply, padded_stride, prefetch_tile, write_tile,
 };
 use crate::isa::Body;
 use crate::memory::{LineWords, Scratch, Shared, ZERO};
@@ -25,8 +27,11 @@ pub(super) const MAX_TAPS: usize = 64;
 /// `out = epilogue(conv2d(normalise(images)))`, `[batch, height, width, channels]` as `geometry` says, or, with weights that
 /// double, of twice the image's height and width.
 ///
+/// With weights in int8, the images are rounded to 8 bits too: a block that one thread works on has one scale and one zero
+/// point, which depend on the geometry and on what stands in the block, and on nothing else.
+///
 /// # Panics
-/// The shapes do not belong together; the kernel is larger than 8×8; the weights are in int8.
+/// The shapes do not belong together; the kernel is larger than 8×8.
 #[allow(clippy::too_many_arguments, reason = "one operation, whose operands these are")]
 pub fn conv2d<A: Element, T: Element>(
     isa: Isa,
@@ -57,7 +62,7 @@ pub fn conv2d<A: Element, T: Element>(
     match weights.phases[0].packed.arithmetic() {
         Arithmetic::F32 => conv2d_as::<F32, A, T>(isa, scratch, images, normalise, weights, geometry, epilogue, out),
         Arithmetic::Bf16 => conv2d_as::<Bf16, A, T>(isa, scratch, images, normalise, weights, geometry, epilogue, out),
-        Arithmetic::Int8 => panic!("convolution in int8 is not there"),
+        Arithmetic::Int8 => conv2d_as::<Int8, A, T>(isa, scratch, images, normalise, weights, geometry, epilogue, out),
     }
 }
 
@@ -156,7 +161,7 @@ impl<P: Words, A: Element, T: Element> Body for Block<'_, P, A, T> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
-        self.copy(s);
+        let grid = self.copy(s);
         let (weights, geometry) = (self.weights, self.geometry);
         let (step, stride) = (weights.step, geometry.stride);
         let row_words = self.copied.1 * self.pixel_words;
@@ -168,7 +173,12 @@ impl<P: Words, A: Element, T: Element> Body for Block<'_, P, A, T> {
                 for ([row, column], segment) in taps.iter().zip(&mut *segments) {
                     *segment = row * row_words + column * self.pixel_words;
                 }
-                let (lines, vectors) = packed.panel(panel);
+                let Panel { lines, vectors, sums } = packed.panel_in::<S, P>(s, panel, &mut []);
+                let quantised = (packed.arithmetic() == Arithmetic::Int8).then(|| Quantised {
+                    scales: Scales::One(grid.scale),
+                    zero_point: grid.zero_point,
+                    sums: &sums,
+                });
                 let (phase_row, phase_column) = (phase / step, phase % step);
                 // The last places of the kernel may have pixels of some phases only.
                 let within = |places: &Range<usize>, phase: usize, size: usize| {
@@ -195,7 +205,7 @@ impl<P: Words, A: Element, T: Element> Body for Block<'_, P, A, T> {
                         prefetch_tile(s, place, packed, self.epilogue, self.out);
                         multiply::<S, P>(s, left, Right::new(lines), (rows, vectors), &mut tile, MAX_VECTORS);
                         // SAFETY: every pixel of the result belongs to exactly one block, and to one tile of it.
-                        unsafe { write_tile(s, &tile, place, packed, None, self.epilogue, self.out) };
+                        unsafe { write_tile(s, &tile, place, packed, quantised, self.epilogue, self.out) };
                     }
                 }
             }
@@ -204,13 +214,25 @@ impl<P: Words, A: Element, T: Element> Body for Block<'_, P, A, T> {
 }
 
 impl<P: Words, A: Element, T: Element> Block<'_, P, A, T> {
-    /// Copies the part of the image that the block's outputs depend on, with zeros around the image.
+    /// Copies the part of the image that the block's outputs depend on, with zeros around the image, and tells what it is
+    /// rounded to where the product is in int8.
     #[inline(always)]
-    fn copy<S: Simd>(&mut self, s: S) {
+    fn copy<S: Simd>(&mut self, s: S) -> Grid {
         let Images { data, height, width, channels, .. } = *self.images;
         let Geometry { stride, padding, .. } = *self.geometry;
         let reach = |places: usize| (places - 1) * stride + self.weights.reach;
         let row_words = self.copied.1 * self.pixel_words;
+        let grid = match P::GROUP == Int8::GROUP {
+            true => {
+                let within = |places: &Range<usize>, pixels: usize| {
+                    let start = places.start * stride;
+                    start.saturating_sub(padding)..pixels.min((start + reach(places.len())).saturating_sub(padding))
+                };
+                let (rows, columns) = (within(&self.rows, height), within(&self.columns, width));
+                Grid::of_pixels(s, self.images, self.normalise, self.image, rows, columns)
+            }
+            false => Grid { scale: 1.0, zero_point: 0.0 },
+        };
         for row in 0..reach(self.rows.len()) {
             let y = (self.rows.start * stride + row).wrapping_sub(padding);
             let words = &mut self.words[row * row_words..][..row_words];
@@ -218,19 +240,25 @@ impl<P: Words, A: Element, T: Element> Block<'_, P, A, T> {
             {
                 let x = (self.columns.start * stride + column).wrapping_sub(padding);
                 if y >= height || x >= width {
-                    words.fill(0);
+                    words.fill(grid.zero_word());
                     continue;
                 }
                 let pixel = &data[((self.image * height + y) * width + x) * channels..][..channels];
                 match self.normalise {
+                    None if P::GROUP == Int8::GROUP => {
+                        for (xs, words) in pixel.chunks(LANES).zip(words.chunks_mut(LANES / P::GROUP)) {
+                            store_words::<S, P>(s, load_up_to(s, xs), grid, words);
+                        }
+                    }
                     None => P::left_row(s, pixel, 1.0, words),
                     Some(normalise) => {
                         let (a, b) = normalise.coefficients[self.image * 2 * channels..].split_at(channels);
-                        normalise_row::<S, P, A>(s, pixel, a, &b[..channels], normalise.activation, words);
+                        normalise_row::<S, P, A>(s, pixel, a, &b[..channels], normalise.activation, grid, words);
                     }
                 }
             }
         }
+        grid
     }
 }
 
@@ -241,11 +269,23 @@ fn normalise_row<S: Simd, P: Words, A: Element>(
     a: &[f32],
     b: &[f32],
     activation: crate::Activation,
+    grid: Grid,
     words: &mut [u32],
 ) {
     let coefficients = a.chunks(LANES).zip(b.chunks(LANES));
     for ((xs, (a, b)), words) in pixel.chunks(LANES).zip(coefficients).zip(words.chunks_mut(LANES / P::GROUP)) {
         let x = s.mul_add(load_up_to(s, xs), load_up_to(s, a), load_up_to(s, b));
-        P::store_words(s, activation.apply(s, x), words);
+        store_words::<S, P>(s, activation.apply(s, x), grid, words);
     }
+}
+
+/// Stores sixteen numbers as words, as bytes of `grid` where the product is in int8.
+#[inline(always)]
+fn store_words<S: Simd, P: Words>(s: S, xs: S::F32, grid: Grid, words: &mut [u32]) {
+    if P::GROUP != Int8::GROUP {
+        return P::store_words(s, xs, words);
+    }
+    // What stores bytes puts zero in their middle.
+    let offset = grid.zero_point - ZERO_POINT;
+    P::store_words(s, s.mul_add(xs, s.splat(1.0 / grid.scale), s.splat(offset)), words);
 }

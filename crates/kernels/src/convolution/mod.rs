@@ -8,6 +8,7 @@
 mod backward_input;
 mod backward_weight;
 mod forward;
+mod grid;
 mod upsample;
 mod weights;
 

@@ -68,13 +68,48 @@ fn convolution_is_the_definition() {
             let images = Images { data: &data, batch, height, width, channels };
             let geometry = Geometry { stride, padding, height: size.0, width: size.1 };
             let expected = definition(&images, &weight, (channels_out, kernel), &geometry);
-            for (arithmetic, tolerance) in [(Arithmetic::F32, 3e-5), (Arithmetic::Bf16, 6e-2)] {
+            for (arithmetic, tolerance) in [(Arithmetic::F32, 3e-5), (Arithmetic::Bf16, 6e-2), (Arithmetic::Int8, 0.15)]
+            {
                 let weights = ConvWeights::new(isa, arithmetic, &weight, (channels_out, channels, kernel));
                 let mut out = vec![f32::NAN; expected.len()];
                 conv2d(isa, &scratch, &images, None, &weights, &geometry, &Epilogue::default(), &mut out);
                 let worst = worst(&out, &expected);
                 assert!(worst < tolerance, "{isa:?} {arithmetic:?} {height}×{width} {kernel}/{stride}: {worst:e}");
             }
+        }
+    }
+}
+
+/// What 8 bits hold exactly is multiplied exactly: whole numbers, of which the largest are there in every block and kernel.
+#[test]
+fn whole_numbers_in_8_bits_lose_nothing() {
+    let scratch = soiled_scratch();
+    for isa in Isa::available() {
+        for (height, width, channels, channels_out, kernel, stride, padding, size) in [
+            (1, 1, 1, 1, 3, 1, 1, (1, 1)),
+            (9, 33, 17, 33, 3, 1, 1, (9, 33)),
+            (40, 130, 5, 7, 3, 1, 1, (40, 130)),
+            (16, 31, 8, 40, 3, 2, 0, (8, 15)),
+            (6, 30, 70, 3, 1, 1, 0, (6, 30)),
+        ] {
+            let whole = |len, seed| numbers(len, seed).into_iter().map(|x| (x * 127.0).round()).collect::<Vec<_>>();
+            let (mut data, mut weight) =
+                (whole(height * width * channels, 1), whole(channels_out * channels * kernel * kernel, 2));
+            // Every pixel is in some block; each has both ends of the range.
+            data.chunks_exact_mut(channels).enumerate().for_each(|(i, pixel)| {
+                pixel[0] = if i % 2 == 0 { 127.0 } else { -127.0 };
+            });
+            weight.chunks_exact_mut(channels * kernel * kernel).for_each(|kernel| kernel[0] = -127.0);
+            let images = Images { data: &data, batch: 1, height, width, channels };
+            let geometry = Geometry { stride, padding, height: size.0, width: size.1 };
+            let expected = definition(&images, &weight, (channels_out, kernel), &geometry);
+            let weights = ConvWeights::new(isa, Arithmetic::Int8, &weight, (channels_out, channels, kernel));
+            let mut out = vec![f32::NAN; expected.len()];
+            conv2d(isa, &scratch, &images, None, &weights, &geometry, &Epilogue::default(), &mut out);
+            let largest = expected.iter().fold(1f64, |largest, x| largest.max(x.abs()));
+            // Sums are whole, and rounded to f32 at the end.
+            let worst = worst(&out, &expected) / largest;
+            assert!(height * width == 1 || worst < 1e-6, "{isa:?} {height}×{width} {kernel}/{stride}: {worst:e}");
         }
     }
 }
@@ -99,7 +134,7 @@ fn doubling_is_a_convolution_of_repeated_pixels() {
     let expected = definition(&large, &weight, (channels_out, 3), &geometry);
     let images = Images { data: &data, batch, height, width, channels };
     for isa in Isa::available() {
-        for (arithmetic, tolerance) in [(Arithmetic::F32, 2e-5), (Arithmetic::Bf16, 4e-2)] {
+        for (arithmetic, tolerance) in [(Arithmetic::F32, 2e-5), (Arithmetic::Bf16, 4e-2), (Arithmetic::Int8, 0.15)] {
             let weights = ConvWeights::doubling(isa, arithmetic, &weight, (channels_out, channels));
             let mut out = vec![f32::NAN; expected.len()];
             conv2d(isa, &scratch, &images, None, &weights, &geometry, &Epilogue::default(), &mut out);

@@ -1,4 +1,4 @@
-use super::{MAX_VECTORS, Packed, load_f32, words::ZERO_POINT};
+use super::{MAX_VECTORS, Packed, load_f32};
 use crate::activation::Activation;
 use crate::memory::{Line, Shared};
 use crate::simd::{Element, LANES, Simd, load_up_to, store_up_to};
@@ -47,6 +47,25 @@ impl<T: Element> Epilogue<'_, T> {
     }
 }
 
+/// How the sums of bytes that a tile of a product in int8 holds become numbers.
+#[derive(Clone, Copy)]
+pub(crate) struct Quantised<'a> {
+    pub scales: Scales<'a>,
+    /// What was added to the bytes of the left matrix.
+    pub zero_point: f32,
+    /// Of each column, the sum of the right matrix's bytes.
+    pub sums: &'a [f32; MAX_VECTORS * LANES],
+}
+
+/// What the left matrix was divided by.
+#[derive(Clone, Copy)]
+pub(crate) enum Scales<'a> {
+    /// Each row of the tile by its own.
+    Rows(&'a [f32]),
+    /// All by the same.
+    One(f32),
+}
+
 /// Where the rows of a tile belong in the result.
 #[derive(Clone, Copy)]
 pub(crate) struct Place {
@@ -80,8 +99,8 @@ pub(crate) fn prefetch_tile<S: Simd, T: Element>(
     }
 }
 
-/// Writes a tile, rows of [`MAX_VECTORS`] lines, to `out`, rows of `right.columns` elements. `row_scales` are those of the
-/// tile's rows where the product was in int8.
+/// Writes a tile, rows of [`MAX_VECTORS`] lines, to `out`, rows of `right.columns` elements. `quantised` is there where the
+/// product was in int8.
 ///
 /// # Safety
 /// No other thread may use this tile's part of `out` meanwhile.
@@ -91,15 +110,15 @@ pub(crate) unsafe fn write_tile<S: Simd, T: Element>(
     tile: &[Line],
     place: Place,
     right: &Packed,
-    row_scales: Option<&[f32]>,
+    quantised: Option<Quantised>,
     epilogue: &Epilogue<T>,
     out: &Shared<T>,
 ) {
     // SAFETY: as the caller promises.
     unsafe {
         match right.columns - place.column >= S::TILE_VECTORS * LANES {
-            true => write_columns::<S, T, true>(s, tile, place, right, row_scales, epilogue, out),
-            false => write_columns::<S, T, false>(s, tile, place, right, row_scales, epilogue, out),
+            true => write_columns::<S, T, true>(s, tile, place, right, quantised, epilogue, out),
+            false => write_columns::<S, T, false>(s, tile, place, right, quantised, epilogue, out),
         }
     }
 }
@@ -114,7 +133,7 @@ unsafe fn write_columns<S: Simd, T: Element, const WHOLE: bool>(
     tile: &[Line],
     place: Place,
     right: &Packed,
-    row_scales: Option<&[f32]>,
+    quantised: Option<Quantised>,
     epilogue: &Epilogue<T>,
     out: &Shared<T>,
 ) {
@@ -127,12 +146,15 @@ unsafe fn write_columns<S: Simd, T: Element, const WHOLE: bool>(
         bias = load_vectors(s, &values[columns.clone()]);
     }
     let (mut zeros, mut scales) = ([s.splat(0.0); MAX_VECTORS], [s.splat(1.0); MAX_VECTORS]);
-    if row_scales.is_some() {
-        zeros = load_vectors(s, &right.byte_sums[columns.clone()]);
-        for sum in &mut zeros {
-            *sum = s.mul(*sum, s.splat(ZERO_POINT));
-        }
+    let is_scaled = !right.scales.is_empty();
+    if is_scaled {
         scales = load_vectors(s, &right.scales[columns.clone()]);
+    }
+    if let Some(quantised) = &quantised {
+        zeros = load_vectors(s, quantised.sums);
+        for sum in &mut zeros {
+            *sum = s.mul(*sum, s.splat(quantised.zero_point));
+        }
     }
     // The gate of the rows before `gate_end`.
     let (mut gate, mut gate_end) = ([s.splat(1.0); MAX_VECTORS], 0);
@@ -143,11 +165,16 @@ unsafe fn write_columns<S: Simd, T: Element, const WHOLE: bool>(
         let out = unsafe { out.part(at, count) };
         let mut xs = [s.splat(0.0); MAX_VECTORS];
         for v in 0..vectors {
-            let product = match row_scales {
+            let product = match &quantised {
+                None if is_scaled => s.mul(load_f32(s, &lines[v]), scales[v]),
                 None => load_f32(s, &lines[v]),
-                Some(row_scales) => {
+                Some(quantised) => {
                     let sums = s.sub(s.to_f32(s.load_bits(&lines[v].0)), zeros[v]);
-                    s.mul(sums, s.mul(scales[v], s.splat(row_scales[r])))
+                    let of_row = match quantised.scales {
+                        Scales::Rows(scales) => scales[r],
+                        Scales::One(scale) => scale,
+                    };
+                    s.mul(sums, s.mul(scales[v], s.splat(of_row)))
                 }
             };
             xs[v] = epilogue.activation.apply(s, s.add(product, bias[v]));

@@ -1,5 +1,6 @@
 //! Matrix products.
 
+mod bytes;
 mod epilogue;
 mod left;
 mod outer;
@@ -20,9 +21,11 @@ use rayon::prelude::*;
 pub(crate) use epilogue::*;
 pub(crate) use outer::*;
 pub(crate) use pack::*;
+pub(crate) use packed::Panel;
 pub(crate) use tile::*;
-pub(crate) use words::Words;
+pub(crate) use words::{Words, ZERO_POINT};
 
+pub use bytes::{ByteMatrix, SharedBytes};
 pub use epilogue::{Epilogue, Gate, Residual};
 pub use left::LeftRows;
 pub use outer_product::{column_sums, outer_product};
@@ -31,7 +34,7 @@ pub use quantised::{QuantisedRows, gemm_quantised};
 
 use crate::Isa;
 use crate::isa::Body;
-use crate::memory::{LineWords, Scratch, Shared, ZERO};
+use crate::memory::{Line, LineWords, Scratch, Shared, ZERO};
 use crate::simd::{Element, LANES, Simd};
 
 /// Bytes of the left matrix that a thread works on at a time: half of a common second-level cache, beside which a panel
@@ -110,6 +113,7 @@ fn gemm_as<P: Words, T: Element>(
     let work = Work::new(rows.div_ceil(rows_at_once), right.panels());
     let out = &Shared::new(out);
     (0..rayon::current_num_threads()).into_par_iter().with_max_len(1).for_each(|_| {
+        let mut room = scratch.take();
         while let Some(block) = work.block() {
             let first = block * rows_at_once;
             isa.run(Block {
@@ -122,6 +126,7 @@ fn gemm_as<P: Words, T: Element>(
                 panels: &work.blocks[block],
                 words: LineWords::new(scratch.take().lines(rows_at_once * row_words / LANES)),
                 row_words,
+                room: room.lines(right.panel_room()),
                 product: PhantomData::<P>,
             });
         }
@@ -195,6 +200,8 @@ struct Block<'a, P, L, T, F> {
     panels: &'a Panels,
     words: LineWords<'a>,
     row_words: usize,
+    /// For a panel that is put in order.
+    room: &'a mut [Line],
     product: PhantomData<P>,
 }
 
@@ -211,9 +218,9 @@ impl<P: Words, L: LeftRows, T: Element, F: Finish<T>> Body for Block<'_, P, L, T
         let mut tile = [ZERO; TILE_LINES];
         while let Some(panels) = self.panels.take() {
             for panel in panels.clone() {
-                let (lines, vectors) = self.right.panel(panel);
+                let Panel { lines, vectors, sums } = self.right.panel_in::<S, P>(s, panel, self.room);
                 let tiles = self.rows.len().div_ceil(S::TILE_ROWS);
-                let mut soon = Soon::new(self.right.lines_after(panel), tiles, lines.len());
+                let mut soon = Soon::new(self.right.memory_after(panel), tiles, lines.len());
                 for first in (0..self.rows.len()).step_by(S::TILE_ROWS) {
                     let rows = S::TILE_ROWS.min(self.rows.len() - first);
                     let left = Left {
@@ -231,9 +238,14 @@ impl<P: Words, L: LeftRows, T: Element, F: Finish<T>> Body for Block<'_, P, L, T
                     };
                     prefetch_tile(s, place, self.right, self.epilogue, self.out);
                     multiply::<S, P>(s, left, Right { lines, soon }, (rows, vectors), &mut tile, MAX_VECTORS);
-                    let row_scales = (self.right.arithmetic == Arithmetic::Int8).then(|| &scales[first..first + rows]);
+                    let rows = &scales[first..first + rows];
+                    let quantised = (self.right.arithmetic == Arithmetic::Int8).then(|| Quantised {
+                        scales: Scales::Rows(rows),
+                        zero_point: ZERO_POINT,
+                        sums: &sums,
+                    });
                     // SAFETY: every tile of the result belongs to exactly one thread.
-                    unsafe { write_tile(s, &tile, place, self.right, row_scales, self.epilogue, self.out) };
+                    unsafe { write_tile(s, &tile, place, self.right, quantised, self.epilogue, self.out) };
                     soon.advance();
                 }
             }

@@ -4,9 +4,9 @@ use rayon::prelude::*;
 
 use super::pack::PackRows;
 use super::words::Words;
-use super::{Bf16, F32, Int8, MAX_VECTORS, Product, padded_stride};
-use crate::memory::{Line, ZERO};
-use crate::simd::{Element, LANES};
+use super::{Bf16, ByteMatrix, F32, Int8, MAX_VECTORS, Product, padded_stride};
+use crate::memory::{Line, ZERO, line_bytes};
+use crate::simd::{Element, LANES, Simd};
 use crate::{Isa, Matrix};
 
 /// In what a product is computed.
@@ -34,7 +34,8 @@ impl Arithmetic {
 /// The right operand of a product, weights mostly, in the order in which the product reads it. Made once, used often.
 ///
 /// It is cut into panels of as many columns as a tile is wide. A panel holds, for each group along the depth, one or two
-/// lines: that group of each column.
+/// lines: that group of each column. Weights in 8 bits may stay as they are in memory or on disk; a panel of them is put in
+/// order when a product comes to it, which costs little beside a product of many rows.
 #[derive(Clone)]
 pub struct Packed {
     pub(crate) arithmetic: Arithmetic,
@@ -48,9 +49,20 @@ pub struct Packed {
     /// Vectors across a panel; the last may have fewer.
     pub(crate) panel_vectors: usize,
     pub(crate) lines: Vec<Line>,
-    /// For int8, what the sums of each column are multiplied with, and the sum of its bytes.
+    /// What stands in for lines.
+    bytes: Option<ByteMatrix>,
+    /// Of weights in 8 bits, what the sums of each column are multiplied with.
     pub(crate) scales: Vec<f32>,
-    pub(crate) byte_sums: Vec<f32>,
+    /// For products in int8, the sum of each column's bytes, unless it is found with the lines.
+    byte_sums: Vec<f32>,
+}
+
+/// A panel of the right operand, as a tile reads it.
+pub(crate) struct Panel<'a> {
+    pub lines: &'a [Line],
+    pub vectors: usize,
+    /// For products in int8, the sum of each column's bytes.
+    pub sums: [f32; MAX_VECTORS * LANES],
 }
 
 impl std::fmt::Debug for Packed {
@@ -67,6 +79,16 @@ impl Packed {
             Arithmetic::Bf16 => Self::from_matrix::<Bf16, T>(isa, arithmetic, weight),
             Arithmetic::Int8 => Self::from_matrix::<Int8, T>(isa, arithmetic, weight),
         }
+    }
+
+    /// Weights in 8 bits, for products in any arithmetic. They stay where they are.
+    pub fn from_bytes(isa: Isa, arithmetic: Arithmetic, weight: ByteMatrix) -> Self {
+        let (columns, depth) = weight.shape();
+        let mut packed = Self::empty(isa, arithmetic, columns, depth, 1);
+        packed.steps = depth.div_ceil(arithmetic.group());
+        packed.scales = weight.scales().to_vec();
+        packed.bytes = Some(weight);
+        packed
     }
 
     fn from_matrix<P: Words, T: Element>(isa: Isa, arithmetic: Arithmetic, weight: Matrix<T>) -> Self {
@@ -119,6 +141,7 @@ impl Packed {
             steps: 0,
             panel_vectors: isa.tile_vectors(),
             lines: Vec::new(),
+            bytes: None,
             scales: Vec::new(),
             byte_sums: Vec::new(),
         }
@@ -150,6 +173,47 @@ impl Packed {
         packed
     }
 
+    /// Lines that a thread needs as room for a panel.
+    pub(crate) fn panel_room(&self) -> usize {
+        if self.bytes.is_some() { self.panel_vectors * self.steps } else { 0 }
+    }
+
+    /// Panel `panel`; `room` is [`Packed::panel_room`] lines.
+    #[inline(always)]
+    pub(crate) fn panel_in<'a, S: Simd, P: Words>(&'a self, s: S, panel: usize, room: &'a mut [Line]) -> Panel<'a> {
+        let first = panel * self.panel_vectors * LANES;
+        match &self.bytes {
+            Some(bytes) => {
+                let vectors = self.panel_vectors.min((self.columns - first).div_ceil(LANES));
+                let lines = &mut room[..vectors * self.steps];
+                let sums = bytes.pack::<S, P>(s, first, vectors, lines);
+                Panel { lines, vectors, sums }
+            }
+            None => {
+                let mut sums = [0f32; MAX_VECTORS * LANES];
+                let of_columns = &self.byte_sums[first.min(self.byte_sums.len())..];
+                for (sum, of_column) in sums.iter_mut().zip(of_columns) {
+                    *sum = *of_column;
+                }
+                let (lines, vectors) = self.panel(panel);
+                Panel { lines, vectors, sums }
+            }
+        }
+    }
+
+    /// The bytes from which the panel after panel `panel` will be read, none after the last.
+    #[inline(always)]
+    pub(crate) fn memory_after(&self, panel: usize) -> &[u8] {
+        let next = (panel + 1) * self.panel_vectors * LANES;
+        match &self.bytes {
+            Some(bytes) => {
+                let memory = bytes.from_row(next);
+                &memory[..memory.len().min(self.panel_vectors * LANES * self.depth)]
+            }
+            None => line_bytes(self.lines_after(panel)),
+        }
+    }
+
     /// The lines of panel `panel`, and how many vectors it is wide.
     #[inline(always)]
     pub(crate) fn panel(&self, panel: usize) -> (&[Line], usize) {
@@ -161,7 +225,7 @@ impl Packed {
 
     /// The lines of the panel after panel `panel`, none after the last.
     #[inline(always)]
-    pub(crate) fn lines_after(&self, panel: usize) -> &[Line] {
+    fn lines_after(&self, panel: usize) -> &[Line] {
         let panel_lines = self.panel_vectors * self.taps * self.steps;
         let start = ((panel + 1) * panel_lines).min(self.lines.len());
         &self.lines[start..(start + panel_lines).min(self.lines.len())]
@@ -175,6 +239,9 @@ impl Packed {
     /// The matrix that was packed, `[columns, taps · depth]` row after row, rounded as packing rounds it: for products
     /// with its transpose, and so for gradients through weights that are kept packed only.
     pub fn unpack(&self) -> Vec<f32> {
+        if let Some(bytes) = &self.bytes {
+            return bytes.to_f32();
+        }
         match self.arithmetic {
             Arithmetic::F32 => self.unpack_as::<F32>(|_, word, _| f32::from_bits(word)),
             Arithmetic::Bf16 => self.unpack_as::<Bf16>(|_, word, i| f32::from_bits(word >> (16 * i) << 16)),
@@ -220,7 +287,7 @@ impl Packed {
         (self.columns, self.taps * self.depth)
     }
 
-    /// Memory it takes.
+    /// Memory it takes, that of weights which stay where they are not counted.
     pub fn size_in_bytes(&self) -> usize {
         size_of_val(&self.lines[..]) + size_of_val(&self.scales[..]) + size_of_val(&self.byte_sums[..])
     }

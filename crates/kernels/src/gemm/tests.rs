@@ -81,6 +81,68 @@ fn products_are_the_definition() {
     }
 }
 
+/// Weights in 8 bits that stay where they are, in one piece or several, are multiplied as the numbers they stand for: by
+/// rows in 8 bits, in bf16 and in f32.
+#[test]
+fn weights_in_bytes_are_the_numbers_they_stand_for() {
+    let scratch = crate::testing::soiled_scratch();
+    for isa in Isa::available() {
+        for (rows, depth, columns) in [(1, 1, 1), (7, 33, 15), (31, 17, 129), (300, 130, 70), (16, 64, 32), (5, 67, 33)]
+        {
+            let (left, right) = (numbers(rows * depth, 1), numbers(columns * depth, 2));
+            let whole = ByteMatrix::quantise(isa, Matrix::new(&right, columns, depth));
+            let cut = columns / 3;
+            let part = |rows: Range<usize>| {
+                let bytes: Vec<u8> = rows.clone().flat_map(|row| whole.row(row).to_vec()).collect();
+                ByteMatrix::new(std::sync::Arc::new(bytes), whole.scales()[rows].to_vec(), depth)
+            };
+            let parts = ByteMatrix::joined(&[part(0..cut), part(cut..columns)]);
+            let values = whole.to_f32();
+            for (x, y) in values.iter().zip(&right) {
+                assert!((x - y).abs() <= 0.5001 / 127.0, "{x} for {y}");
+            }
+            let left = Matrix::new(&left, rows, depth);
+            for arithmetic in [Arithmetic::F32, Arithmetic::Bf16, Arithmetic::Int8] {
+                let product = |right: &Packed| {
+                    let mut out = vec![f32::NAN; rows * columns];
+                    gemm(isa, &scratch, left, right, &Epilogue::default(), &mut out);
+                    out
+                };
+                let found = product(&Packed::from_bytes(isa, arithmetic, whole.clone()));
+                assert_eq!(found, product(&Packed::from_bytes(isa, arithmetic, parts.clone())));
+                // Left rows are rounded as the arithmetic says; the bytes are not rounded again, even to bf16.
+                let rounded: Vec<f64> = match arithmetic {
+                    Arithmetic::F32 => left.data.iter().map(|x| f64::from(*x)).collect(),
+                    Arithmetic::Bf16 => left.data.iter().map(|x| bf16::from_f32(*x).to_f64()).collect(),
+                    Arithmetic::Int8 => {
+                        let rows = ByteMatrix::quantise(isa, left);
+                        rows.to_f32().into_iter().map(f64::from).collect()
+                    }
+                };
+                let expected: Vec<f64> = (0..rows * columns)
+                    .map(|at| {
+                        let (r, c) = (at / columns, at % columns);
+                        (0..depth).map(|d| rounded[r * depth + d] * f64::from(values[c * depth + d])).sum()
+                    })
+                    .collect();
+                let error = error(&found, &expected);
+                assert!(error < 3e-6, "{isa:?} {arithmetic:?} {rows}×{depth}×{columns}: {error:e}");
+            }
+        }
+    }
+}
+
+/// What is not finite is told by the scale of its row.
+#[test]
+fn rows_that_are_not_finite_have_no_scale() {
+    for isa in Isa::available() {
+        let mut xs = numbers(3 * 37, 1);
+        (xs[37 + 5], xs[2 * 37 + 36]) = (f32::NAN, f32::NEG_INFINITY);
+        let scales = ByteMatrix::quantise(isa, Matrix::new(&xs, 3, 37)).scales().to_vec();
+        assert!(scales[0].is_finite() && scales[1].is_nan() && scales[2].is_nan(), "{scales:?}");
+    }
+}
+
 /// A result in 8 bits is the result, quantised; and a product takes rows in 8 bits as it takes the rows themselves.
 #[test]
 fn quantised_rows_in_and_out() {

@@ -18,6 +18,10 @@ pub trait Words: Product {
     /// What turns a word of the left matrix into one of the right.
     const LEFT_TO_RIGHT: u32 = 0;
 
+    /// Four signed bytes a lane as the words of the right matrix at as many steps as these are, four divided by
+    /// [`Product::GROUP`]; what is behind them is no word.
+    fn widen<S: Simd>(s: S, bytes: S::Bits) -> [S::Bits; 4];
+
     /// The words of sixteen columns at one step of the right matrix, whose elements stand side by side: `rows` are the
     /// up to [`Product::GROUP`] rows of the step, up to sixteen elements each.
     #[inline(always)]
@@ -40,7 +44,23 @@ pub trait Words: Product {
     }
 }
 
+/// Byte `i` of each lane, signed, as a number.
+#[inline(always)]
+fn byte<S: Simd>(s: S, bytes: S::Bits, i: usize) -> S::F32 {
+    s.to_f32(s.dot_u8_i8(s.splat_bits(0), s.splat_bits(1 << (8 * i)), bytes))
+}
+
 impl Words for F32 {
+    #[inline(always)]
+    fn widen<S: Simd>(s: S, bytes: S::Bits) -> [S::Bits; 4] {
+        [
+            s.as_bits(byte(s, bytes, 0)),
+            s.as_bits(byte(s, bytes, 1)),
+            s.as_bits(byte(s, bytes, 2)),
+            s.as_bits(byte(s, bytes, 3)),
+        ]
+    }
+
     #[inline(always)]
     fn across<T: Element>(rows: &[&[T]]) -> [u32; LANES] {
         let mut words = [0u32; LANES];
@@ -75,6 +95,13 @@ impl Words for F32 {
 }
 
 impl Words for Bf16 {
+    #[inline(always)]
+    fn widen<S: Simd>(s: S, bytes: S::Bits) -> [S::Bits; 4] {
+        let first = s.pair_bf16(byte(s, bytes, 0), byte(s, bytes, 1));
+        let second = s.pair_bf16(byte(s, bytes, 2), byte(s, bytes, 3));
+        [first, second, second, second]
+    }
+
     #[inline(always)]
     fn across<T: Element>(rows: &[&[T]]) -> [u32; LANES] {
         let mut words = [0u32; LANES];
@@ -129,6 +156,11 @@ pub(crate) const LARGEST_BYTE: f32 = 127.0;
 
 impl Words for Int8 {
     const LEFT_TO_RIGHT: u32 = 0x8080_8080;
+
+    #[inline(always)]
+    fn widen<S: Simd>(_: S, bytes: S::Bits) -> [S::Bits; 4] {
+        [bytes; 4]
+    }
 
     /// Signed bytes: the right operand's.
     fn word(group: &[f32]) -> u32 {

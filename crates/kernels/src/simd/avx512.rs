@@ -156,6 +156,10 @@ impl Simd for Avx512 {
         memory!(_mm512_loadu_si512(bits.as_ptr().cast()))
     }
     #[inline(always)]
+    fn load_bytes(self, bytes: &[u8; 4 * LANES]) -> Self::Bits {
+        memory!(_mm512_loadu_si512(bytes.as_ptr().cast()))
+    }
+    #[inline(always)]
     fn store_bits(self, v: Self::Bits, to: &mut [u32; LANES]) {
         memory!(_mm512_storeu_si512(to.as_mut_ptr().cast(), v))
     }

@@ -80,6 +80,15 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn splat_bits(self, bits: u32) -> Self::Bits;
     fn load_bits(self, bits: &[u32; LANES]) -> Self::Bits;
     fn store_bits(self, v: Self::Bits, to: &mut [u32; LANES]);
+    /// Four bytes a lane, the first in the lowest bits.
+    #[inline(always)]
+    fn load_bytes(self, bytes: &[u8; 4 * LANES]) -> Self::Bits {
+        let mut words = [0; LANES];
+        for (word, bytes) in words.iter_mut().zip(bytes.as_chunks::<4>().0) {
+            *word = u32::from_le_bytes(*bytes);
+        }
+        self.load_bits(&words)
+    }
     /// Rows become columns, of sixteen words by sixteen.
     #[inline(always)]
     fn transpose(self, rows: [Self::Bits; LANES]) -> [Self::Bits; LANES] {
@@ -271,7 +280,11 @@ mod tests {
             let ones: [u32; LANES] = std::array::from_fn(|i| (0x3f80 + i as u32) | ((0xc000 + 2 * i as u32) << 16));
             push(simd.dot_bf16(va, simd.load_bits(&ones), pairs));
             push(simd.as_f32(simd.load_bits(&ones)));
+            let in_order: Vec<u8> = bits.iter().flat_map(|word| word.to_le_bytes()).collect();
+            let in_order = in_order.first_chunk().map(|bytes| simd.load_bytes(bytes));
             let mut stored = [0u32; LANES];
+            simd.store_bits(in_order.unwrap_or(pairs), &mut stored);
+            assert_eq!(stored, bits);
             simd.store_bits(bytes, &mut stored);
             assert_eq!(stored, bits);
             let mut narrow = [0u8; LANES];
