@@ -102,7 +102,7 @@ impl Bench {
         let left = Matrix::new(&left, rows, depth);
         let (xs, gate) = (numbers::<f32>(out.len()), numbers(columns));
         let mut time = |name: &str, activation| {
-            let epilogue = Epilogue { bias: Some(&bias), activation, residual: None };
+            let epilogue = Epilogue { bias: Some(&bias), activation, ..Epilogue::default() };
             self.time(&format!("{name} {rows}x{depth}x{columns}"), arithmetic, 2 * rows * depth * columns, || {
                 gemm(self.isa, &self.scratch, left, &packed, &epilogue, &mut out);
             });
@@ -124,7 +124,7 @@ impl Bench {
             // As a block adds to the residual stream, which is f32.
             let gate = Some(Gate { values: &gate, rows });
             let residual = Some(Residual { xs: &xs, gate });
-            let epilogue = Epilogue { bias: Some(&bias), activation: Activation::None, residual };
+            let epilogue = Epilogue { bias: Some(&bias), residual, ..Epilogue::default() };
             let mut out = vec![0f32; xs.len()];
             let name = format!("gemm+residual {rows}x{depth}x{columns}");
             self.time(&name, arithmetic, 2 * rows * depth * columns, || {

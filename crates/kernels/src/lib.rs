@@ -12,7 +12,7 @@
 //! let isa = Isa::chosen()?;
 //! let (xs, weight, bias) = ([1.0, 2.0, 3.0, 4.0], [1.0, 0.0, 0.0, 1.0, 1.0, 1.0], [0.5; 3]);
 //! let packed = Packed::new(isa, Arithmetic::F32, Matrix::new(&weight, 3, 2));
-//! let epilogue = Epilogue { bias: Some(&bias), activation: Activation::None, residual: None };
+//! let epilogue = Epilogue { bias: Some(&bias), ..Epilogue::default() };
 //! let mut ys = [0f32; 6];
 //! gemm(isa, &Scratch::new(), Matrix::new(&xs, 2, 2), &packed, &epilogue, &mut ys);
 //! assert_eq!(ys, [1.5, 2.5, 3.5, 3.5, 4.5, 7.5]);
@@ -47,8 +47,8 @@ pub use convolution::{
 pub use elementwise::{activate, activate_backward};
 pub use gated_residual::{gated_residual, gated_residual_backward};
 pub use gemm::{
-    Arithmetic, ByteMatrix, Epilogue, Gate, LeftRows, Packed, QuantisedRows, Residual, SharedBytes, column_sums, gemm,
-    gemm_quantised, outer_product,
+    Arithmetic, ByteMatrix, Epilogue, Gate, LeftRows, Packed, QuantisedRows, Residual, SharedBytes, column_maxima,
+    column_sums, gemm, gemm_quantised, outer_product,
 };
 pub use isa::Isa;
 pub use matrix::Matrix;

@@ -61,6 +61,15 @@ impl<'a, T: Element> Matrix<'a, T> {
         }
     }
 
+    /// An element.
+    ///
+    /// # Panics
+    /// It has no such row or column.
+    pub fn get(&self, row: usize, column: usize) -> T {
+        assert!(row < self.rows && column < self.columns, "element {row}, {column} of {}×{}", self.rows, self.columns);
+        self.at(row, column)
+    }
+
     #[inline(always)]
     pub(crate) fn at(&self, row: usize, column: usize) -> T {
         self.data[row * self.row_stride + column * self.column_stride]

@@ -18,7 +18,7 @@ fn transformer(criterion: &mut Criterion) {
             caption_channels: Some(4096),
             ..TransformerConfig::default()
         };
-        let transformer = PixArtTransformer::new(&config, VarBuilder::zeros(DType::F32, &Device::Cpu))?;
+        let transformer = PixArtTransformer::new(&config, VarBuilder::zeros(DType::F32, &Device::Cpu).into())?;
         let text = transformer.project_text(&normal((1, 120, 4096)), None)?;
         let (latents, timestep) = (normal((1, 4, 64, 64)), Tensor::new(&[500f32], &Device::Cpu)?);
         let mut group = criterion.benchmark_group("transformer");

@@ -29,7 +29,7 @@ fn main() -> Result<()> {
         ..TransformerConfig::default()
     };
     let variables = VarMap::new();
-    let transformer = PixArtTransformer::new(&config, VarBuilder::from_varmap(&variables, DType::F32, &device))?;
+    let transformer = PixArtTransformer::new(&config, VarBuilder::from_varmap(&variables, DType::F32, &device).into())?;
     // The default start of a variable is a constant, of which no gradient comes.
     for variable in variables.all_vars() {
         variable.set(&Tensor::randn(0f32, 0.02, variable.shape(), &device)?)?;

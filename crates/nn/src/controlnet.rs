@@ -1,8 +1,8 @@
 //! ControlNet-Transformer (Chen et al. 2024, "PixArt-δ", section 4): copies of a transformer's first blocks, which see a
 //! condition image beside the latents and correct what goes into the blocks that follow.
 
+use crate::NamedWeights;
 use candle_core::{Result, Tensor};
-use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
 use crate::ops::Linear;
@@ -50,7 +50,7 @@ impl ControlNet {
     ///
     /// # Errors
     /// A config that does not fit `base`; a weight that is missing or has another shape.
-    pub fn new(config: &ControlNetConfig, base: &TransformerConfig, vb: VarBuilder) -> Result<Self> {
+    pub fn new(config: &ControlNetConfig, base: &TransformerConfig, vb: NamedWeights) -> Result<Self> {
         config.validate(base).map_err(candle_core::Error::msg)?;
         let (width, blocks) = (base.width(), vb.pp("controlnet_blocks"));
         let copy = |i: usize| {

@@ -1,7 +1,7 @@
 //! Sinusoidal embeddings of scalars and of positions.
 
+use crate::NamedWeights;
 use candle_core::{DType, Device, Result, Tensor};
-use candle_nn::VarBuilder;
 
 use crate::ops::{Activation, Linear};
 
@@ -30,7 +30,7 @@ pub struct ScalarEmbedding {
 
 impl ScalarEmbedding {
     /// Reads `linear_1` and `linear_2`; the embedding is `width` wide.
-    pub fn new(width: usize, vb: VarBuilder) -> Result<Self> {
+    pub fn new(width: usize, vb: NamedWeights) -> Result<Self> {
         Ok(Self {
             linear_1: Linear::new(SINUSOIDS, width, vb.pp("linear_1"))?,
             linear_2: Linear::new(width, width, vb.pp("linear_2"))?,

@@ -1,8 +1,8 @@
 //! Holistically-nested edge detection (Xie & Tu 2015): soft edges of a picture, the condition that PixArt-δ's ControlNets
 //! were trained with.
 
+use crate::NamedWeights;
 use candle_core::{Result, Tensor};
-use candle_nn::VarBuilder;
 
 use crate::ops::{Conv2d, Padding};
 
@@ -29,7 +29,7 @@ impl Hed {
     ///
     /// # Errors
     /// A weight that is missing or has another shape.
-    pub fn new(widths: [usize; 5], vb: VarBuilder) -> Result<Self> {
+    pub fn new(widths: [usize; 5], vb: NamedWeights) -> Result<Self> {
         let mut channels = 3;
         let mut blocks = Vec::new();
         for (i, (depth, width)) in DEPTHS.into_iter().zip(widths).enumerate() {

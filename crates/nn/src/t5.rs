@@ -1,7 +1,7 @@
 //! The encoder of T5 v1.1 (Raffel et al. 2020; v1.1: gated GELU, no biases, no tied output), PixArt's text encoder.
 
+use crate::NamedWeights;
 use candle_core::{DType, Device, Result, Tensor};
-use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
 use crate::ops::{Activation, Linear, RmsNorm, self_attention};
@@ -81,7 +81,7 @@ pub struct T5Encoder {
 impl T5Encoder {
     /// Reads the weights by transformers' names. Errors: a config that [`T5Config::validate`] refuses; a weight that is
     /// missing or has another shape.
-    pub fn new(config: &T5Config, vb: VarBuilder) -> Result<Self> {
+    pub fn new(config: &T5Config, vb: NamedWeights) -> Result<Self> {
         config.validate().map_err(candle_core::Error::msg)?;
         let encoder = vb.pp("encoder");
         // Both names stand for the same tensor; a checkpoint holds either or both.
@@ -164,7 +164,7 @@ struct Block {
 }
 
 impl Block {
-    fn new(config: &T5Config, vb: VarBuilder) -> Result<Self> {
+    fn new(config: &T5Config, vb: NamedWeights) -> Result<Self> {
         let (width, inner, hidden) = (config.d_model, config.num_heads * config.d_kv, config.d_ff);
         let (attention, feed_forward) = (vb.pp("0.SelfAttention"), vb.pp("1.DenseReluDense"));
         let norm = |layer: usize| RmsNorm::new(width, config.layer_norm_epsilon, vb.pp(layer).pp("layer_norm"));

@@ -1,7 +1,7 @@
 //! AutoencoderKL, the variational autoencoder between images and latents (Rombach et al. 2022, section 3.1).
 
+use crate::NamedWeights;
 use candle_core::{DType, Result, Tensor};
-use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
 use crate::ops::{Conv2d, GroupNorm, Linear, Padding, image_to_tokens, self_attention, tokens_to_image};
@@ -112,7 +112,7 @@ pub struct AutoencoderKl {
 impl AutoencoderKl {
     /// Reads the weights by diffusers' names. Errors: a config that [`VaeConfig::validate`] refuses; a weight that is
     /// missing or has another shape.
-    pub fn new(config: &VaeConfig, vb: VarBuilder) -> Result<Self> {
+    pub fn new(config: &VaeConfig, vb: NamedWeights) -> Result<Self> {
         config.validate().map_err(candle_core::Error::msg)?;
         let latent = config.latent_channels;
         let one =
@@ -189,7 +189,7 @@ struct Encoder {
 }
 
 impl Encoder {
-    fn new(config: &VaeConfig, vb: VarBuilder) -> Result<Self> {
+    fn new(config: &VaeConfig, vb: NamedWeights) -> Result<Self> {
         let widths = &config.block_out_channels;
         let (first, last) = (widths[0], widths[widths.len() - 1]);
         let mut channels = first;
@@ -238,7 +238,7 @@ struct Decoder {
 }
 
 impl Decoder {
-    fn new(config: &VaeConfig, vb: VarBuilder) -> Result<Self> {
+    fn new(config: &VaeConfig, vb: NamedWeights) -> Result<Self> {
         let widths = &config.block_out_channels;
         let (first, last) = (widths[0], widths[widths.len() - 1]);
         let mut channels = last;
@@ -285,7 +285,7 @@ struct ResnetBlock {
 }
 
 impl ResnetBlock {
-    fn new(config: &VaeConfig, channels_in: usize, channels_out: usize, vb: VarBuilder) -> Result<Self> {
+    fn new(config: &VaeConfig, channels_in: usize, channels_out: usize, vb: NamedWeights) -> Result<Self> {
         let groups = config.norm_num_groups;
         let shortcut = vb.pp("conv_shortcut");
         Ok(Self {
@@ -305,7 +305,7 @@ impl ResnetBlock {
         channels_in: usize,
         channels_out: usize,
         count: usize,
-        vb: VarBuilder,
+        vb: NamedWeights,
     ) -> Result<Vec<Self>> {
         let block = |i| Self::new(config, if i == 0 { channels_in } else { channels_out }, channels_out, vb.pp(i));
         (0..count).map(block).collect()
@@ -329,7 +329,7 @@ struct MidBlock {
 }
 
 impl MidBlock {
-    fn new(config: &VaeConfig, channels: usize, vb: VarBuilder) -> Result<Self> {
+    fn new(config: &VaeConfig, channels: usize, vb: NamedWeights) -> Result<Self> {
         let resnet = |i: usize| ResnetBlock::new(config, channels, channels, vb.pp("resnets").pp(i));
         let attention = || AttentionBlock::new(config, channels, vb.pp("attentions").pp(0));
         Ok(Self {
@@ -357,7 +357,7 @@ struct AttentionBlock {
 }
 
 impl AttentionBlock {
-    fn new(config: &VaeConfig, channels: usize, vb: VarBuilder) -> Result<Self> {
+    fn new(config: &VaeConfig, channels: usize, vb: NamedWeights) -> Result<Self> {
         Ok(Self {
             group_norm: GroupNorm::new(config.norm_num_groups, channels, EPS, vb.pp("group_norm"))?,
             to_qkv: Linear::joined(channels, channels, true, &["to_q", "to_k", "to_v"].map(|name| vb.pp(name)))?,

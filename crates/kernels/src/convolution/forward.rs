@@ -174,7 +174,7 @@ impl<P: Words, A: Element, T: Element> Body for Block<'_, P, A, T> {
                     *segment = row * row_words + column * self.pixel_words;
                 }
                 let Panel { lines, vectors, sums } = packed.panel_in::<S, P>(s, panel, &mut []);
-                let quantised = (packed.arithmetic() == Arithmetic::Int8).then(|| Quantised {
+                let quantised = (packed.arithmetic() == Arithmetic::Int8).then_some(Quantised {
                     scales: Scales::One(grid.scale),
                     zero_point: grid.zero_point,
                     sums: &sums,

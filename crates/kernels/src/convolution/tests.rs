@@ -174,6 +174,7 @@ fn norm_and_epilogue_are_applied() {
             bias: Some(&bias),
             activation: Activation::Silu,
             residual: Some(Residual { xs: &residual[..], gate: None }),
+            ..Epilogue::default()
         };
         let normalise = Normalise { coefficients: &coefficients, activation: Activation::Silu };
         let mut out = vec![f32::NAN; expected.len()];

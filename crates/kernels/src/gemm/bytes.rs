@@ -96,12 +96,12 @@ impl ByteMatrix {
     /// The bytes of a row, signed.
     #[inline(always)]
     pub fn row(&self, row: usize) -> &[u8] {
-        &self.from_row(row)[..self.depth]
+        &self.starting_at(row)[..self.depth]
     }
 
     /// The bytes of `row` and of all rows after it that stand behind it.
     #[inline(always)]
-    pub(crate) fn from_row(&self, row: usize) -> &[u8] {
+    pub(crate) fn starting_at(&self, row: usize) -> &[u8] {
         match self.pieces.iter().find(|piece| piece.rows.contains(&row)) {
             Some(piece) => &(*piece.bytes).as_ref()[(row - piece.rows.start) * self.depth..],
             None => &[],
@@ -155,13 +155,13 @@ impl ByteMatrix {
                     };
                 }
                 let columns = s.transpose(block);
-                for i in 0..LANES.min(words - word) {
-                    sum = s.dot_u8_i8(sum, ones, columns[i]);
-                    let widened = P::widen(s, columns[i]);
-                    for part in 0..Int8::GROUP / P::GROUP {
-                        let step = (word + i) * (Int8::GROUP / P::GROUP) + part;
+                for (i, column) in columns.iter().enumerate().take(words - word) {
+                    sum = s.dot_u8_i8(sum, ones, *column);
+                    let parts = Int8::GROUP / P::GROUP;
+                    for (part, widened) in P::widen(s, *column).iter().enumerate().take(parts) {
+                        let step = (word + i) * parts + part;
                         if step < steps {
-                            s.store_bits(widened[part], &mut lines[step * vectors + vector].0);
+                            s.store_bits(*widened, &mut lines[step * vectors + vector].0);
                         }
                     }
                 }

@@ -3,9 +3,12 @@ use crate::activation::Activation;
 use crate::memory::{Line, Shared};
 use crate::simd::{Element, LANES, Simd, load_up_to, store_up_to};
 
-/// What becomes of a product before it is written: `residual + gate · activation(product + bias)`, each where given.
+/// What becomes of a product before it is written: `residual + gate · activation(product + addend + bias)`, each where
+/// given.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Epilogue<'a, T> {
+    /// `[rows, columns]`: another product, of which this one is a part.
+    pub addend: Option<&'a [f32]>,
     /// `[columns]`.
     pub bias: Option<&'a [f32]>,
     /// Applied after the bias.
@@ -37,6 +40,7 @@ impl<T: Element> Epilogue<'_, T> {
     /// Something has another shape than a result of `rows` × `columns`.
     pub(crate) fn check(&self, rows: usize, columns: usize) {
         assert!(self.bias.is_none_or(|bias| bias.len() == columns), "the bias has not {columns} elements");
+        assert!(self.addend.is_none_or(|addend| addend.len() == rows * columns), "the addend is not {rows}×{columns}");
         if let Some(residual) = &self.residual {
             assert_eq!(residual.xs.len(), rows * columns, "the residual is not {rows}×{columns}");
             if let Some(gate) = &residual.gate {
@@ -176,6 +180,10 @@ unsafe fn write_columns<S: Simd, T: Element, const WHOLE: bool>(
                     };
                     s.mul(sums, s.mul(scales[v], s.splat(of_row)))
                 }
+            };
+            let product = match &epilogue.addend {
+                Some(addend) => s.add(product, load_up_to(s, &addend[at..at + count][v * LANES..])),
+                None => product,
             };
             xs[v] = epilogue.activation.apply(s, s.add(product, bias[v]));
         }

@@ -13,11 +13,12 @@ pub trait LeftRows: Sync {
     fn shape(&self) -> (usize, usize);
 
     /// Copies `rows` to where tiles read them, as the words that the product is made of: to `words`, each row `row_words`
-    /// after the one before, with a scale for each.
+    /// after the one before, with a scale for each. `factors` multiply the columns first, if the product is in int8.
     #[doc(hidden)]
     fn copy<S: Simd, P: Words>(
         &self,
         s: S,
+        factors: Option<&[f32]>,
         rows: Range<usize>,
         words: &mut [u32],
         row_words: usize,
@@ -34,11 +35,23 @@ impl<A: Element> LeftRows for Matrix<'_, A> {
     fn copy<S: Simd, P: Words>(
         &self,
         s: S,
+        factors: Option<&[f32]>,
         rows: Range<usize>,
         words: &mut [u32],
         row_words: usize,
         scales: &mut [f32],
     ) {
+        if let Some(factors) = factors {
+            let mut multiplied = vec![0f32; self.columns];
+            for ((row, words), scale) in rows.zip(words.chunks_exact_mut(row_words)).zip(scales) {
+                for (column, (x, factor)) in multiplied.iter_mut().zip(factors).enumerate() {
+                    *x = self.at(row, column).to_f32() * factor;
+                }
+                *scale = P::left_scale(s, &multiplied);
+                P::left_row(s, &multiplied, *scale, words);
+            }
+            return;
+        }
         if self.column_stride == 1 {
             for ((row, words), scale) in rows.zip(words.chunks_exact_mut(row_words)).zip(scales) {
                 let row = &self.data[row * self.row_stride..][..self.columns];

@@ -30,7 +30,7 @@ pub use epilogue::{Epilogue, Gate, Residual};
 pub use left::LeftRows;
 pub use outer_product::{column_sums, outer_product};
 pub use packed::{Arithmetic, Packed};
-pub use quantised::{QuantisedRows, gemm_quantised};
+pub use quantised::{QuantisedRows, column_maxima, gemm_quantised};
 
 use crate::Isa;
 use crate::isa::Body;
@@ -214,7 +214,8 @@ impl<P: Words, L: LeftRows, T: Element, F: Finish<T>> Body for Block<'_, P, L, T
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
         let mut scales = [1f32; MAX_BLOCK_ROWS];
-        self.left.copy::<S, P>(s, self.rows.clone(), &mut self.words, self.row_words, &mut scales);
+        let factors = self.right.left_factors();
+        self.left.copy::<S, P>(s, factors, self.rows.clone(), &mut self.words, self.row_words, &mut scales);
         let mut tile = [ZERO; TILE_LINES];
         while let Some(panels) = self.panels.take() {
             for panel in panels.clone() {
@@ -239,7 +240,7 @@ impl<P: Words, L: LeftRows, T: Element, F: Finish<T>> Body for Block<'_, P, L, T
                     prefetch_tile(s, place, self.right, self.epilogue, self.out);
                     multiply::<S, P>(s, left, Right { lines, soon }, (rows, vectors), &mut tile, MAX_VECTORS);
                     let rows = &scales[first..first + rows];
-                    let quantised = (self.right.arithmetic == Arithmetic::Int8).then(|| Quantised {
+                    let quantised = (self.right.arithmetic == Arithmetic::Int8).then_some(Quantised {
                         scales: Scales::Rows(rows),
                         zero_point: ZERO_POINT,
                         sums: &sums,

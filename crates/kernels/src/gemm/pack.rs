@@ -49,7 +49,7 @@ pub(crate) fn pack_rows<S: Simd, P: Words, T: Element>(
         return;
     }
     let stride = padded_stride(steps);
-    matrix.copy::<S, P>(s, first..first + rows, words, stride, scales);
+    matrix.copy::<S, P>(s, None, first..first + rows, words, stride, scales);
     // Whole blocks of sixteen rows by sixteen words; rows beyond the last hold what stood in memory, and go unused.
     let flip = P::LEFT_TO_RIGHT;
     for vector in 0..vectors {

@@ -1,10 +1,12 @@
 use std::marker::PhantomData;
+use std::sync::Arc;
 
 use rayon::prelude::*;
 
 use super::pack::PackRows;
 use super::words::Words;
 use super::{Bf16, ByteMatrix, F32, Int8, MAX_VECTORS, Product, padded_stride};
+use crate::isa::Body;
 use crate::memory::{Line, ZERO, line_bytes};
 use crate::simd::{Element, LANES, Simd};
 use crate::{Isa, Matrix};
@@ -55,6 +57,8 @@ pub struct Packed {
     pub(crate) scales: Vec<f32>,
     /// For products in int8, the sum of each column's bytes, unless it is found with the lines.
     byte_sums: Vec<f32>,
+    /// For products in int8, `[depth]`: what the left matrix is multiplied with before it is rounded.
+    left_factors: Option<Arc<Vec<f32>>>,
 }
 
 /// A panel of the right operand, as a tile reads it.
@@ -89,6 +93,33 @@ impl Packed {
         packed.scales = weight.scales().to_vec();
         packed.bytes = Some(weight);
         packed
+    }
+
+    /// The same weights in the order in which the product reads them: what [`Packed::from_bytes`] leaves to every product.
+    /// Only for [`Arithmetic::Int8`], since others would need more memory for them; they stay as they are.
+    pub fn in_order(mut self, isa: Isa) -> Self {
+        if self.arithmetic != Arithmetic::Int8 || self.bytes.is_none() {
+            return self;
+        }
+        let mut lines = vec![ZERO; self.columns.div_ceil(LANES) * self.steps];
+        let mut sums = vec![0f32; self.columns];
+        let panels = lines.par_chunks_mut((self.panel_vectors * self.steps).max(1));
+        panels.zip(sums.par_chunks_mut(self.panel_vectors * LANES)).enumerate().for_each(|(panel, (lines, sums))| {
+            isa.run(PackPanel { packed: &self, panel, lines, sums });
+        });
+        (self.lines, self.byte_sums, self.bytes) = (lines, sums, None);
+        self
+    }
+
+    /// With `factors` `[depth]`, by which the left matrix is multiplied, column by column, before it is rounded; zero takes a
+    /// column out of the product.
+    ///
+    /// # Panics
+    /// There are more or fewer, or the product is not in int8.
+    pub fn with_left_factors(self, factors: Vec<f32>) -> Self {
+        assert_eq!(factors.len(), self.depth, "a factor for each column of the left matrix");
+        assert_eq!(self.arithmetic, Arithmetic::Int8, "only what is rounded is multiplied first");
+        Self { left_factors: Some(Arc::new(factors)), ..self }
     }
 
     fn from_matrix<P: Words, T: Element>(isa: Isa, arithmetic: Arithmetic, weight: Matrix<T>) -> Self {
@@ -144,6 +175,7 @@ impl Packed {
             bytes: None,
             scales: Vec::new(),
             byte_sums: Vec::new(),
+            left_factors: None,
         }
     }
 
@@ -207,7 +239,7 @@ impl Packed {
         let next = (panel + 1) * self.panel_vectors * LANES;
         match &self.bytes {
             Some(bytes) => {
-                let memory = bytes.from_row(next);
+                let memory = bytes.starting_at(next);
                 &memory[..memory.len().min(self.panel_vectors * LANES * self.depth)]
             }
             None => line_bytes(self.lines_after(panel)),
@@ -239,9 +271,19 @@ impl Packed {
     /// The matrix that was packed, `[columns, taps · depth]` row after row, rounded as packing rounds it: for products
     /// with its transpose, and so for gradients through weights that are kept packed only.
     pub fn unpack(&self) -> Vec<f32> {
-        if let Some(bytes) = &self.bytes {
-            return bytes.to_f32();
+        let mut values = match &self.bytes {
+            Some(bytes) => bytes.to_f32(),
+            None => self.unpack_lines(),
+        };
+        if let Some(factors) = &self.left_factors {
+            values
+                .par_chunks_mut(self.depth)
+                .for_each(|row| row.iter_mut().zip(&**factors).for_each(|(x, factor)| *x *= factor));
         }
+        values
+    }
+
+    fn unpack_lines(&self) -> Vec<f32> {
         match self.arithmetic {
             Arithmetic::F32 => self.unpack_as::<F32>(|_, word, _| f32::from_bits(word)),
             Arithmetic::Bf16 => self.unpack_as::<Bf16>(|_, word, i| f32::from_bits(word >> (16 * i) << 16)),
@@ -277,6 +319,11 @@ impl Packed {
         out
     }
 
+    /// What the left matrix is multiplied with first; see [`Packed::with_left_factors`].
+    pub fn left_factors(&self) -> Option<&[f32]> {
+        self.left_factors.as_ref().map(|factors| &factors[..])
+    }
+
     /// In what it is multiplied.
     pub fn arithmetic(&self) -> Arithmetic {
         self.arithmetic
@@ -290,5 +337,23 @@ impl Packed {
     /// Memory it takes, that of weights which stay where they are not counted.
     pub fn size_in_bytes(&self) -> usize {
         size_of_val(&self.lines[..]) + size_of_val(&self.scales[..]) + size_of_val(&self.byte_sums[..])
+    }
+}
+
+/// See [`Packed::in_order`].
+struct PackPanel<'a> {
+    packed: &'a Packed,
+    panel: usize,
+    lines: &'a mut [Line],
+    sums: &'a mut [f32],
+}
+
+impl Body for PackPanel<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let sums = self.packed.panel_in::<S, Int8>(s, self.panel, self.lines).sums;
+        self.sums.copy_from_slice(&sums[..self.sums.len()]);
     }
 }

@@ -5,6 +5,7 @@ use crate::Matrix;
 use crate::isa::{Body, Isa};
 use crate::memory::{Scratch, Shared, line_floats_mut};
 use crate::simd::{Element, LANES, Simd};
+use crate::sweep::for_each_vector;
 
 /// Activations in 8 bits, as the products of [`Arithmetic::Int8`](crate::Arithmetic::Int8) take them: of each row unsigned
 /// bytes around 128, and a scale, its largest absolute value over 127.
@@ -66,12 +67,14 @@ impl LeftRows for &QuantisedRows {
     fn copy<S: Simd, P: Words>(
         &self,
         _: S,
+        factors: Option<&[f32]>,
         rows: Range<usize>,
         words: &mut [u32],
         row_words: usize,
         scales: &mut [f32],
     ) {
         assert_eq!(P::GROUP, Int8::GROUP, "rows in 8 bits are for products in int8");
+        assert!(factors.is_none(), "what is rounded already cannot be multiplied first");
         let from = self.words.chunks_exact(self.row_words().max(1)).skip(rows.start);
         for (row, words) in from.zip(words.chunks_exact_mut(row_words)).take(rows.len()) {
             words[..row.len()].copy_from_slice(row);
@@ -115,6 +118,39 @@ impl<T: Element> Body for Quantise<'_, T> {
         for row in 0..rows {
             // SAFETY: no other thread writes these rows.
             unsafe { self.writer.write(s, row, &data[row * row_stride..][..columns]) };
+        }
+    }
+}
+
+/// The largest absolute value of each column, by which those are found that 8 bits beside the others would not do for.
+///
+/// # Panics
+/// A row's elements do not stand side by side.
+pub fn column_maxima<T: Element>(isa: Isa, matrix: Matrix<T>) -> Vec<f32> {
+    assert_eq!(matrix.column_stride, 1, "a row's elements stand side by side");
+    let mut maxima = vec![0f32; matrix.columns];
+    isa.run(Maxima { matrix, maxima: &mut maxima });
+    maxima
+}
+
+struct Maxima<'a, T> {
+    matrix: Matrix<'a, T>,
+    maxima: &'a mut [f32],
+}
+
+impl<T: Element> Body for Maxima<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Matrix { data, rows, columns, row_stride, .. } = self.matrix;
+        for row in 0..rows {
+            let xs = &data[row * row_stride..][..columns];
+            for_each_vector!(columns, |start, vector| {
+                let x = vector::load(s, xs, start);
+                let largest = s.max(vector::load(s, self.maxima, start), s.max(x, s.sub(s.splat(0.0), x)));
+                vector::store(s, largest, self.maxima, start);
+            });
         }
     }
 }

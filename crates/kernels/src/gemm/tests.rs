@@ -62,6 +62,7 @@ fn products_are_the_definition() {
                             xs: &residual[..],
                             gate: Some(Gate { values: &gate, rows: gate_rows }),
                         }),
+                        ..Epilogue::default()
                     };
                     for (arithmetic, tolerance) in
                         [(Arithmetic::F32, 2e-6), (Arithmetic::Bf16, 1.2e-2), (Arithmetic::Int8, 2e-2)]
@@ -109,7 +110,9 @@ fn weights_in_bytes_are_the_numbers_they_stand_for() {
                     out
                 };
                 let found = product(&Packed::from_bytes(isa, arithmetic, whole.clone()));
-                assert_eq!(found, product(&Packed::from_bytes(isa, arithmetic, parts.clone())));
+                let apart = Packed::from_bytes(isa, arithmetic, parts.clone());
+                assert_eq!(found, product(&apart));
+                assert_eq!(found, product(&apart.in_order(isa)));
                 // Left rows are rounded as the arithmetic says; the bytes are not rounded again, even to bf16.
                 let rounded: Vec<f64> = match arithmetic {
                     Arithmetic::F32 => left.data.iter().map(|x| f64::from(*x)).collect(),
@@ -129,6 +132,46 @@ fn weights_in_bytes_are_the_numbers_they_stand_for() {
                 assert!(error < 3e-6, "{isa:?} {arithmetic:?} {rows}×{depth}×{columns}: {error:e}");
             }
         }
+    }
+}
+
+/// A product whose left columns are multiplied first is that of the multiplied ones, and an addend is added before anything
+/// else.
+#[test]
+fn left_factors_and_addends() {
+    let scratch = crate::testing::soiled_scratch();
+    for isa in Isa::available() {
+        let (rows, depth, columns) = (37, 45, 70);
+        let (left, right) = (numbers(rows * depth, 1), numbers(columns * depth, 2));
+        let mut factors = numbers(depth, 3);
+        factors[7] = 0.0;
+        let multiplied: Vec<f32> = left.iter().zip(factors.iter().cycle()).map(|(x, factor)| x * factor).collect();
+        let packed = Packed::new(isa, Arithmetic::Int8, Matrix::new(&right, columns, depth));
+        let (addend, bias) = (numbers(rows * columns, 4), numbers(columns, 5));
+        let product = |left: &[f32], right: &Packed, epilogue: &Epilogue<f32>| {
+            let mut out = vec![f32::NAN; rows * columns];
+            gemm(isa, &scratch, Matrix::new(left, rows, depth), right, epilogue, &mut out);
+            out
+        };
+        let plain = Epilogue::default();
+        let expected = product(&multiplied, &packed, &plain);
+        let packed = packed.with_left_factors(factors);
+        assert_eq!(product(&left, &packed, &plain), expected, "{isa:?}");
+        let added: Vec<f64> = (0..rows * columns)
+            .map(|at| activate(Activation::Silu, f64::from(expected[at] + addend[at] + bias[at % columns])))
+            .collect();
+        let epilogue =
+            Epilogue { addend: Some(&addend), bias: Some(&bias), activation: Activation::Silu, residual: None };
+        assert!(error(&product(&left, &packed, &epilogue), &added) < 1e-6, "{isa:?}");
+    }
+}
+
+#[test]
+fn maxima_of_columns() {
+    for isa in Isa::available() {
+        let xs = numbers(5 * 45, 1);
+        let of = |column: usize| (0..5).map(|row| xs[row * 45 + column].abs()).fold(0f32, f32::max);
+        assert_eq!(column_maxima(isa, Matrix::new(&xs, 5, 45)), (0..45).map(of).collect::<Vec<_>>());
     }
 }
 
@@ -153,7 +196,7 @@ fn quantised_rows_in_and_out() {
             let (bias, left) = (numbers(columns, 4), Matrix::new(&left, rows, depth));
             let up = Packed::new(isa, Arithmetic::Int8, Matrix::new(&up, columns, depth));
             let down = Packed::new(isa, Arithmetic::Int8, Matrix::new(&down, 17, columns));
-            let epilogue = Epilogue { bias: Some(&bias), activation: Activation::GeluTanh, residual: None };
+            let epilogue = Epilogue { bias: Some(&bias), activation: Activation::GeluTanh, ..Epilogue::default() };
             let mut plain = vec![f32::NAN; rows * columns];
             gemm(isa, &scratch, left, &up, &epilogue, &mut plain);
             let plain = Matrix::new(&plain, rows, columns);

@@ -1,9 +1,10 @@
 use std::sync::Arc;
 
+use crate::NamedWeights;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
-use candle_nn::VarBuilder;
 use pixart_kernels::{
-    Activation, ConvWeights, Epilogue, Geometry, Normalise, Residual, conv2d_backward_input, conv2d_backward_weight,
+    Activation, Arithmetic, ConvWeights, Epilogue, Geometry, Normalise, Residual, conv2d_backward_input,
+    conv2d_backward_weight,
 };
 
 use super::cpu::{self, CpuElement, SCRATCH, View, for_dtype};
@@ -96,58 +97,66 @@ impl Conv2d {
         kernel: usize,
         stride: usize,
         padding: Padding,
-        vb: VarBuilder,
+        vb: NamedWeights,
     ) -> Result<Self> {
-        let weight = vb.get((channels_out, channels_in, kernel, kernel), "weight")?;
-        Self {
-            weights: Weights::Tensors { weight, bias: vb.get(channels_out, "bias")? },
-            stride,
-            padding,
-            doubles: false,
-        }
-        .packed()
+        Self::read((channels_out, channels_in, kernel), stride, padding, false, &vb)
     }
 
     /// A 3×3 convolution that keeps the size.
-    pub fn three(channels_in: usize, channels_out: usize, vb: VarBuilder) -> Result<Self> {
+    pub fn three(channels_in: usize, channels_out: usize, vb: NamedWeights) -> Result<Self> {
         Self::new(channels_in, channels_out, 3, 1, Padding::Same(1), vb)
     }
 
     /// A 1×1 convolution.
-    pub fn one(channels_in: usize, channels_out: usize, vb: VarBuilder) -> Result<Self> {
+    pub fn one(channels_in: usize, channels_out: usize, vb: NamedWeights) -> Result<Self> {
         Self::new(channels_in, channels_out, 1, 1, Padding::Same(0), vb)
     }
 
     /// [`upsample_nearest_2x`], then a 3×3 convolution that keeps the size.
-    pub fn upsampling(channels: usize, vb: VarBuilder) -> Result<Self> {
-        let weight = vb.get((channels, channels, 3, 3), "weight")?;
-        let weights = Weights::Tensors { weight, bias: vb.get(channels, "bias")? };
-        Self { weights, stride: 1, padding: Padding::Same(1), doubles: true }.packed()
+    pub fn upsampling(channels: usize, vb: NamedWeights) -> Result<Self> {
+        Self::read((channels, channels, 3), 1, Padding::Same(1), true, &vb)
     }
 
-    /// Packs the weights if they can be and will stay as they are.
-    fn packed(self) -> Result<Self> {
-        let Weights::Tensors { weight, bias } = &self.weights else { return Ok(self) };
-        if weight.track_op() || !cpu::is_fast(&[weight]) {
-            return Ok(self);
-        }
-        let (isa, (channels_out, channels_in, kernel, _)) = (cpu::isa()?, weight.dims4()?);
-        let packed = cpu::with_views([weight], |[weight]| {
-            for_dtype!(weight.dtype(), T => {
-                let weight = weight.slice::<T>()?;
-                Ok(match self.doubles {
-                    true => ConvWeights::doubling(isa, T::ARITHMETIC, weight, (channels_out, channels_in)),
-                    false => ConvWeights::new(isa, T::ARITHMETIC, weight, (channels_out, channels_in, kernel)),
-                })
-            })
-        })?;
-        let packed = PackedConv2d {
-            weight: Arc::new(packed),
-            bias: Arc::new(cpu::f32_values(bias)?),
-            stride: self.stride,
-            padding: self.padding,
+    /// Reads the weights, and packs them if they can be and will stay as they are.
+    fn read(
+        (channels_out, channels_in, kernel): (usize, usize, usize),
+        stride: usize,
+        padding: Padding,
+        doubles: bool,
+        vb: &NamedWeights,
+    ) -> Result<Self> {
+        let (shape, bias) = ((channels_out, channels_in, kernel, kernel), vb.get(channels_out, "bias")?);
+        let (weight, arithmetic) = match vb.bytes((channels_out, channels_in * kernel * kernel), "weight")? {
+            Some(bytes) if bytes.input_factors.is_some() || !bytes.low_rank.is_empty() => {
+                candle_core::bail!("a convolution in 8 bits has neither factors nor corrections")
+            }
+            Some(bytes) => {
+                let weight = Tensor::from_vec(bytes.matrix.to_f32(), shape, vb.device())?;
+                match bytes.rounds_inputs && cpu::is_fast(&[&weight]) {
+                    true => (weight, Some(Arithmetic::Int8)),
+                    false => (weight.to_dtype(vb.dtype())?, None),
+                }
+            }
+            None => (vb.get(shape, "weight")?, None),
         };
-        Ok(Self { weights: Weights::Packed(packed), ..self })
+        let weights = match weight.track_op() || !cpu::is_fast(&[&weight]) {
+            true => Weights::Tensors { weight, bias },
+            false => {
+                let isa = cpu::isa()?;
+                let packed = cpu::with_views([&weight], |[weight]| {
+                    for_dtype!(weight.dtype(), T => {
+                        let (weight, arithmetic) = (weight.slice::<T>()?, arithmetic.unwrap_or(T::ARITHMETIC));
+                        Ok(match doubles {
+                            true => ConvWeights::doubling(isa, arithmetic, weight, (channels_out, channels_in)),
+                            false => ConvWeights::new(isa, arithmetic, weight, (channels_out, channels_in, kernel)),
+                        })
+                    })
+                })?;
+                let (weight, bias) = (Arc::new(packed), Arc::new(cpu::f32_values(&bias)?));
+                Weights::Packed(PackedConv2d { weight, bias, stride, padding })
+            }
+        };
+        Ok(Self { weights, stride, padding, doubles })
     }
 
     /// Shapes as in [`conv2d`].

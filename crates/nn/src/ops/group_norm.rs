@@ -1,5 +1,5 @@
+use crate::NamedWeights;
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor};
-use candle_nn::VarBuilder;
 use pixart_kernels::Activation;
 
 use super::activation::activation_composed;
@@ -79,7 +79,7 @@ pub struct GroupNorm {
 
 impl GroupNorm {
     /// Reads `weight` and `bias`, both `[channels]`.
-    pub fn new(groups: usize, channels: usize, eps: f64, vb: VarBuilder) -> Result<Self> {
+    pub fn new(groups: usize, channels: usize, eps: f64, vb: NamedWeights) -> Result<Self> {
         Ok(Self { weight: vb.get(channels, "weight")?, bias: vb.get(channels, "bias")?, groups, eps })
     }
 

@@ -1,5 +1,5 @@
+use crate::NamedWeights;
 use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Result, Shape, Tensor};
-use candle_nn::VarBuilder;
 use pixart_kernels::Affine;
 
 use super::cpu::{self, View, for_dtype};
@@ -46,7 +46,7 @@ pub struct LayerNorm {
 
 impl LayerNorm {
     /// Reads `weight` and `bias`, both `[width]`.
-    pub fn new(width: usize, eps: f64, vb: VarBuilder) -> Result<Self> {
+    pub fn new(width: usize, eps: f64, vb: NamedWeights) -> Result<Self> {
         Ok(Self { weight: vb.get(width, "weight")?, bias: vb.get(width, "bias")?, eps })
     }
 

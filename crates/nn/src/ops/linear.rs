@@ -1,11 +1,12 @@
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor};
-use candle_nn::VarBuilder;
-use pixart_kernels::{Activation, Epilogue, Gate, Matrix, Packed, Residual, column_sums, gemm, outer_product};
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, DType, Device, Layout, Result, Shape, Tensor};
+use pixart_kernels::{Activation, Epilogue, Matrix, Packed, column_sums, gemm, outer_product};
 
 use super::cpu::{self, CpuElement, SCRATCH, View, for_dtype};
+use super::packed_linear::PackedLinear;
 use super::{activation, gated_residual, product_dtype};
+use crate::{ByteWeight, LowRank, NamedWeights};
 
 /// `xs · weightᵀ + bias`.
 ///
@@ -34,7 +35,7 @@ pub(super) fn linear_composed(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor
     ys.to_dtype(xs.dtype())?.reshape(shape)
 }
 
-fn result_shape(xs: &Shape, width: usize) -> Shape {
+pub(super) fn result_shape(xs: &Shape, width: usize) -> Shape {
     let mut dims = xs.dims().to_vec();
     dims.pop();
     dims.push(width);
@@ -51,28 +52,33 @@ pub struct Linear {
 enum Weights {
     /// Weights and biases of maps that are computed as one, their outputs side by side: `[out, in]` and `[out]` each.
     Tensors(Vec<(Tensor, Option<Tensor>)>),
-    /// On the CPU, weights that do not change: in the order in which the product reads them.
+    /// On the CPU, weights that do not change: in the order in which the product reads them, or in 8 bits.
     Packed(PackedLinear),
+    /// Elsewhere, weights in 8 bits.
+    Bytes(Arc<ByteLinear>),
 }
 
 impl Linear {
     /// Reads `weight` `[width_out, width_in]` and `bias` `[width_out]`.
-    pub fn new(width_in: usize, width_out: usize, vb: VarBuilder) -> Result<Self> {
+    pub fn new(width_in: usize, width_out: usize, vb: NamedWeights) -> Result<Self> {
         Self::with_bias(width_in, width_out, true, vb)
     }
 
     /// As [`Linear::new`], with the bias only if `bias` says so.
-    pub fn with_bias(width_in: usize, width_out: usize, bias: bool, vb: VarBuilder) -> Result<Self> {
+    pub fn with_bias(width_in: usize, width_out: usize, bias: bool, vb: NamedWeights) -> Result<Self> {
         Self::joined(width_in, width_out, bias, &[vb])
     }
 
     /// Several maps of the same input as one, whose result has theirs side by side: one product instead of several.
-    pub fn joined(width_in: usize, width_out: usize, bias: bool, parts: &[VarBuilder]) -> Result<Self> {
-        let read = |vb: &VarBuilder| -> Result<_> {
-            let weight = vb.get((width_out, width_in), "weight")?;
-            Ok((weight, if bias { Some(vb.get(width_out, "bias")?) } else { None }))
-        };
-        let parts = parts.iter().map(read).collect::<Result<Vec<_>>>()?;
+    pub fn joined(width_in: usize, width_out: usize, bias: bool, parts: &[NamedWeights]) -> Result<Self> {
+        let biases = |vb: &NamedWeights| if bias { vb.get(width_out, "bias").map(Some) } else { Ok(None) };
+        let biases = parts.iter().map(biases).collect::<Result<Vec<_>>>()?;
+        let bytes = parts.iter().map(|vb| vb.bytes((width_out, width_in), "weight")).collect::<Result<Vec<_>>>()?;
+        if let Some(bytes) = bytes.into_iter().collect::<Option<Vec<_>>>() {
+            return Self::of_bytes(&ByteWeight::joined(&bytes)?, join_biases(&biases)?, &parts[0]);
+        }
+        let weights = parts.iter().map(|vb| vb.get((width_out, width_in), "weight"));
+        let parts = weights.zip(biases).map(|(weight, bias)| Ok((weight?, bias))).collect::<Result<Vec<_>>>()?;
         // Weights that are trained, or made from such, change from step to step.
         if parts.iter().any(|(weight, _)| weight.track_op()) {
             return Ok(Self { weights: Weights::Tensors(parts) });
@@ -85,6 +91,15 @@ impl Linear {
         Ok(Self { weights })
     }
 
+    /// Weights in 8 bits.
+    fn of_bytes(weight: &ByteWeight, bias: Option<Tensor>, vb: &NamedWeights) -> Result<Self> {
+        let weights = match cpu::is_fast_dtype(vb.device(), vb.dtype()) {
+            true => Weights::Packed(PackedLinear::of_bytes(weight, bias.as_ref(), vb)?),
+            false => Weights::Bytes(Arc::new(ByteLinear::new(weight, bias, vb.device())?)),
+        };
+        Ok(Self { weights })
+    }
+
     /// `[..., width_in]` to `[..., width_out]`.
     pub fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         match &self.weights {
@@ -93,6 +108,7 @@ impl Linear {
                 let (weight, bias) = join(parts)?;
                 linear(xs, &weight, bias.as_ref())
             }
+            Weights::Bytes(bytes) => bytes.forward(xs),
         }
     }
 
@@ -134,7 +150,7 @@ impl Linear {
     fn trained_dtype(&self) -> Option<DType> {
         match &self.weights {
             Weights::Tensors(parts) => parts.first().map(|(weight, _)| weight.dtype()),
-            Weights::Packed(_) => None,
+            Weights::Packed(_) | Weights::Bytes(_) => None,
         }
     }
 }
@@ -145,103 +161,58 @@ fn join(parts: &[(Tensor, Option<Tensor>)]) -> Result<(Tensor, Option<Tensor>)> 
         return Ok(part.clone());
     }
     let weights: Vec<_> = parts.iter().map(|(weight, _)| weight).collect();
-    let biases: Vec<_> = parts.iter().filter_map(|(_, bias)| bias.as_ref()).collect();
-    let bias = if biases.is_empty() { None } else { Some(Tensor::cat(&biases, 0)?) };
-    Ok((Tensor::cat(&weights, 0)?, bias))
+    let biases: Vec<_> = parts.iter().map(|(_, bias)| bias.clone()).collect();
+    Ok((Tensor::cat(&weights, 0)?, join_biases(&biases)?))
 }
 
-/// Frozen weights, packed, and a bias in f32.
-#[derive(Debug, Clone)]
-struct PackedLinear {
-    weight: Arc<Packed>,
-    bias: Option<Arc<Vec<f32>>>,
+fn join_biases(biases: &[Option<Tensor>]) -> Result<Option<Tensor>> {
+    let biases: Vec<_> = biases.iter().flatten().collect();
+    if biases.is_empty() { Ok(None) } else { Tensor::cat(&biases, 0).map(Some) }
 }
 
-impl PackedLinear {
-    fn new(weight: &Tensor, bias: Option<&Tensor>) -> Result<Self> {
-        let isa = cpu::isa()?;
-        let packed = cpu::with_views(
-            [weight],
-            |[weight]| for_dtype!(weight.dtype(), T => Ok(Packed::new(isa, T::ARITHMETIC, weight.rows::<T>()?))),
-        )?;
-        let bias = bias.map(cpu::f32_values).transpose()?.map(Arc::new);
-        Ok(Self { weight: Arc::new(packed), bias })
-    }
+/// What a linear map with weights in 8 bits means, but for the rounding of its inputs: its weights become numbers whenever it
+/// is used.
+#[derive(Debug)]
+pub(super) struct ByteLinear {
+    /// `[out, in]`, u8: 128 is zero.
+    bytes: Tensor,
+    /// `[out, 1]`.
+    scales: Tensor,
+    /// `[in]`.
+    factors: Option<Tensor>,
+    low_rank: Vec<LowRank>,
+    bias: Option<Tensor>,
+}
 
-    fn epilogue<T>(&self, activation: Activation) -> Epilogue<'_, T> {
-        Epilogue { bias: self.bias.as_ref().map(|bias| &bias[..]), activation, residual: None }
-    }
-
-    /// The product with all that follows it in one go, in `dtype`, without a gradient.
-    fn fused(
-        &self,
-        xs: &Tensor,
-        dtype: DType,
-        activation: Activation,
-        residual: Option<(&Tensor, Option<&Tensor>)>,
-    ) -> Result<Tensor> {
-        let xs = cpu::with_rows(xs)?;
-        check_depth(xs.shape(), self.weight.shape().1)?;
-        let (residual, gate) = match residual {
-            Some((residual, gate)) => (Some(residual.contiguous()?), gate),
-            None => (None, None),
-        };
-        let gate = gate.map(cpu::f32_values).transpose()?;
-        for_dtype!(xs.dtype(), A => for_dtype!(dtype, T => match &residual {
-            Some(residual) => cpu::with_views([&xs, residual], |[xs, residual]| {
-                self.multiply::<A, T>(xs, activation, Some(residual.slice()?), gate.as_deref())
-            }),
-            None => cpu::with_views([&xs], |[xs]| self.multiply::<A, T>(xs, activation, None, None)),
-        }))
-    }
-
-    fn multiply<A: CpuElement, T: CpuElement>(
-        &self,
-        xs: View,
-        activation: Activation,
-        residual: Option<&[T]>,
-        gate: Option<&[f32]>,
-    ) -> Result<Tensor> {
-        let shape = result_shape(xs.layout.shape(), self.weight.shape().0);
-        if residual.is_some_and(|residual| residual.len() != shape.elem_count()) {
-            candle_core::bail!("a linear map to {shape:?} is added to a residual of another shape");
-        }
-        let rows = shape.dims().iter().rev().nth(1).copied().unwrap_or(1);
-        let gate = gate.map(|values| Gate { values, rows });
-        let residual = residual.map(|xs| Residual { xs, gate });
-        let isa = cpu::isa()?;
-        cpu::filled::<T>(shape, |out| {
-            let epilogue = Epilogue { residual, ..self.epilogue(activation) };
-            gemm(isa, &SCRATCH, xs.rows::<A>()?, &self.weight, &epilogue, out);
-            Ok(())
+impl ByteLinear {
+    pub(super) fn new(weight: &ByteWeight, bias: Option<Tensor>, device: &Device) -> Result<Self> {
+        let (rows, depth) = weight.matrix.shape();
+        // As unsigned bytes, which tensors hold.
+        let bytes: Vec<u8> = (0..rows).flat_map(|row| weight.matrix.row(row)).map(|byte| byte ^ 0x80).collect();
+        Ok(Self {
+            bytes: Tensor::from_vec(bytes, (rows, depth), device)?,
+            scales: Tensor::from_slice(weight.matrix.scales(), (rows, 1), device)?,
+            factors: weight.input_factors.as_ref().map(|factors| Tensor::new(&factors[..], device)).transpose()?,
+            low_rank: weight.low_rank.clone(),
+            bias,
         })
     }
-}
 
-impl CustomOp1 for PackedLinear {
-    fn name(&self) -> &'static str {
-        "linear"
-    }
-
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (isa, xs) = (cpu::isa()?, View::new(storage, layout));
-        let shape = result_shape(layout.shape(), self.weight.shape().0);
-        for_dtype!(xs.dtype(), T => cpu::filled_storage::<T>(shape, |out| {
-            check_depth(layout.shape(), self.weight.shape().1)?;
-            gemm(isa, &SCRATCH, xs.rows::<T>()?, &self.weight, &self.epilogue(Activation::None), out);
-            Ok(())
-        }))
-    }
-
-    fn bwd(&self, xs: &Tensor, _: &Tensor, d_ys: &Tensor) -> Result<Option<Tensor>> {
-        let (columns, depth) = self.weight.shape();
-        let weight = self.weight.unpack();
-        let weight = Matrix::new(&weight, columns, depth);
-        for_dtype!(xs.dtype(), T => gradient_of_input::<T, f32>(xs.shape(), weight, d_ys)).map(Some)
+    pub(super) fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+        let dtype = product_dtype(xs.device(), xs.dtype());
+        let mut weight = (self.bytes.to_dtype(DType::F32)? - 128.0)?.broadcast_mul(&self.scales)?;
+        if let Some(factors) = &self.factors {
+            weight = weight.broadcast_mul(factors)?;
+        }
+        let mut ys = linear_composed(xs, &weight.to_dtype(dtype)?, self.bias.as_ref())?;
+        for LowRank { down, up } in &self.low_rank {
+            ys = (ys + linear_composed(&linear_composed(xs, down, None)?, up, None)?)?;
+        }
+        Ok(ys)
     }
 }
 
-fn check_depth(xs: &Shape, depth: usize) -> Result<()> {
+pub(super) fn check_depth(xs: &Shape, depth: usize) -> Result<()> {
     match xs.dims().last() {
         Some(&width) if width == depth => Ok(()),
         _ => candle_core::bail!("a linear map of {depth} inputs was given {xs:?}"),
@@ -249,7 +220,11 @@ fn check_depth(xs: &Shape, depth: usize) -> Result<()> {
 }
 
 /// `d_ys · weight`, in the arithmetic of `T`.
-fn gradient_of_input<T: CpuElement, W: CpuElement>(shape: &Shape, weight: Matrix<W>, d_ys: &Tensor) -> Result<Tensor> {
+pub(super) fn gradient_of_input<T: CpuElement, W: CpuElement>(
+    shape: &Shape,
+    weight: Matrix<W>,
+    d_ys: &Tensor,
+) -> Result<Tensor> {
     let isa = cpu::isa()?;
     let packed = Packed::new(isa, T::ARITHMETIC, weight.transposed());
     let d_ys = cpu::with_rows(d_ys)?;

@@ -18,6 +18,7 @@ mod gated_residual;
 mod group_norm;
 mod layer_norm;
 mod linear;
+mod packed_linear;
 mod rms_norm;
 #[cfg(test)]
 mod tests;

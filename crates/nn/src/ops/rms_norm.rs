@@ -1,5 +1,5 @@
+use crate::NamedWeights;
 use candle_core::{CpuStorage, CustomOp2, D, DType, Layout, Result, Shape, Tensor};
-use candle_nn::VarBuilder;
 
 use super::cpu::{self, View, for_dtype};
 
@@ -29,7 +29,7 @@ pub struct RmsNorm {
 
 impl RmsNorm {
     /// Reads `weight` `[width]`.
-    pub fn new(width: usize, eps: f64, vb: VarBuilder) -> Result<Self> {
+    pub fn new(width: usize, eps: f64, vb: NamedWeights) -> Result<Self> {
         Ok(Self { weight: vb.get(width, "weight")?, eps })
     }
 

@@ -1,7 +1,8 @@
 //! Every fast form against the composition that defines it, values and gradients, on odd shapes.
 
 use candle_core::{DType, Device, Result, Tensor, Var};
-use pixart_kernels::Activation;
+use candle_nn::VarBuilder;
+use pixart_kernels::{Activation, ByteMatrix, Isa, Matrix};
 
 use super::activation::activation_composed;
 use super::adamw::adamw_composed;
@@ -10,11 +11,12 @@ use super::conv2d::conv2d_composed;
 use super::gated_residual::gated_residual_composed;
 use super::group_norm::group_norm_composed;
 use super::layer_norm::{layer_norm_composed, layer_norm_modulate_composed};
-use super::linear::linear_composed;
+use super::linear::{ByteLinear, linear_composed};
 use super::rms_norm::rms_norm_composed;
 use super::upsample::upsample_nearest_2x_composed;
 use super::*;
 use crate::testing::random;
+use crate::{ByteWeight, BytesByName, LowRank, NamedWeights};
 
 /// Holds `fast` to `composed` in the values of the result, in f32 and in bf16; there the composition takes the same
 /// rounded inputs in f32.
@@ -97,7 +99,7 @@ fn packed_linear_is_its_composition() -> Result<()> {
     let tensors = ["a", "b"].iter().zip(weights.iter().zip(&biases)).flat_map(|(name, (weight, bias))| {
         [(format!("{name}.weight"), weight.clone()), (format!("{name}.bias"), bias.clone())]
     });
-    let vb = candle_nn::VarBuilder::from_tensors(tensors.collect(), DType::F32, &device);
+    let vb = NamedWeights::from(VarBuilder::from_tensors(tensors.collect(), DType::F32, &device));
     let joined = Linear::joined(width_in, width_out, true, &[vb.pp("a"), vb.pp("b")])?;
     let (weight, bias) = (Tensor::cat(&weights, 0)?, Tensor::cat(&biases, 0)?);
     hold(
@@ -187,6 +189,130 @@ fn conv2d_is_its_composition() -> Result<()> {
 }
 
 /// A convolution of packed weights alone, after a norm, with a residual, and of an enlarged image.
+/// The same weight in 8 bits under every name.
+struct OneWeight(ByteWeight);
+
+impl BytesByName for OneWeight {
+    fn bytes(&self, _: &str, shape: (usize, usize)) -> Result<Option<ByteWeight>> {
+        Ok((shape == self.0.matrix.shape()).then(|| self.0.clone()))
+    }
+}
+
+/// What a result differs by, relative to its root mean square.
+fn relative_error(found: &Tensor, expected: &Tensor) -> Result<f32> {
+    let mean = |xs: Tensor| xs.sqr()?.mean_all()?.to_scalar::<f32>();
+    let difference = (found.to_dtype(DType::F32)? - expected.to_dtype(DType::F32)?)?;
+    Ok((mean(difference)? / mean(expected.to_dtype(DType::F32)?)?).sqrt())
+}
+
+fn byte_matrix(weight: &Tensor) -> Result<ByteMatrix> {
+    let ((rows, depth), values) = (weight.dims2()?, weight.flatten_all()?.to_vec1::<f32>()?);
+    let isa = Isa::chosen().map_err(candle_core::Error::msg)?;
+    Ok(ByteMatrix::quantise(isa, Matrix::new(&values, rows, depth)))
+}
+
+/// Linear maps in 8 bits against their composition: exactly where only weights are rounded, by what rounding costs where
+/// inputs are too; with factors, with corrections of low rank, in order and in place.
+#[test]
+fn linear_in_8_bits_is_its_composition() -> Result<()> {
+    let (rows, width_in, width_out, rank) = (9, 67, 34, 5);
+    let device = Device::Cpu;
+    let bias = random(width_out)?;
+    let names = ["a", "b"];
+    let tensors = names.iter().map(|name| (format!("{name}.bias"), bias.clone())).collect();
+    let vb = NamedWeights::from(VarBuilder::from_tensors(tensors, DType::F32, &device));
+    let matrix = byte_matrix(&random((width_out, width_in))?)?;
+    let low_rank = LowRank { down: random((rank, width_in))?, up: random((width_out, rank))? };
+    let factors: Vec<f32> = (0..width_in).map(|i| if i == 7 { 0.0 } else { 0.5 + (i % 5) as f32 / 4.0 }).collect();
+    for (rounds_inputs, factors, low_rank) in [
+        (false, None, vec![]),
+        (false, None, vec![low_rank.clone()]),
+        (true, None, vec![]),
+        (true, Some(factors), vec![low_rank]),
+    ] {
+        let plain = ByteWeight::new(matrix.clone(), rounds_inputs);
+        let weight = ByteWeight { input_factors: factors, low_rank, ..plain };
+        let joined = ByteWeight::joined(&[weight.clone(), weight.clone()])?;
+        let composed = ByteLinear::new(&joined, Some(Tensor::cat(&[&bias, &bias], 0)?), &device)?;
+        let in_order = vb.clone().with_bytes(std::sync::Arc::new(OneWeight(weight)));
+        for vb in [in_order.clone(), in_order.used_once()] {
+            let linear = Linear::joined(width_in, width_out, true, &names.map(|name| vb.pp(name)))?;
+            for dtype in [DType::F32, DType::BF16] {
+                let xs = random((2, rows, width_in))?.to_dtype(dtype)?;
+                let expected = composed.forward(&xs.to_dtype(DType::F32)?)?;
+                let error = relative_error(&linear.forward(&xs)?, &expected)?;
+                let tolerance = match (rounds_inputs, dtype) {
+                    (false, DType::F32) => 1e-6,
+                    (false, _) => 4e-3,
+                    (true, _) => 1e-2,
+                };
+                assert!(error < tolerance, "inputs rounded: {rounds_inputs}, {dtype:?}: {error}");
+                let gelu = linear.forward_activated(&xs, Activation::GeluTanh)?;
+                assert!(relative_error(&gelu, &expected.gelu()?)? < 2.0 * tolerance);
+                let residual = random(expected.shape())?;
+                let added = linear.forward_residual(&xs, &residual, None)?;
+                assert!(relative_error(&added, &(expected + residual)?)? < tolerance);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A few columns of huge inputs do not cost the others their digits.
+#[test]
+fn outliers_are_kept_out_of_the_rounding() -> Result<()> {
+    let (rows, width_in, width_out) = (20, 96, 40);
+    let device = Device::Cpu;
+    let weight = ByteWeight::new(byte_matrix(&random((width_out, width_in))?)?, true);
+    let composed = ByteLinear::new(&weight, None, &device)?;
+    let huge: Vec<f32> = (0..width_in).map(|i| if [3, 77].contains(&i) { 300.0 } else { 1.0 }).collect();
+    let xs = random((rows, width_in))?.broadcast_mul(&Tensor::new(huge, &device)?)?;
+    // What the columns of common size contribute, whose digits are at stake.
+    let expected = composed.forward(&xs)?;
+    let error = |finds_outliers| {
+        let weight = ByteWeight { finds_outliers, ..weight.clone() };
+        let vb = NamedWeights::from(VarBuilder::zeros(DType::F32, &device));
+        let vb = vb.with_bytes(std::sync::Arc::new(OneWeight(weight)));
+        let found = Linear::with_bias(width_in, width_out, false, vb.pp("a"))?.forward(&xs)?;
+        (found - &expected)?.abs()?.max_all()?.to_scalar::<f32>()
+    };
+    let (with, without) = (error(true)?, error(false)?);
+    assert!(with < 0.5 && without > 20.0 * with, "{with} with, {without} without");
+    Ok(())
+}
+
+/// Convolutions in 8 bits, by what rounding costs; of weights alone, nothing.
+#[test]
+fn conv2d_in_8_bits_is_its_composition() -> Result<()> {
+    let (channels, groups) = (24, 3);
+    let device = Device::Cpu;
+    let (bias, norm_weight, norm_bias) = (random(channels)?, random(channels)?, random(channels)?);
+    let tensors = [("conv.bias", &bias), ("norm.weight", &norm_weight), ("norm.bias", &norm_bias)];
+    let tensors = tensors.into_iter().map(|(name, tensor)| (name.to_string(), tensor.clone())).collect();
+    let vb = NamedWeights::from(VarBuilder::from_tensors(tensors, DType::F32, &device));
+    let matrix = byte_matrix(&random((channels, channels * 9))?)?;
+    let weight = Tensor::from_vec(matrix.to_f32(), (channels, channels, 3, 3), &device)?;
+    let norm = GroupNorm::new(groups, channels, 1e-6, vb.pp("norm"))?;
+    let plain = |xs: &Tensor| conv2d_composed(xs, &weight, Some(&bias), 1, Padding::Same(1));
+    let xs = random((2, channels, 7, 9))?;
+    let normed = group_norm_composed(&xs, groups, &norm_weight, &norm_bias, 1e-6, Activation::Silu)?;
+    for (rounds_inputs, tolerance) in [(false, 1e-6), (true, 1.5e-2)] {
+        let bytes = OneWeight(ByteWeight::new(matrix.clone(), rounds_inputs));
+        let vb = vb.clone().with_bytes(std::sync::Arc::new(bytes));
+        let conv = Conv2d::three(channels, channels, vb.pp("conv"))?;
+        let upsampling = Conv2d::upsampling(channels, vb.pp("conv"))?;
+        for (name, found, expected) in [
+            ("plain", conv.forward(&xs)?, plain(&xs)?),
+            ("normed", conv.forward_normed(&xs, &norm, None)?, plain(&normed)?),
+            ("upsampling", upsampling.forward(&xs)?, plain(&upsample_nearest_2x_composed(&xs)?)?),
+        ] {
+            let error = relative_error(&found, &expected)?;
+            assert!(error < tolerance, "{name}, inputs rounded: {rounds_inputs}: {error}");
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn packed_conv2d_is_its_composition() -> Result<()> {
     let (channels, groups) = (12, 3);
@@ -196,7 +322,7 @@ fn packed_conv2d_is_its_composition() -> Result<()> {
     let tensors =
         [("conv.weight", &weight), ("conv.bias", &bias), ("norm.weight", &norm_weight), ("norm.bias", &norm_bias)];
     let tensors = tensors.into_iter().map(|(name, tensor)| (name.to_string(), tensor.clone())).collect();
-    let vb = candle_nn::VarBuilder::from_tensors(tensors, DType::F32, &device);
+    let vb = NamedWeights::from(VarBuilder::from_tensors(tensors, DType::F32, &device));
     let conv = Conv2d::three(channels, channels, vb.pp("conv"))?;
     let upsampling = Conv2d::upsampling(channels, vb.pp("conv"))?;
     let norm = GroupNorm::new(groups, channels, 1e-6, vb.pp("norm"))?;

@@ -1,14 +1,14 @@
 //! One block of the transformer (PixArt-α, figure 4).
 
+use crate::NamedWeights;
 use candle_core::{DType, Result, Tensor};
-use candle_nn::VarBuilder;
 
 use super::TransformerConfig;
 use crate::ops::{Activation, LayerNorm, Linear, attention, cross_attention, layer_norm_modulate, self_attention};
 
 /// The dtype of the residual stream and of all that is small. On a CPU it is f32 whatever the weights are: sums of many
 /// layers then keep their digits, at no cost beside the products.
-pub(super) fn stream_dtype(vb: &VarBuilder) -> DType {
+pub(super) fn stream_dtype(vb: &NamedWeights) -> DType {
     if vb.device().is_cpu() { DType::F32 } else { vb.dtype() }
 }
 
@@ -24,7 +24,7 @@ pub(crate) struct Block {
 }
 
 impl Block {
-    pub(crate) fn new(config: &TransformerConfig, vb: VarBuilder) -> Result<Self> {
+    pub(crate) fn new(config: &TransformerConfig, vb: NamedWeights) -> Result<Self> {
         let width = config.width();
         let net = vb.pp("ff").pp("net");
         Ok(Self {
@@ -74,7 +74,7 @@ struct SelfAttention {
 }
 
 impl SelfAttention {
-    fn new(config: &TransformerConfig, vb: VarBuilder) -> Result<Self> {
+    fn new(config: &TransformerConfig, vb: NamedWeights) -> Result<Self> {
         let width = config.width();
         let names = ["to_q", "to_k", "to_v"].map(|name| vb.pp(name));
         let norm = |name| LayerNorm::new(width, 1e-5, vb.pp(name));
@@ -115,7 +115,7 @@ pub(crate) struct CrossAttention {
 }
 
 impl CrossAttention {
-    fn new(config: &TransformerConfig, vb: VarBuilder) -> Result<Self> {
+    fn new(config: &TransformerConfig, vb: NamedWeights) -> Result<Self> {
         let width = config.width();
         let bias = config.attention_bias;
         Ok(Self {

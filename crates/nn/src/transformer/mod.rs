@@ -7,8 +7,8 @@ mod config;
 pub(crate) use block::Block;
 pub use config::TransformerConfig;
 
+use crate::NamedWeights;
 use candle_core::{D, DType, Device, Result, Tensor};
-use candle_nn::VarBuilder;
 
 use crate::controlnet::ControlNet;
 use crate::embeddings::{ScalarEmbedding, position_embedding};
@@ -90,7 +90,7 @@ pub struct PixArtTransformer {
 impl PixArtTransformer {
     /// Reads the weights by diffusers' names. Errors: a config that [`TransformerConfig::validate`] refuses; a weight
     /// that is missing or has another shape.
-    pub fn new(config: &TransformerConfig, vb: VarBuilder) -> Result<Self> {
+    pub fn new(config: &TransformerConfig, vb: NamedWeights) -> Result<Self> {
         config.validate().map_err(candle_core::Error::msg)?;
         let (width, patch) = (config.width(), config.patch_size);
         let caption = vb.pp("caption_projection");
@@ -338,7 +338,7 @@ struct SizeEmbedders {
 }
 
 impl SizeEmbedders {
-    fn new(width: usize, vb: VarBuilder) -> Result<Self> {
+    fn new(width: usize, vb: NamedWeights) -> Result<Self> {
         Ok(Self {
             resolution: ScalarEmbedding::new(width, vb.pp("resolution_embedder"))?,
             aspect_ratio: ScalarEmbedding::new(width, vb.pp("aspect_ratio_embedder"))?,
