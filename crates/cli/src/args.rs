@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand};
 use pixart::{ControlType, DeviceChoice, Precision};
-use pixart_weights::{Part, StoredDtype};
+use pixart_weights::{Part, Scheme, StoredDtype};
 
 /// Draws images from text with PixArt-α, -δ and -Σ.
 #[derive(Debug, Parser)]
@@ -30,6 +30,9 @@ pub enum Command {
     /// Write a diffusers folder: of an original PixArt .pth transformer, or of a folder with parts replaced
     #[command(after_help = CONVERT_EXAMPLES)]
     Convert(ConvertArgs),
+    /// Write a model in 8 bits
+    #[command(after_help = QUANTIZE_EXAMPLES)]
+    Quantize(QuantizeArgs),
     /// Compute latents of pictures and embeddings of captions, once, for training
     #[command(after_help = FEATURES_EXAMPLES)]
     Features(FeaturesArgs),
@@ -67,6 +70,13 @@ Examples:
   pixart convert PixArt-XL-2-512x512 --lora runs/lora/network --dtype f16 --output with-lora
   pixart convert PixArt-XL-2-1024-MS --transformer runs/lcd-1024/network --scheduler lcm --output my-lcm";
 
+const QUANTIZE_EXAMPLES: &str = "\
+Examples:
+  pixart quantize --model PixArt-XL-2-1024-MS --output pixart-int8
+  pixart quantize --model PixArt-XL-2-1024-MS --parts text-encoder --scheme int8-weights --output small-text-encoder
+  pixart quantize --model PixArt-XL-2-1024-MS --calibrate prompts.txt --output pixart-int8
+  pixart generate \"a red fox\" --model pixart-int8";
+
 const FEATURES_EXAMPLES: &str = "\
 Examples:
   pixart features photos/ --model PixArt-XL-2-512x512 --output features
@@ -86,7 +96,7 @@ pub struct ModelArgs {
     pub model: Option<PathBuf>,
     #[command(flatten)]
     pub parts: PartArgs,
-    /// Precision: auto, f32, bf16 or f16 (auto: bf16 on a GPU and on a CPU that multiplies it, else f32)
+    /// Precision: auto, f32, bf16, f16, int8 or int8-weights (auto: bf16 on a GPU and on a CPU that multiplies it, else f32)
     #[arg(long, value_name = "DTYPE", default_value = "auto", value_parser = str::parse::<Precision>)]
     pub dtype: Precision,
     #[command(flatten)]
@@ -354,6 +364,36 @@ impl ConvertArgs {
     pub fn only_dtype(&self) -> Option<StoredDtype> {
         self.dtype.filter(|_| self.scheduler.is_none() && self.parts.are_none())
     }
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct QuantizeArgs {
+    /// Model folder, or the folder of one of its networks [default: the model that comes with this program]
+    #[arg(long, value_name = "PATH")]
+    pub model: Option<PathBuf>,
+    /// Networks to round: text-encoder, transformer, controlnet, vae [default: all that there are but the vae]
+    #[arg(long, value_name = "PARTS", value_delimiter = ',', value_parser = part)]
+    pub parts: Vec<Part>,
+    /// What is rounded: int8 (weights and inputs of layers) or int8-weights
+    #[arg(long, value_name = "SCHEME", default_value = "int8", value_parser = str::parse::<Scheme>)]
+    pub scheme: Scheme,
+    /// Draw the prompts of this file first, one a line, and fit the rounding of inputs to what layers are given then
+    #[arg(long, value_name = "FILE")]
+    pub calibrate: Option<PathBuf>,
+    /// Folder to write; must not exist
+    #[arg(long, short, value_name = "FOLDER")]
+    pub output: PathBuf,
+    /// Show no progress
+    #[arg(long, short)]
+    pub quiet: bool,
+}
+
+fn part(name: &str) -> Result<Part, String> {
+    let known = [Part::TextEncoder, Part::Transformer, Part::ControlNet, Part::Vae];
+    known
+        .into_iter()
+        .find(|part| part.name().replace('_', "-") == name)
+        .ok_or_else(|| "it is text-encoder, transformer, controlnet or vae".into())
 }
 
 fn stored_dtype(name: &str) -> Result<StoredDtype, String> {

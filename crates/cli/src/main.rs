@@ -15,6 +15,7 @@ mod interrupt;
 mod open;
 mod output;
 mod progress;
+mod quantize;
 mod train;
 
 use std::io::IsTerminal;
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
         Command::Decode(args) => decode::run(args),
         Command::Info(args) => info::run(args),
         Command::Convert(args) => convert::run(args),
+        Command::Quantize(args) => quantize::run(args),
         Command::Features(args) => features::run(args),
         Command::Train(args) => train::run(args),
         Command::Eval { what } => eval::run(what),

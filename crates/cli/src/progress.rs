@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use pixart::LoadProgress;
+use pixart_weights::QuantiseProgress;
 
 /// One bar at a time; nothing where the error output is no terminal or the user wants quiet.
 pub struct Progress {
@@ -24,6 +25,12 @@ impl Progress {
         if load.read >= load.total {
             self.clear();
         }
+    }
+
+    /// Weights being rounded to 8 bits.
+    pub fn quantise(&self, done: QuantiseProgress) {
+        let name = format!("rounding {}", done.part.name().replace('_', " "));
+        self.show(&name, done.total, done.read, "{msg:24} {bar:30} {bytes} of {total_bytes}, {eta} left");
     }
 
     /// Solver steps done; after the last of them, pictures are decoded.

@@ -318,6 +318,80 @@ fn weights_that_do_not_fit_the_config_are_told() {
     assert!(fail(&generate("model", &["x"]), folder.path()).contains("num_layers"));
 }
 
+/// A model in 8 bits draws what the model it was made of draws when it is rounded while it is read, and nearly what it draws
+/// in full precision.
+#[test]
+fn draws_in_8_bits() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = model("alpha-256");
+    std::fs::write(folder.path().join("prompts.txt"), "a red fox\na blue bird\n").unwrap();
+    let line = succeed(&["quantize", "--model", &model, "--output", "rounded"], folder.path());
+    assert!(line.contains("int8: text encoder") && line.contains("transformer") && line.contains("peak"), "{line}");
+    succeed(&["quantize", "--model", &model, "--calibrate", "prompts.txt", "--output", "fitted"], folder.path());
+    let part = format!("{model}/transformer");
+    succeed(&["quantize", "--model", &part, "--scheme", "int8-weights", "--output", "part"], folder.path());
+    let draw = |model: &str, name: &str, more: &[&str]| {
+        let arguments = ["a red fox", "--seed", "1", "--output", name];
+        succeed(&generate(model, &[&arguments[..], more].concat()), folder.path());
+        (pixels(&folder.path().join(name)), texts(&folder.path().join(name))["pixart"].clone())
+    };
+    let (exact, _) = draw(&model, "exact.png", &[]);
+    let (stored, about) = draw("rounded", "stored.png", &[]);
+    let about: serde_json::Value = serde_json::from_str(&about).unwrap();
+    assert_eq!(about["dtype"], "int8", "{about}");
+    assert_eq!(stored, draw(&model, "read.png", &["--dtype", "int8"]).0);
+    assert_eq!(stored, draw(&model, "again.png", &["--dtype", "int8", "--threads", "1"]).0);
+    for (name, found) in [
+        ("stored", &stored),
+        ("fitted", &draw("fitted", "fitted.png", &[]).0),
+        ("part", &draw(&model, "part.png", &["--transformer", "part"]).0),
+        ("weights", &draw(&model, "weights.png", &["--dtype", "int8-weights"]).0),
+    ] {
+        let difference: u32 = exact.iter().zip(found).map(|(a, b)| u32::from(a.abs_diff(*b))).sum();
+        let mean = f64::from(difference) / exact.len() as f64;
+        assert!(mean > 0.0 && mean < 12.0, "{name}: {mean}");
+    }
+    let before = entries(folder.path());
+    for (arguments, parts) in [
+        (&["--model", "rounded", "--output", "new"][..], &["in int8 already"][..]),
+        (&["--model", &model, "--output", "rounded"], &["rounded: exists already"]),
+        (&["--model", &model, "--output", "new", "--parts", "controlnet"], &["controlnet"]),
+        (&["--model", &part, "--output", "new", "--parts", "transformer"], &["--parts goes with a model folder"]),
+        (&["--model", &part, "--output", "new", "--calibrate", "prompts.txt"], &["--calibrate draws pictures"]),
+        (&["--model", "nowhere", "--output", "new"], &["nowhere"]),
+        (
+            &["--model", &model, "--output", "new", "--scheme", "int8-weights", "--calibrate", "prompts.txt"],
+            &["--calibrate goes with the scheme int8"],
+        ),
+    ] {
+        let message = fail(&[&["quantize"], arguments].concat(), folder.path());
+        assert!(parts.iter().all(|part| message.contains(part)), "{arguments:?}: {message}");
+    }
+    for (option, value, known) in [("--scheme", "int3", "int8-weights"), ("--parts", "unet", "text-encoder")] {
+        let output = pixart(&["quantize", "--model", &model, "--output", "new", option, value], folder.path());
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && stderr.contains(value) && stderr.contains(known), "{stderr}");
+    }
+    assert_eq!(entries(folder.path()), before);
+}
+
+/// A disk that fills up while a model is written in 8 bits.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_full_disk_leaves_no_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = env!("CARGO_BIN_EXE_pixart");
+    let command = format!(
+        "trap '' XFSZ; ulimit -f 16; exec {program} quantize --model '{}' --output rounded --quiet",
+        model("alpha-256")
+    );
+    let output = Command::new("bash").args(["-c", &command]).current_dir(folder.path()).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("safetensors") && stderr.trim_end().lines().count() == 1, "{stderr}");
+    assert!(entries(folder.path()).is_empty());
+}
+
 /// A disk that fills up while a picture is written.
 #[test]
 #[cfg(target_os = "linux")]

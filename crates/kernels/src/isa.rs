@@ -116,7 +116,7 @@ impl Isa {
 
 /// A computation that is compiled once for every [`Isa`]. `run` itself and everything that it calls in its loops must be
 /// `#[inline(always)]`, or it is compiled without the instructions.
-pub(crate) trait Body {
+pub trait Body {
     type Output;
     fn run<S: Simd>(self, simd: S) -> Self::Output;
 }

@@ -36,4 +36,4 @@ mod testing;
 pub mod transformer;
 pub mod vae;
 
-pub use named_weights::{ByteWeight, BytesByName, LowRank, NamedWeights};
+pub use named_weights::{ByteWeight, BytesByName, LowRank, NamedWeights, Observer};

@@ -10,7 +10,11 @@ pub struct NamedWeights<'a> {
     tensors: VarBuilder<'a>,
     bytes: Option<Arc<dyn BytesByName>>,
     used_once: bool,
+    observer: Option<Observer>,
 }
+
+/// Is told, whenever a linear layer is used, the names of its weights and the largest absolute values of its inputs by column.
+pub type Observer = Arc<dyn Fn(&[String], &[f32]) + Send + Sync>;
 
 /// Where weights in 8 bits come from.
 pub trait BytesByName: Send + Sync {
@@ -80,7 +84,7 @@ impl ByteWeight {
 
 impl<'a> From<VarBuilder<'a>> for NamedWeights<'a> {
     fn from(tensors: VarBuilder<'a>) -> Self {
-        Self { tensors, bytes: None, used_once: false }
+        Self { tensors, bytes: None, used_once: false, observer: None }
     }
 }
 
@@ -100,6 +104,23 @@ impl NamedWeights<'_> {
         self.used_once
     }
 
+    /// Has the inputs of linear layers looked at; only on the CPU.
+    pub fn observed_by(self, observer: Observer) -> Self {
+        Self { observer: Some(observer), ..self }
+    }
+
+    pub(crate) fn observer(&self) -> Option<&Observer> {
+        self.observer.as_ref()
+    }
+
+    /// The whole name of the tensor `name`.
+    pub(crate) fn full_name(&self, name: &str) -> String {
+        match self.tensors.prefix() {
+            prefix if prefix.is_empty() => name.into(),
+            prefix => format!("{prefix}.{name}"),
+        }
+    }
+
     /// What is below the name `name`.
     pub fn pp(&self, name: impl ToString) -> Self {
         Self { tensors: self.tensors.pp(name), ..self.clone() }
@@ -113,7 +134,7 @@ impl NamedWeights<'_> {
     /// The weight `name` if it is held in 8 bits; see [`BytesByName::bytes`].
     pub(crate) fn bytes(&self, shape: (usize, usize), name: &str) -> Result<Option<ByteWeight>> {
         match &self.bytes {
-            Some(bytes) => bytes.bytes(&format!("{}.{name}", self.tensors.prefix()), shape),
+            Some(bytes) => bytes.bytes(&self.full_name(name), shape),
             None => Ok(None),
         }
     }

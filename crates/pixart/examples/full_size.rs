@@ -54,7 +54,7 @@ fn main() -> Result {
 
 fn text(folder: &PipelineFolder, golden: &Golden) -> Result {
     let config: T5Config = folder.config(Part::TextEncoder)?;
-    let vb = folder.weights(Part::TextEncoder, DType::F32)?.var_builder(DType::F32, &Device::Cpu);
+    let vb = folder.weights(Part::TextEncoder, DType::F32)?.named(DType::F32, &Device::Cpu);
     let input_ids = golden.get("t5.input_ids")?.to_dtype(DType::U32)?;
     let output = T5Encoder::new(&config, vb)?.forward(&input_ids, golden.get("t5.attention_mask")?)?;
     report("text encoder", &output, golden.get("t5.last_hidden_state")?)
@@ -62,7 +62,7 @@ fn text(folder: &PipelineFolder, golden: &Golden) -> Result {
 
 fn transformer(folder: &PipelineFolder, golden: &Golden) -> Result {
     let config: TransformerConfig = folder.config(Part::Transformer)?;
-    let vb = folder.weights(Part::Transformer, DType::F32)?.var_builder(DType::F32, &Device::Cpu);
+    let vb = folder.weights(Part::Transformer, DType::F32)?.named(DType::F32, &Device::Cpu);
     let transformer = PixArtTransformer::new(&config, vb)?;
     let text = transformer.project_text(golden.get("prompt_embeds")?, Some(golden.get("prompt_attention_mask")?))?;
     let size = match config.has_size_conditions() {
@@ -93,7 +93,7 @@ fn latents(folder: &PipelineFolder, golden: &Golden) -> Result {
 
 fn image(folder: &PipelineFolder, golden: &Golden) -> Result {
     let config: VaeConfig = folder.config(Part::Vae)?;
-    let vb = folder.weights(Part::Vae, DType::F32)?.var_builder(DType::F32, &Device::Cpu);
+    let vb = folder.weights(Part::Vae, DType::F32)?.named(DType::F32, &Device::Cpu);
     let decoded = AutoencoderKl::new(&config, vb)?.decode(golden.get("vae.latents")?)?;
     report("decoded image", &decoded, golden.get("vae.decoded")?)
 }

@@ -8,7 +8,7 @@ use pixart_weights::Part;
 use serde::Serialize;
 
 use crate::plan::MAX_PIXELS;
-use crate::{Error, Pipeline, Result, device_name, dtype_name, peak_rss_bytes};
+use crate::{Error, Pipeline, Result, device_name, peak_rss_bytes};
 
 /// What to time.
 #[derive(Debug, Clone, Copy)]
@@ -117,7 +117,7 @@ pub fn bench(pipeline: &mut Pipeline, options: &BenchOptions) -> Result<BenchRep
     }
     Ok(BenchReport {
         size: options.size,
-        dtype: dtype_name(pipeline.dtype()).into(),
+        dtype: pipeline.precision_name().into(),
         device: device_name(&device),
         threads: rayon::current_num_threads(),
         runs: options.runs,

@@ -124,9 +124,11 @@ impl PipelineBuilder {
             true => Some(controlnet_config(&control, &folder.weights(Part::ControlNet, dtype)?, &transformer_config)?),
             false => None,
         };
-        let loader = Loader { folder, device, dtype, on_load: self.on_load, time: Duration::ZERO };
+        let (scheme, on_load) = (self.precision.scheme(), self.on_load);
+        let loader = Loader { folder, device, dtype, scheme, on_load, observer: None, time: Duration::ZERO };
+        let precision_name = loader.precision_name()?;
         let parts = Parts::new(loader, self.keep_loaded, controlnet_config);
-        Ok(Pipeline { parts, scheduler, transformer_config, vae_config })
+        Ok(Pipeline { parts, scheduler, transformer_config, vae_config, precision_name })
     }
 }
 

@@ -3,6 +3,7 @@
 use std::str::FromStr;
 
 use candle_core::{DType, Device};
+use pixart_weights::Scheme;
 
 use crate::{Error, Result};
 
@@ -79,6 +80,10 @@ pub enum Precision {
     Bf16,
     /// Half floats.
     F16,
+    /// Text encoder, transformer and ControlNet in 8 bits, weights and inputs of layers; the rest as with `Auto`.
+    Int8,
+    /// The same of weights alone.
+    Int8Weights,
 }
 
 impl FromStr for Precision {
@@ -90,19 +95,30 @@ impl FromStr for Precision {
             "f32" => Ok(Self::F32),
             "bf16" => Ok(Self::Bf16),
             "f16" => Ok(Self::F16),
-            _ => Err(format!("there is no dtype {name:?}; known are auto, f32, bf16 and f16")),
+            "int8" => Ok(Self::Int8),
+            "int8-weights" => Ok(Self::Int8Weights),
+            _ => Err(format!("there is no dtype {name:?}; known are auto, f32, bf16, f16, int8 and int8-weights")),
         }
     }
 }
 
 impl Precision {
-    /// The dtype on `device`.
+    /// The dtype on `device` of what is not in 8 bits.
     pub fn dtype(self, device: &Device) -> DType {
         match self {
-            Self::Auto if device.is_cpu() => pixart_nn::ops::fastest_cpu_dtype(),
-            Self::Auto | Self::Bf16 => DType::BF16,
+            Self::Auto | Self::Int8 | Self::Int8Weights if device.is_cpu() => pixart_nn::ops::fastest_cpu_dtype(),
+            Self::Auto | Self::Bf16 | Self::Int8 | Self::Int8Weights => DType::BF16,
             Self::F32 => DType::F32,
             Self::F16 => DType::F16,
+        }
+    }
+
+    /// How weights are rounded to 8 bits as they are read, if they are.
+    pub fn scheme(self) -> Option<Scheme> {
+        match self {
+            Self::Int8 => Some(Scheme::Int8),
+            Self::Int8Weights => Some(Scheme::Int8Weights),
+            Self::Auto | Self::F32 | Self::Bf16 | Self::F16 => None,
         }
     }
 }

@@ -17,6 +17,7 @@
 mod bench;
 mod bins;
 mod builder;
+mod calibrate;
 mod caption;
 mod control;
 mod device;
@@ -35,6 +36,7 @@ mod start;
 pub use bench::{BenchOptions, BenchReport, bench};
 pub use bins::nearest_bin;
 pub use builder::{PipelineBuilder, read_scheduler};
+pub use calibrate::calibrate;
 pub use caption::{clean_caption, plain_caption};
 pub use control::{Control, ControlType, Detector, InitImage};
 pub use device::{DeviceChoice, Precision, device_name, dtype_name};

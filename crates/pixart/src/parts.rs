@@ -3,15 +3,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use candle_core::{DType, Device};
-use candle_nn::VarBuilder;
+use pixart_nn::NamedWeights;
 use pixart_nn::controlnet::{ControlNet, ControlNetConfig};
 use pixart_nn::t5::{T5Config, T5Encoder};
 use pixart_nn::transformer::{PixArtTransformer, TransformerConfig};
 use pixart_nn::vae::{AutoencoderKl, VaeConfig};
-use pixart_weights::{Part, PipelineFolder, read_tokenizer};
+use pixart_weights::{Part, PipelineFolder, Scheme, read_tokenizer};
 use tokenizers::Tokenizer;
 
-use crate::{Error, Result};
+use crate::{Error, Result, dtype_name};
 
 /// Loading of a part's weights, told after each tensor.
 #[derive(Debug, Clone, Copy)]
@@ -31,14 +31,34 @@ pub(crate) struct Loader {
     pub folder: PipelineFolder,
     pub device: Device,
     pub dtype: DType,
+    /// How weights that are not in 8 bits are rounded as they are read, if they are.
+    pub scheme: Option<Scheme>,
     pub on_load: Option<OnLoad>,
+    /// Who looks at the inputs of layers.
+    pub observer: Option<PartObserver>,
     pub time: Duration,
 }
 
+/// Is told, whenever a linear layer of a part is used, the names of its weights and its largest inputs by column.
+pub(crate) type PartObserver = Arc<dyn Fn(Part, &[String], &[f32]) + Send + Sync>;
+
+/// The parts that are rounded to 8 bits where that is asked for; in the autoencoder it is seen.
+const ROUNDED: [Part; 3] = [Part::TextEncoder, Part::Transformer, Part::ControlNet];
+
 impl Loader {
-    fn load<T>(&mut self, part: Part, build: impl FnOnce(VarBuilder) -> candle_core::Result<T>) -> Result<T> {
+    /// In what the transformer computes, by name: the scheme of its 8 bits, or its dtype.
+    pub(crate) fn precision_name(&self) -> Result<String> {
+        let path = self.folder.config_path(Part::Transformer);
+        let stored = Scheme::of_config(&path, &self.folder.config(Part::Transformer)?)?;
+        Ok(stored.or(self.scheme).map_or_else(|| dtype_name(self.dtype).into(), |scheme| scheme.to_string()))
+    }
+
+    fn load<T>(&mut self, part: Part, build: impl FnOnce(NamedWeights) -> candle_core::Result<T>) -> Result<T> {
         let start = Instant::now();
         let mut weights = self.folder.weights(part, self.dtype)?;
+        if let (Some(scheme), true) = (self.scheme, ROUNDED.contains(&part)) {
+            weights = weights.rounded(part, scheme);
+        }
         if let Some(on_load) = self.on_load.clone() {
             let (read, total) = (AtomicU64::new(0), weights.size_in_bytes());
             weights = weights.on_read(move |bytes| {
@@ -46,8 +66,12 @@ impl Loader {
                 on_load(LoadProgress { part, read, total });
             });
         }
-        let built = build(weights.var_builder(self.dtype, &self.device))?;
-        let unread: Vec<_> = weights.unread().into_iter().filter(|name| !is_spare(part, name)).collect();
+        let mut named = weights.named(self.dtype, &self.device);
+        if let Some(observer) = self.observer.clone() {
+            named = named.observed_by(Arc::new(move |names, largest| observer(part, names, largest)));
+        }
+        let built = build(named)?;
+        let unread: Vec<_> = weights.unread().into_iter().filter(|name| !part.is_spare(name)).collect();
         if let Some(first) = unread.first() {
             tracing::warn!(
                 "{}: {} tensors of the {} were not used, the first of them {first}: do config and weights belong together?",
@@ -58,19 +82,6 @@ impl Loader {
         }
         self.time += start.elapsed();
         Ok(built)
-    }
-}
-
-/// Tensors that checkpoints carry and that no computation needs.
-fn is_spare(part: Part, name: &str) -> bool {
-    match part {
-        // The embedding stands in files under one or both of its names; a whole T5 has its decoder too.
-        Part::TextEncoder => {
-            name == "encoder.embed_tokens.weight" || name.starts_with("decoder.") || name.starts_with("lm_head.")
-        }
-        // Positions are computed for every size.
-        Part::Transformer => name == "pos_embed.pos_embed",
-        Part::Vae | Part::ControlNet => false,
     }
 }
 
@@ -136,7 +147,10 @@ impl Parts {
                     self.transformer = None;
                 }
                 let config: T5Config = self.loader.folder.config(Part::TextEncoder)?;
-                none.insert(self.loader.load(Part::TextEncoder, |vb| T5Encoder::new(&config, vb))?)
+                let keep_loaded = self.keep_loaded;
+                none.insert(self.loader.load(Part::TextEncoder, |vb| {
+                    T5Encoder::new(&config, if keep_loaded { vb } else { vb.used_once() })
+                })?)
             }
         };
         Ok((tokenizer, encoder))

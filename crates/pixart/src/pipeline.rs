@@ -16,8 +16,7 @@ use crate::predictor::Predictor;
 use crate::prompt::tokenize;
 use crate::start::Start;
 use crate::{
-    Error, Image, Parameters, PipelineBuilder, PromptEmbeds, Request, Result, Seeds, clean_caption, dtype_name,
-    plain_caption,
+    Error, Image, Parameters, PipelineBuilder, PromptEmbeds, Request, Result, Seeds, clean_caption, plain_caption,
 };
 
 /// How many prompts the text encoder takes at once: enough to fill a processor, little memory.
@@ -74,6 +73,7 @@ pub struct Pipeline {
     pub(crate) scheduler: SchedulerConfig,
     pub(crate) transformer_config: TransformerConfig,
     pub(crate) vae_config: VaeConfig,
+    pub(crate) precision_name: String,
 }
 
 impl Pipeline {
@@ -111,7 +111,12 @@ impl Pipeline {
         &self.parts.loader.device
     }
 
-    /// The dtype it computes in.
+    /// In what the transformer computes: `int8`, `int8-weights`, or the dtype.
+    pub fn precision_name(&self) -> &str {
+        &self.precision_name
+    }
+
+    /// The dtype it computes in, but for what is in 8 bits.
     pub fn dtype(&self) -> DType {
         self.parts.loader.dtype
     }
@@ -383,7 +388,7 @@ impl Pipeline {
             clean_caption: request.clean_caption,
             drawn_size: [plan.drawn.1, plan.drawn.0],
             scheduler_config: self.scheduler.fields(),
-            dtype: dtype_name(self.dtype()).into(),
+            dtype: self.precision_name.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
         }
     }

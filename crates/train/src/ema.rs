@@ -3,6 +3,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::VarBuilder;
+use pixart_nn::NamedWeights;
 use pixart_weights::{Weights, write_tensors};
 
 use crate::{Parameters, Result};
@@ -54,10 +55,10 @@ impl Ema {
     }
 
     /// What a network takes the averages from, in `dtype`.
-    pub fn builder(&self, dtype: DType) -> VarBuilder<'static> {
+    pub fn builder(&self, dtype: DType) -> NamedWeights<'static> {
         let device = self.averages.values().next().map_or(Device::Cpu, |average| average.device().clone());
         let averages = self.averages.iter().map(|(name, average)| (name.clone(), average.clone()));
-        VarBuilder::from_tensors(averages.collect(), dtype, &device)
+        VarBuilder::from_tensors(averages.collect(), dtype, &device).into()
     }
 
     /// Writes the averages.

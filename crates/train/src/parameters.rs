@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use candle_core::{DType, Device, Result, Shape, Tensor, Var};
 use candle_nn::VarBuilder;
 use candle_nn::var_builder::SimpleBackend;
+use pixart_nn::NamedWeights;
 use pixart_nn::lora::adapted;
 use pixart_weights::{LoraConfig, PEFT_PREFIX, Weights, write_tensors};
 
@@ -53,13 +54,13 @@ enum Source {
 /// Weights on disk, and those of them that were read and stay as they are.
 struct Stored {
     weights: Weights,
-    builder: VarBuilder<'static>,
+    builder: NamedWeights<'static>,
     kept: Mutex<HashMap<(String, DType), Tensor>>,
 }
 
 impl Stored {
     fn new(weights: Weights, device: &Device) -> Self {
-        let builder = weights.var_builder(DType::F32, device);
+        let builder = weights.named(DType::F32, device);
         Self { weights, builder, kept: Mutex::default() }
     }
 
@@ -104,18 +105,18 @@ impl Parameters {
     }
 
     /// What a network takes its weights from, in `dtype`. Gradients of what it computes reach the variables.
-    pub fn builder(&self, dtype: DType) -> VarBuilder<'static> {
+    pub fn builder(&self, dtype: DType) -> NamedWeights<'static> {
         self.backend(dtype, true)
     }
 
     /// As [`Parameters::builder`], for a network that has the present values and no gradients.
-    pub fn detached(&self, dtype: DType) -> VarBuilder<'static> {
+    pub fn detached(&self, dtype: DType) -> NamedWeights<'static> {
         self.backend(dtype, false)
     }
 
-    fn backend(&self, dtype: DType, tracked: bool) -> VarBuilder<'static> {
+    fn backend(&self, dtype: DType, tracked: bool) -> NamedWeights<'static> {
         let backend = Backend { parameters: self.clone(), tracked };
-        VarBuilder::from_backend(Box::new(backend), dtype, self.device.clone())
+        VarBuilder::from_backend(Box::new(backend), dtype, self.device.clone()).into()
     }
 
     /// The variables with their names.

@@ -129,7 +129,7 @@ pub fn convert_network(folder: &Path, dtype: StoredDtype, output: &Path) -> Resu
 }
 
 /// Makes the folder `output` by way of a temporary one beside it, which `write` fills.
-fn new_folder<R>(output: &Path, write: impl FnOnce(&Path) -> Result<R>) -> Result<R> {
+pub(crate) fn new_folder<R>(output: &Path, write: impl FnOnce(&Path) -> Result<R>) -> Result<R> {
     if output.exists() {
         return Err(Error::unsupported(output, "exists already; name a new folder"));
     }
@@ -157,7 +157,7 @@ pub fn transformer_config_json(config: &TransformerConfig) -> Result<Value> {
 }
 
 /// Copies a folder but for those of its entries whose names are to be left out.
-fn copy_folder(from: &Path, to: &Path, leave_out: &dyn Fn(&Path) -> bool) -> Result<()> {
+pub(crate) fn copy_folder(from: &Path, to: &Path, leave_out: &dyn Fn(&Path) -> bool) -> Result<()> {
     for entry in std::fs::read_dir(from).map_err(Error::io(from))? {
         let entry = entry.map_err(Error::io(from))?;
         let (source, target) = (entry.path(), to.join(entry.file_name()));

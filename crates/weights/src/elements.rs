@@ -15,6 +15,7 @@ pub enum StoredDtype {
     Bf16,
     I64,
     I32,
+    I8,
     U8,
 }
 
@@ -25,7 +26,7 @@ impl StoredDtype {
             Self::F64 | Self::I64 => 8,
             Self::F32 | Self::I32 => 4,
             Self::F16 | Self::Bf16 => 2,
-            Self::U8 => 1,
+            Self::I8 | Self::U8 => 1,
         }
     }
 
@@ -38,6 +39,7 @@ impl StoredDtype {
             Self::Bf16 => "bf16",
             Self::I64 => "i64",
             Self::I32 => "i32",
+            Self::I8 => "i8",
             Self::U8 => "u8",
         }
     }
@@ -51,6 +53,7 @@ impl StoredDtype {
             Dtype::BF16 => Self::Bf16,
             Dtype::I64 => Self::I64,
             Dtype::I32 => Self::I32,
+            Dtype::I8 => Self::I8,
             Dtype::U8 => Self::U8,
             _ => return None,
         })
@@ -65,6 +68,7 @@ impl StoredDtype {
             Self::Bf16 => Dtype::BF16,
             Self::I64 => Dtype::I64,
             Self::I32 => Dtype::I32,
+            Self::I8 => Dtype::I8,
             Self::U8 => Dtype::U8,
         }
     }
@@ -130,6 +134,7 @@ fn of<T: Element>(
             StoredDtype::Bf16 => values.extend(decode(piece, |b| T::of(bf16::from_le_bytes(b).to_f32()))),
             StoredDtype::I64 => values.extend(decode(piece, |b| T::of(i64::from_le_bytes(b) as f32))),
             StoredDtype::I32 => values.extend(decode(piece, |b| T::of(i32::from_le_bytes(b) as f32))),
+            StoredDtype::I8 => values.extend(decode(piece, |b| T::of(f32::from(i8::from_le_bytes(b))))),
             StoredDtype::U8 => values.extend(decode(piece, |[b]: [u8; 1]| T::of(f32::from(b)))),
         }
         release(i * PIECE..i * PIECE + piece.len());

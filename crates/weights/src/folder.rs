@@ -46,6 +46,32 @@ impl Part {
         }
     }
 
+    /// The part whose network is in `folder`, by the class that its `config.json` names.
+    ///
+    /// # Errors
+    /// No config there, or one of another network.
+    pub fn of_folder(folder: &Path) -> Result<Self> {
+        let path = folder.join("config.json");
+        let class = class_of(&read_json(&path)?).unwrap_or_default().to_string();
+        let all = [Self::TextEncoder, Self::Transformer, Self::Vae, Self::ControlNet];
+        all.into_iter().find(|part| part.classes().contains(&&*class)).ok_or_else(|| {
+            Error::unsupported(&path, format!("is of class {class:?}, which is no network of a PixArt pipeline"))
+        })
+    }
+
+    /// Whether a checkpoint may carry the tensor `name` though no computation needs it.
+    pub fn is_spare(self, name: &str) -> bool {
+        match self {
+            // The embedding stands in files under one or both of its names; a whole T5 has its decoder too.
+            Self::TextEncoder => {
+                name == "encoder.embed_tokens.weight" || name.starts_with("decoder.") || name.starts_with("lm_head.")
+            }
+            // Positions are computed for every size.
+            Self::Transformer => name == "pos_embed.pos_embed",
+            Self::Vae | Self::ControlNet => false,
+        }
+    }
+
     /// Names of its weight files without extension: safetensors, then pickle.
     pub(crate) fn stems(self) -> [&'static str; 2] {
         match self {
@@ -219,13 +245,15 @@ pub fn open_part<C: DeserializeOwned>(path: &Path, part: Part, dtype: DType) -> 
     Ok((read_config(&path.join("config.json"), part)?, read_weights(path, part, dtype)?))
 }
 
+/// The class that a config names, as diffusers or as transformers writes it.
+fn class_of(config: &Value) -> Option<&str> {
+    let of_transformers = || config.get("architectures").and_then(|list| list.get(0));
+    config.get("_class_name").or_else(of_transformers).and_then(Value::as_str)
+}
+
 fn read_config<C: DeserializeOwned>(path: &Path, part: Part) -> Result<C> {
     let json = read_json(path)?;
-    let class = json
-        .get("_class_name")
-        .and_then(Value::as_str)
-        .or_else(|| json.get("architectures").and_then(|list| list.get(0)).and_then(Value::as_str));
-    if let Some(class) = class
+    if let Some(class) = class_of(&json)
         && !part.classes().contains(&class)
     {
         let reason = format!("is of class {class}, the {} must be {}", part.name(), part.classes()[0]);
@@ -235,7 +263,10 @@ fn read_config<C: DeserializeOwned>(path: &Path, part: Part) -> Result<C> {
 }
 
 fn read_weights(path: &Path, part: Part, dtype: DType) -> Result<Weights> {
-    let weights = if path.is_dir() { Weights::open(weight_file(path, part, dtype)?)? } else { Weights::open(path)? };
+    let weights = match path.is_dir() {
+        true => Weights::open(weight_file(path, part, dtype)?)?.with_scheme_of(&path.join("config.json"))?,
+        false => Weights::open(path)?,
+    };
     match part {
         Part::Transformer if is_original_transformer(&weights) => original_transformer(&weights),
         Part::Vae => Ok(modern_attention_names(&weights)),

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
+use pixart_nn::LowRank;
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result, Weights, read_json, write_json, write_tensors};
@@ -144,6 +145,13 @@ impl Lora {
             }
         }
         Ok(())
+    }
+
+    /// The correction of the weight `name`, if it has one.
+    pub(crate) fn correction(&self, name: &str) -> Option<candle_core::Result<LowRank>> {
+        let Layer { a, b, scale } = self.layers.get(name.strip_suffix(".weight")?)?;
+        let strong = || Ok(LowRank { down: a.clone(), up: (b * *scale)? });
+        Some(strong())
     }
 
     /// The weight `name` with its correction, if it has one.

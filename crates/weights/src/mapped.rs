@@ -1,6 +1,7 @@
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use memmap2::Mmap;
 
@@ -52,4 +53,28 @@ impl MappedFile {
     /// Other systems take pages back by themselves.
     #[cfg(not(unix))]
     pub(crate) fn release(&self, _: Range<usize>) {}
+}
+
+/// A part of a mapped file that is kept, and let go of when nobody holds it any more.
+pub(crate) struct MappedBytes {
+    file: Arc<MappedFile>,
+    range: Range<usize>,
+}
+
+impl MappedBytes {
+    pub(crate) fn new(file: Arc<MappedFile>, range: Range<usize>) -> Self {
+        Self { file, range }
+    }
+}
+
+impl AsRef<[u8]> for MappedBytes {
+    fn as_ref(&self) -> &[u8] {
+        &self.file.bytes()[self.range.clone()]
+    }
+}
+
+impl Drop for MappedBytes {
+    fn drop(&mut self) {
+        self.file.release(self.range.clone());
+    }
 }

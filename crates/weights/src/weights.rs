@@ -6,10 +6,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::VarBuilder;
 use candle_nn::var_builder::SimpleBackend;
+use pixart_nn::NamedWeights;
 use safetensors::SafeTensors;
 
 use crate::mapped::MappedFile;
-use crate::{Error, Lora, Result, StoredDtype, elements, pickle, read_json};
+use crate::{Error, Lora, Part, Result, Scheme, StoredDtype, elements, pickle, read_json};
 
 /// Where a tensor is on disk.
 #[derive(Debug, Clone)]
@@ -41,11 +42,15 @@ impl StoredTensor {
 pub struct Weights {
     files: Vec<Arc<MappedFile>>,
     tensors: BTreeMap<String, StoredTensor>,
-    on_read: Option<Arc<dyn Fn(u64) + Send + Sync>>,
+    pub(crate) on_read: Option<Arc<dyn Fn(u64) + Send + Sync>>,
     /// Corrections of some of the tensors.
     loras: Vec<Lora>,
+    /// The scheme in which weights are stored in 8 bits.
+    pub(crate) scheme: Option<Scheme>,
+    /// Of what part weights are rounded to 8 bits as they are read, and how.
+    pub(crate) rounding: Option<(Part, Scheme)>,
     /// Names of the tensors that were asked for, by this or a clone of it.
-    read: Arc<Mutex<BTreeSet<String>>>,
+    pub(crate) read: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl std::fmt::Debug for Weights {
@@ -183,6 +188,14 @@ impl Weights {
         self.files[tensor.file].path()
     }
 
+    pub(crate) fn file_of(&self, tensor: &StoredTensor) -> &Arc<MappedFile> {
+        &self.files[tensor.file]
+    }
+
+    pub(crate) fn loras(&self) -> &[Lora] {
+        &self.loras
+    }
+
     fn a_path(&self) -> PathBuf {
         self.files.first().map(|file| file.path().to_path_buf()).unwrap_or_default()
     }
@@ -198,7 +211,11 @@ impl Weights {
         })?;
         let (file, start) = (&self.files[stored.file], stored.bytes.start);
         let release = |range: Range<usize>| file.release(start + range.start..start + range.end);
-        let read = |dtype| elements::tensor(self.bytes(stored), stored.dtype, dtype, &stored.shape, device, release);
+        let is_rounded = stored.dtype == StoredDtype::I8 && name.ends_with("weight");
+        let read = |dtype| match is_rounded {
+            true => Ok::<_, Error>(self.from_bytes(name, stored, device)?.to_dtype(dtype)?),
+            false => Ok(elements::tensor(self.bytes(stored), stored.dtype, dtype, &stored.shape, device, release)?),
+        };
         let tensor = match self.loras.as_slice() {
             [] => read(dtype)?,
             loras => {
@@ -206,16 +223,29 @@ impl Weights {
                 corrected.to_dtype(dtype)?
             }
         };
-        self.read.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_string());
-        if let Some(on_read) = &self.on_read {
-            on_read(stored.bytes.len() as u64);
+        if !is_rounded {
+            self.mark_read(name, stored);
         }
         Ok(tensor)
     }
 
     /// Hands the tensors to a network.
-    pub fn var_builder(&self, dtype: DType, device: &Device) -> VarBuilder<'static> {
-        VarBuilder::from_backend(Box::new(self.clone()), dtype, device.clone())
+    pub fn named(&self, dtype: DType, device: &Device) -> NamedWeights<'static> {
+        let tensors = VarBuilder::from_backend(Box::new(self.clone()), dtype, device.clone());
+        let weights = NamedWeights::from(tensors);
+        match self.scheme.is_some() || self.rounding.is_some() {
+            true => weights.with_bytes(Arc::new(self.clone())),
+            false => weights,
+        }
+    }
+
+    /// Remembers that a tensor was asked for.
+    pub(crate) fn mark_read(&self, name: &str, stored: &StoredTensor) {
+        // Names are only ever added, so a thread that stopped half-way has broken nothing.
+        self.read.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_string());
+        if let Some(on_read) = &self.on_read {
+            on_read(stored.bytes.len() as u64);
+        }
     }
 }
 

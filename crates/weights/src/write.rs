@@ -154,7 +154,17 @@ impl Drop for Stored<'_> {
 impl Weights {
     /// Writes all tensors to a new safetensors file, in `dtype` (f32, f16 or bf16), or as they are stored, without ever
     /// holding them all in memory.
+    ///
+    /// # Errors
+    /// A file that cannot be written or read; weights in 8 bits that would have to change.
     pub fn save_as(&self, path: &Path, dtype: Option<StoredDtype>) -> Result<()> {
+        if let Some(scheme) = self.scheme()
+            && (dtype.is_some() || self.is_corrected())
+        {
+            let path = self.paths().next().unwrap_or(path);
+            let reason = format!("is in {scheme}, which stays as it is: convert the model that it was made from");
+            return Err(Error::unsupported(path, reason));
+        }
         let failed = Mutex::new(None);
         write_atomically(path, |temporary| {
             let tensors = self.tensors().iter().map(|(name, tensor)| {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device};
-use candle_nn::VarBuilder;
+use pixart_nn::NamedWeights;
 use pixart_nn::t5::T5Encoder;
 use pixart_nn::transformer::{PixArtTransformer, TransformerConfig};
 use pixart_nn::vae::AutoencoderKl;
@@ -99,10 +99,10 @@ fn check_tokenizer(source: &str, name: &str, damage: &Damage) {
 fn build_part<C: DeserializeOwned, N>(
     folder: &PipelineFolder,
     part: Part,
-    build: impl Fn(&C, VarBuilder) -> candle_core::Result<N>,
+    build: impl Fn(&C, NamedWeights) -> candle_core::Result<N>,
 ) {
     if let (Ok(config), Ok(weights)) = (folder.config::<C>(part), folder.weights(part, DType::F32)) {
-        let _either = build(&config, weights.var_builder(DType::F32, &Device::Cpu));
+        let _either = build(&config, weights.named(DType::F32, &Device::Cpu));
     }
 }
 

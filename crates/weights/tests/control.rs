@@ -36,13 +36,13 @@ fn control_weights(path: &Path) -> pixart_weights::Result<Weights> {
 
 fn base(name: &str) -> Result<PixArtTransformer> {
     let (config, weights) = open_part::<TransformerConfig>(&fixtures().join(name), Part::Transformer, DType::F32)?;
-    Ok(PixArtTransformer::new(&config, weights.var_builder(DType::F32, &Device::Cpu))?)
+    Ok(PixArtTransformer::new(&config, weights.named(DType::F32, &Device::Cpu))?)
 }
 
 fn control(path: &Path, base: &TransformerConfig) -> Result<ControlNet> {
     let weights = control_weights(path)?;
     let config = controlnet_config(path, &weights, base)?;
-    let network = ControlNet::new(&config, base, weights.var_builder(DType::F32, &Device::Cpu))?;
+    let network = ControlNet::new(&config, base, weights.named(DType::F32, &Device::Cpu))?;
     assert!(weights.unread().is_empty(), "{:?} were not read", weights.unread());
     Ok(network)
 }
@@ -107,7 +107,7 @@ fn zero_projections_change_nothing_at_all() -> Result {
     });
     let tensors = tensors.collect::<Result<std::collections::HashMap<_, _>>>()?;
     let vb = candle_nn::VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu);
-    let network = ControlNet::new(&config, transformer.config(), vb)?;
+    let network = ControlNet::new(&config, transformer.config(), vb.into())?;
     let controlled = inputs.predict("two", &transformer.with_control(network)?, Some(1.0))?;
     let values = |xs: &Tensor| xs.flatten_all()?.to_vec1::<f32>();
     assert_eq!(values(&controlled)?, values(&plain)?);
@@ -141,7 +141,7 @@ fn what_does_not_fit_is_refused() -> Result {
 fn edges() -> Result {
     let golden = read_tensors(&fixtures().join("hed.safetensors"), &Device::Cpu)?;
     let weights = Weights::open(fixtures().join("hed-network.pth"))?;
-    let network = Hed::new([4, 6, 8, 8, 8], weights.var_builder(DType::F32, &Device::Cpu))?;
+    let network = Hed::new([4, 6, 8, 8, 8], weights.named(DType::F32, &Device::Cpu))?;
     assert!(weights.unread().is_empty());
     for case in ["odd", "even"] {
         let image = golden[&format!("{case}.image")].to_dtype(DType::F32)?;

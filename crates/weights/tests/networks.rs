@@ -72,7 +72,7 @@ fn check_transformer(name: &str, transformer: &PixArtTransformer, tolerance: f32
 fn transformer(folder: &PipelineFolder, dtype: DType) -> Result<PixArtTransformer> {
     let config: TransformerConfig = folder.config(Part::Transformer)?;
     let weights = folder.weights(Part::Transformer, dtype)?;
-    Ok(PixArtTransformer::new(&config, weights.var_builder(dtype, &Device::Cpu))?)
+    Ok(PixArtTransformer::new(&config, weights.named(dtype, &Device::Cpu))?)
 }
 
 #[test]
@@ -92,7 +92,7 @@ fn transformers_of_original_files() -> Result {
         let weights = original_transformer(&original)?;
         let config = original_transformer_config(&original, &weights, Some(&base))?;
         assert_eq!(config.sample_size, base.sample_size);
-        let transformer = PixArtTransformer::new(&config, weights.var_builder(DType::F32, &Device::Cpu))?;
+        let transformer = PixArtTransformer::new(&config, weights.named(DType::F32, &Device::Cpu))?;
         check_transformer(name, &transformer, 1e-5)?;
     }
     Ok(())
@@ -119,7 +119,7 @@ fn text_encoders() -> Result {
         let config: T5Config = folder.config(Part::TextEncoder)?;
         for (dtype, tolerance) in [(DType::F32, 1e-5), (DType::F16, 1e-2), (DType::BF16, 8e-2)] {
             let weights = folder.weights(Part::TextEncoder, dtype)?;
-            let encoder = T5Encoder::new(&config, weights.var_builder(dtype, &Device::Cpu))?;
+            let encoder = T5Encoder::new(&config, weights.named(dtype, &Device::Cpu))?;
             let input_ids = golden.get("input_ids").to_dtype(DType::U32)?;
             let output = encoder.forward(&input_ids, golden.get("attention_mask"))?;
             assert_close(&format!("{name} {dtype:?}"), &output, golden.get("last_hidden_state"), tolerance);
@@ -135,7 +135,7 @@ fn autoencoders() -> Result {
         let golden = Golden::read(&format!("vae-{name}"))?;
         let config: VaeConfig = folder.config(Part::Vae)?;
         let weights = folder.weights(Part::Vae, DType::F32)?;
-        let vae = AutoencoderKl::new(&config, weights.var_builder(DType::F32, &Device::Cpu))?;
+        let vae = AutoencoderKl::new(&config, weights.named(DType::F32, &Device::Cpu))?;
         for case in golden.cases("decoded") {
             let get = |tensor: &str| golden.get(&format!("{case}.{tensor}"));
             let check =
@@ -159,7 +159,7 @@ fn a_config_that_does_not_fit_is_refused() -> Result {
     let config: TransformerConfig = folder.config(Part::Transformer)?;
     let wider = TransformerConfig { caption_channels: Some(48), ..config };
     let weights = folder.weights(Part::Transformer, DType::F32)?;
-    let error = PixArtTransformer::new(&wider, weights.var_builder(DType::F32, &Device::Cpu)).unwrap_err();
+    let error = PixArtTransformer::new(&wider, weights.named(DType::F32, &Device::Cpu)).unwrap_err();
     let message = pixart_weights::plain_message(&error);
     for part in ["diffusion_pytorch_model.safetensors", "caption_projection.linear_1.weight", "[32, 32]", "[32, 48]"] {
         assert!(message.contains(part), "{message}");

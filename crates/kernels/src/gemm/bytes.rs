@@ -93,6 +93,14 @@ impl ByteMatrix {
         &self.scales
     }
 
+    /// All bytes, if they stand in one piece.
+    pub fn whole(&self) -> Option<&[u8]> {
+        match &self.pieces[..] {
+            [piece] => Some((*piece.bytes).as_ref()),
+            _ => None,
+        }
+    }
+
     /// The bytes of a row, signed.
     #[inline(always)]
     pub fn row(&self, row: usize) -> &[u8] {

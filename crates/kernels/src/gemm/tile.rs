@@ -6,6 +6,9 @@
 //! the groups of sixteen columns of the right matrix. The left matrix is read where it stands, row by row; the right one
 //! has been packed so that the loop walks through it line by line.
 
+use std::marker::PhantomData;
+
+use crate::isa::Body;
 use crate::memory::Line;
 use crate::simd::Simd;
 
@@ -164,27 +167,48 @@ pub(crate) fn multiply<S: Simd, P: Product>(
     tile: &mut [Line],
     tile_stride: usize,
 ) {
-    assert!(1 <= rows && rows <= S::TILE_ROWS && 1 <= vectors && vectors <= S::TILE_VECTORS);
-    assert!(vectors <= tile_stride && (rows - 1) * tile_stride + vectors <= tile.len());
-    assert!(right.lines.len() >= left.segments.len() * left.steps * vectors);
-    let last_row = left.start + (rows - 1) * left.row_stride;
-    assert!(left.segments.iter().all(|segment| last_row + segment + left.steps <= left.words.len()));
-    macro_rules! tiles {
-        ($($rows:literal)+) => {
-            match (rows, vectors) {
-                $(
-                    // SAFETY: the assertions above are what `multiply_rows` asks for.
-                    ($rows, 1) if S::TILE_ROWS >= $rows => unsafe { multiply_rows::<S, P, $rows, 1>(s, left, right, tile, tile_stride) },
-                    // SAFETY: as above.
-                    ($rows, 2) if S::TILE_ROWS >= $rows && S::TILE_VECTORS >= 2 => unsafe {
-                        multiply_rows::<S, P, $rows, 2>(s, left, right, tile, tile_stride)
-                    },
-                )+
-                _ => unreachable!("a tile has at most {} rows and {} vectors", S::TILE_ROWS, S::TILE_VECTORS),
-            }
-        };
+    s.apart(Tile { left, right, rows, vectors, tile, tile_stride, product: PhantomData::<P> });
+}
+
+/// See [`multiply`].
+struct Tile<'a, P> {
+    left: Left<'a>,
+    right: Right<'a>,
+    rows: usize,
+    vectors: usize,
+    tile: &'a mut [Line],
+    tile_stride: usize,
+    product: PhantomData<P>,
+}
+
+impl<P: Product> Body for Tile<'_, P> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { left, right, rows, vectors, tile, tile_stride, .. } = self;
+        assert!(1 <= rows && rows <= S::TILE_ROWS && 1 <= vectors && vectors <= S::TILE_VECTORS);
+        assert!(vectors <= tile_stride && (rows - 1) * tile_stride + vectors <= tile.len());
+        assert!(right.lines.len() >= left.segments.len() * left.steps * vectors);
+        let last_row = left.start + (rows - 1) * left.row_stride;
+        assert!(left.segments.iter().all(|segment| last_row + segment + left.steps <= left.words.len()));
+        macro_rules! tiles {
+            ($($rows:literal)+) => {
+                match (rows, vectors) {
+                    $(
+                        // SAFETY: the assertions above are what `multiply_rows` asks for.
+                        ($rows, 1) if S::TILE_ROWS >= $rows => unsafe { multiply_rows::<S, P, $rows, 1>(s, left, right, tile, tile_stride) },
+                        // SAFETY: as above.
+                        ($rows, 2) if S::TILE_ROWS >= $rows && S::TILE_VECTORS >= 2 => unsafe {
+                            multiply_rows::<S, P, $rows, 2>(s, left, right, tile, tile_stride)
+                        },
+                    )+
+                    _ => unreachable!("a tile has at most {} rows and {} vectors", S::TILE_ROWS, S::TILE_VECTORS),
+                }
+            };
+        }
+        tiles!(1 2 3 4 5 6 7 8 9 10 11 12 13 14)
     }
-    tiles!(1 2 3 4 5 6 7 8 9 10 11 12 13 14)
 }
 
 /// # Safety

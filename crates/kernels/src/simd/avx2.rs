@@ -20,6 +20,16 @@ pub(crate) unsafe fn run<B: Body>(body: B) -> B::Output {
     body.run(Avx2(()))
 }
 
+/// As [`run`], and never part of its caller.
+///
+/// # Safety
+/// The machine must have them.
+#[inline(never)]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn run_apart<B: Body>(body: B) -> B::Output {
+    body.run(Avx2(()))
+}
+
 /// The same intrinsics on both halves.
 macro_rules! halves {
     (|$($name:ident),+| $body:expr) => {{
@@ -57,6 +67,12 @@ impl Simd for Avx2 {
     // 5 × 2 accumulators, two registers of the right matrix and one of the left, and room for bf16's halves.
     const TILE_ROWS: usize = 5;
     const TILE_VECTORS: usize = 1;
+
+    #[inline(always)]
+    fn apart<B: Body>(self, body: B) -> B::Output {
+        // SAFETY: `self` proves that the instructions are there.
+        unsafe { run_apart(body) }
+    }
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F32 {

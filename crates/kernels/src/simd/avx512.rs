@@ -20,6 +20,16 @@ pub(crate) unsafe fn run<B: Body>(body: B) -> B::Output {
     body.run(Avx512(()))
 }
 
+/// As [`run`], and never part of its caller.
+///
+/// # Safety
+/// The machine must have them.
+#[inline(never)]
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni")]
+unsafe fn run_apart<B: Body>(body: B) -> B::Output {
+    body.run(Avx512(()))
+}
+
 /// An intrinsic on registers.
 macro_rules! registers {
     ($intrinsic:expr) => {
@@ -44,6 +54,12 @@ impl Simd for Avx512 {
     // 14 × 2 accumulators, two vectors of the right matrix and one of the left: 31 of 32 registers.
     const TILE_ROWS: usize = 14;
     const TILE_VECTORS: usize = 2;
+
+    #[inline(always)]
+    fn apart<B: Body>(self, body: B) -> B::Output {
+        // SAFETY: `self` proves that the instructions are there.
+        unsafe { run_apart(body) }
+    }
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F32 {

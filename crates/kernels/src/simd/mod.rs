@@ -14,6 +14,8 @@ pub(crate) use portable::Portable;
 
 use half::bf16;
 
+use crate::isa::Body;
+
 /// Lanes of a vector, whatever the instructions: one register of AVX-512, two of AVX2, four of SSE or NEON.
 pub const LANES: usize = 16;
 
@@ -31,6 +33,10 @@ pub trait Simd: Copy + Send + Sync + 'static {
     const TILE_ROWS: usize;
     /// Vectors across a tile of a matrix product.
     const TILE_VECTORS: usize;
+
+    /// Runs `body` with these instructions as a function of its own, which is compiled once however many call it. The call
+    /// costs a few nanoseconds.
+    fn apart<B: Body>(self, body: B) -> B::Output;
 
     fn splat(self, x: f32) -> Self::F32;
     fn load(self, xs: &[f32; LANES]) -> Self::F32;

@@ -3,6 +3,7 @@
 use half::bf16;
 
 use super::{LANES, MAGIC, Simd};
+use crate::isa::Body;
 
 #[derive(Clone, Copy)]
 pub(crate) struct Portable;
@@ -26,6 +27,11 @@ impl Simd for Portable {
 
     const TILE_ROWS: usize = 4;
     const TILE_VECTORS: usize = 1;
+
+    #[inline(never)]
+    fn apart<B: Body>(self, body: B) -> B::Output {
+        body.run(self)
+    }
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F32 {

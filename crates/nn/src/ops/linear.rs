@@ -75,26 +75,27 @@ impl Linear {
         let biases = parts.iter().map(biases).collect::<Result<Vec<_>>>()?;
         let bytes = parts.iter().map(|vb| vb.bytes((width_out, width_in), "weight")).collect::<Result<Vec<_>>>()?;
         if let Some(bytes) = bytes.into_iter().collect::<Option<Vec<_>>>() {
-            return Self::of_bytes(&ByteWeight::joined(&bytes)?, join_biases(&biases)?, &parts[0]);
+            return Self::of_bytes(&ByteWeight::joined(&bytes)?, join_biases(&biases)?, parts);
         }
         let weights = parts.iter().map(|vb| vb.get((width_out, width_in), "weight"));
-        let parts = weights.zip(biases).map(|(weight, bias)| Ok((weight?, bias))).collect::<Result<Vec<_>>>()?;
+        let read = weights.zip(biases).map(|(weight, bias)| Ok((weight?, bias))).collect::<Result<Vec<_>>>()?;
         // Weights that are trained, or made from such, change from step to step.
-        if parts.iter().any(|(weight, _)| weight.track_op()) {
-            return Ok(Self { weights: Weights::Tensors(parts) });
+        if read.iter().any(|(weight, _)| weight.track_op()) {
+            return Ok(Self { weights: Weights::Tensors(read) });
         }
-        let (weight, bias) = join(&parts)?;
+        let (weight, bias) = join(&read)?;
         let weights = match cpu::is_fast(&[&weight]) {
-            true => Weights::Packed(PackedLinear::new(&weight, bias.as_ref())?),
+            true => Weights::Packed(PackedLinear::new(&weight, bias.as_ref())?.of_parts(parts)),
             false => Weights::Tensors(vec![(weight, bias)]),
         };
         Ok(Self { weights })
     }
 
     /// Weights in 8 bits.
-    fn of_bytes(weight: &ByteWeight, bias: Option<Tensor>, vb: &NamedWeights) -> Result<Self> {
+    fn of_bytes(weight: &ByteWeight, bias: Option<Tensor>, parts: &[NamedWeights]) -> Result<Self> {
+        let vb = &parts[0];
         let weights = match cpu::is_fast_dtype(vb.device(), vb.dtype()) {
-            true => Weights::Packed(PackedLinear::of_bytes(weight, bias.as_ref(), vb)?),
+            true => Weights::Packed(PackedLinear::of_bytes(weight, bias.as_ref(), vb)?.of_parts(parts)),
             false => Weights::Bytes(Arc::new(ByteLinear::new(weight, bias, vb.device())?)),
         };
         Ok(Self { weights })

@@ -32,7 +32,8 @@ pub use gated_residual::gated_residual;
 pub use group_norm::{GroupNorm, group_norm};
 pub use layer_norm::{LayerNorm, layer_norm, layer_norm_modulate};
 pub use linear::{Linear, linear};
-pub use pixart_kernels::{Activation, AdamW};
+pub use packed_linear::quantise;
+pub use pixart_kernels::{Activation, AdamW, ByteMatrix};
 pub use rms_norm::{RmsNorm, rms_norm};
 pub use upsample::upsample_nearest_2x;
 

@@ -7,7 +7,7 @@ use pixart_kernels::{
 
 use super::cpu::{self, CpuElement, SCRATCH, View, for_dtype};
 use super::linear::{check_depth, gradient_of_input, result_shape};
-use crate::{ByteWeight, LowRank, NamedWeights};
+use crate::{ByteWeight, LowRank, NamedWeights, Observer};
 
 /// How many times as large as the median of all columns' largest inputs those of a column are that is kept out of the
 /// rounding. Normally distributed inputs differ by less than two times.
@@ -16,8 +16,14 @@ const OUTLIER: f32 = 8.0;
 /// At most one column in so many is kept out of the rounding.
 const COLUMNS_AN_OUTLIER: usize = 16;
 
+/// Rounds a weight `[out, in]` (f32, on the CPU) to 8 bits; see [`ByteMatrix::quantise`].
+pub fn quantise(weight: &Tensor) -> Result<ByteMatrix> {
+    let isa = cpu::isa()?;
+    cpu::with_views([weight], |[weight]| Ok(ByteMatrix::quantise(isa, weight.rows::<f32>()?)))
+}
+
 /// Frozen weights, packed, and a bias in f32.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(super) struct PackedLinear {
     weight: Arc<Packed>,
     bias: Option<Arc<Vec<f32>>>,
@@ -25,9 +31,24 @@ pub(super) struct PackedLinear {
     low_rank: Option<Arc<[Packed; 2]>>,
     /// Where columns of uncommonly large inputs are looked for, the weights that they are multiplied with.
     outliers: Option<ByteMatrix>,
+    /// Who looks at the inputs, and under what names.
+    observer: Option<(Observer, Arc<[String]>)>,
+}
+
+impl std::fmt::Debug for PackedLinear {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        write!(f, "PackedLinear({:?})", self.weight)
+    }
 }
 
 impl PackedLinear {
+    /// The weights that `parts` name are what this is made of, for whoever looks at inputs.
+    pub(super) fn of_parts(mut self, parts: &[NamedWeights]) -> Self {
+        let names = || parts.iter().map(|part| part.full_name("weight")).collect();
+        self.observer = parts[0].observer().map(|observer| (observer.clone(), names()));
+        self
+    }
+
     pub(super) fn new(weight: &Tensor, bias: Option<&Tensor>) -> Result<Self> {
         let isa = cpu::isa()?;
         let packed = cpu::with_views(
@@ -35,7 +56,7 @@ impl PackedLinear {
             |[weight]| for_dtype!(weight.dtype(), T => Ok(Packed::new(isa, T::ARITHMETIC, weight.rows::<T>()?))),
         )?;
         let bias = bias.map(cpu::f32_values).transpose()?.map(Arc::new);
-        Ok(Self { weight: Arc::new(packed), bias, low_rank: None, outliers: None })
+        Ok(Self { weight: Arc::new(packed), bias, low_rank: None, outliers: None, observer: None })
     }
 
     /// Weights in 8 bits; what is not rounded is computed in the dtype of `vb`.
@@ -48,6 +69,9 @@ impl PackedLinear {
             packed = packed.in_order(isa);
         }
         if let Some(factors) = &weight.input_factors {
+            if !weight.rounds_inputs {
+                candle_core::bail!("inputs that are not rounded are not multiplied first");
+            }
             packed = packed.with_left_factors(factors.clone());
         }
         let low_rank = match &weight.low_rank[..] {
@@ -68,7 +92,7 @@ impl PackedLinear {
         };
         let outliers = (weight.rounds_inputs && weight.finds_outliers).then(|| weight.matrix.clone());
         let bias = bias.map(cpu::f32_values).transpose()?.map(Arc::new);
-        Ok(Self { weight: Arc::new(packed), bias, low_rank, outliers })
+        Ok(Self { weight: Arc::new(packed), bias, low_rank, outliers, observer: None })
     }
 
     /// What becomes of the product, which `addend` is added to.
@@ -79,6 +103,9 @@ impl PackedLinear {
     /// The weights to multiply `xs` with, and what to add to the product.
     fn of_rows<A: CpuElement>(&self, xs: Matrix<A>) -> Result<(Arc<Packed>, Option<Vec<f32>>)> {
         let isa = cpu::isa()?;
+        if let Some((observer, names)) = &self.observer {
+            observer(names, &column_maxima(isa, xs));
+        }
         let product = |left: Matrix<f32>, right: &Packed, addend: Option<&[f32]>| {
             let mut out = pixart_kernels::arbitrary(left.rows() * right.shape().0);
             gemm(isa, &SCRATCH, left, right, &Epilogue { addend, ..Epilogue::default() }, &mut out);

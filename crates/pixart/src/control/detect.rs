@@ -58,7 +58,7 @@ impl Detector {
                 Error::request(format!("{}: is no HED network: there is no tensor {name:?}", path.display()))
             })?;
         }
-        let network = Hed::new(widths, weights.var_builder(DType::F32, device))?;
+        let network = Hed::new(widths, weights.named(DType::F32, device))?;
         Ok(Self::Hed(Box::new(network), device.clone()))
     }
 

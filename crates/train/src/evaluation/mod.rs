@@ -153,7 +153,7 @@ pub fn reconstruction(vae: &Path, scenes: u64, size: usize, device: &Device) -> 
         let message = format!("{scenes} scenes of {size} pixels; its latents are of {} pixels", config.downscale());
         return Err(Error::folder(vae, message));
     }
-    let network = AutoencoderKl::new(&config, weights.var_builder(DType::F32, device))?;
+    let network = AutoencoderKl::new(&config, weights.named(DType::F32, device))?;
     let (mut squares, mut all_right) = (0.0, Share::default());
     for seed in 0..scenes {
         let scene = Scene::random(seed, Split::Test);

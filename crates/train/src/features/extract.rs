@@ -69,7 +69,7 @@ impl Extractor {
             let message = format!("pictures of {size} pixels do not divide by {}", vae_config.downscale());
             return Err(Error::folder(vae, message));
         }
-        let network = AutoencoderKl::new(&vae_config, weights.var_builder(DType::F32, device))?;
+        let network = AutoencoderKl::new(&vae_config, weights.named(DType::F32, device))?;
         Ok(Self { vae_config, vae: network, text, control: None, size, device: device.clone() })
     }
 

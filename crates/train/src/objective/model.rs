@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
-use candle_nn::VarBuilder;
 use pixart::{Pipeline, PipelineBuilder, tokenize};
+use pixart_nn::NamedWeights;
 use pixart_nn::controlnet::{ControlNet, ControlNetConfig};
 use pixart_nn::recompute::Recomputation;
 use pixart_nn::t5::{T5Config, T5Encoder};
@@ -133,7 +133,7 @@ impl Model {
             Trained::Lora(lora) => Parameters::adapted(weights, lora.clone(), None, run.seed, device),
             Trained::Control { config: control, start } => {
                 control.validate(&config).map_err(|reason| Error::folder(base, reason))?;
-                frozen = Some(PixArtTransformer::new(&config, weights.var_builder(dtype, device))?);
+                frozen = Some(PixArtTransformer::new(&config, weights.named(dtype, device))?);
                 match start {
                     Some(start) => {
                         let stored =
@@ -198,7 +198,7 @@ impl Model {
     }
 
     /// The transformer's weights among those that `builder` gives.
-    fn of_transformer(&self, builder: VarBuilder<'static>) -> VarBuilder<'static> {
+    fn of_transformer(&self, builder: NamedWeights<'static>) -> NamedWeights<'static> {
         match self.source {
             Source::New { .. } => builder.pp("transformer"),
             Source::Base { .. } => builder,
@@ -244,7 +244,7 @@ impl Model {
     }
 
     /// A transformer of the same shape with other weights.
-    pub(crate) fn transformer_of(&self, weights: VarBuilder) -> Result<PixArtTransformer> {
+    pub(crate) fn transformer_of(&self, weights: NamedWeights) -> Result<PixArtTransformer> {
         Ok(PixArtTransformer::new(&self.config, weights)?)
     }
 
@@ -254,7 +254,7 @@ impl Model {
             return Err(candle_core::Error::Msg("a new model has no base".into()).into());
         };
         let weights = PipelineFolder::open(folder)?.weights(Part::Transformer, self.dtype)?;
-        self.transformer_of(weights.var_builder(self.dtype, &self.device))
+        self.transformer_of(weights.named(self.dtype, &self.device))
     }
 
     /// What networks compute in.
@@ -450,7 +450,7 @@ impl FrozenEncoder {
         let weights = folder.weights(Part::TextEncoder, dtype)?;
         Ok(Self {
             tokenizer: read_tokenizer(&folder.tokenizer_path())?,
-            network: T5Encoder::new(&config, weights.var_builder(dtype, device))?,
+            network: T5Encoder::new(&config, weights.named(dtype, device))?,
             max_tokens: folder.kind().max_sequence_length(),
             bytes: weights.parameters() * dtype.size_in_bytes() as u64,
         })

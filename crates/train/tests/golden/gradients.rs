@@ -100,7 +100,7 @@ fn controlnet() -> Result {
         let parameters = Parameters::stored(weights, &Device::Cpu);
         let control = ControlNet::new(&ControlNetConfig { num_layers: 2 }, &config, parameters.builder(DType::F32))?;
         let builder = match frozen {
-            true => base.var_builder(DType::F32, &Device::Cpu),
+            true => base.named(DType::F32, &Device::Cpu),
             false => Parameters::stored(base.clone(), &Device::Cpu).builder(DType::F32),
         };
         let transformer = PixArtTransformer::new(&config, builder)?.with_control(control)?;

@@ -114,7 +114,7 @@ fn terms(
     let get = |name: &str| &golden[&format!("step_{step}.{name}")];
     let latents = get("latents");
     let indices = indices(get("indices"))?;
-    let teacher = PixArtTransformer::new(&config()?, weights()?.var_builder(DType::F32, &Device::Cpu))?;
+    let teacher = PixArtTransformer::new(&config()?, weights()?.named(DType::F32, &Device::Cpu))?;
     let text = (get("prompt_embeds"), get("prompt_attention_mask"));
     let batch = latents.dim(0)?;
     let null = (get("null_embeds").repeat((batch, 1, 1))?, get("null_attention_mask").repeat((batch, 1))?);
@@ -248,7 +248,7 @@ fn an_adapter_is_peft_s() -> Result {
     let inputs = crate::golden("networks/transformer-alpha-256")?;
     let input = |name: &str| &inputs[&format!("wide.{name}")];
     let output = |weights: Weights| -> Result<Tensor> {
-        let network = PixArtTransformer::new(&config()?, weights.var_builder(DType::F32, &Device::Cpu))?;
+        let network = PixArtTransformer::new(&config()?, weights.named(DType::F32, &Device::Cpu))?;
         let ts = indices(input("timestep"))?;
         let text = (input("encoder_hidden_states"), input("encoder_attention_mask"));
         Ok(predict(&network, input("hidden_states"), &ts, text, true)?)

@@ -64,7 +64,7 @@ fn the_loss_falls_and_the_result_loads() -> pixart_train::Result<()> {
     let config: VaeConfig = serde_json::from_str(&config).expect("a config of an autoencoder");
     let vae = AutoencoderKl::new(
         &config,
-        Weights::open(network.join("diffusion_pytorch_model.safetensors"))?.var_builder(DType::F32, &Device::Cpu),
+        Weights::open(network.join("diffusion_pytorch_model.safetensors"))?.named(DType::F32, &Device::Cpu),
     )?;
     let latents = vae.encode(&Tensor::zeros((1, 3, 32, 32), DType::F32, &Device::Cpu)?)?.mean;
     assert_eq!(latents.dims(), [1, 4, 16, 16]);

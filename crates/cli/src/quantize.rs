@@ -1,0 +1,88 @@
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use indicatif::DecimalBytes;
+use pixart::Pipeline;
+use pixart_weights::{Calibration, Part, PipelineFolder, QuantiseProgress, Scheme, quantise_part, quantise_pipeline};
+
+use crate::args::QuantizeArgs;
+use crate::open;
+use crate::output::{peak_memory, print};
+use crate::progress::Progress;
+
+pub fn run(args: QuantizeArgs) -> Result<()> {
+    let start = Instant::now();
+    let source = open::model(args.model.as_deref())?;
+    let progress = Progress::new(args.quiet);
+    let shown = |done: QuantiseProgress| progress.quantise(done);
+    let is_pipeline = source.join("model_index.json").exists();
+    let parts = match is_pipeline {
+        true => of_pipeline(&args, &source)?,
+        false => vec![Part::of_folder(&source)?],
+    };
+    let written = match is_pipeline {
+        true => {
+            let folder = PipelineFolder::open(&source)?;
+            let calibration = calibration(&args, &source, &parts, &progress)?;
+            quantise_pipeline(&folder, &parts, args.scheme, calibration.as_ref(), &args.output, &shown)
+        }
+        false if args.calibrate.is_some() => {
+            bail!("--calibrate draws pictures, which takes a model folder; {} is one part", source.display())
+        }
+        false if !args.parts.is_empty() => bail!("--parts goes with a model folder; {} is one part", source.display()),
+        false => quantise_part(&source, parts[0], args.scheme, &args.output, &shown),
+    };
+    progress.clear();
+    written?;
+    let sizes = parts.iter().map(|part| {
+        let [before, after] = match is_pipeline {
+            true => [&source, &args.output].map(|folder| size(&folder.join(part.name()))),
+            false => [&source, &args.output].map(|folder| size(folder)),
+        };
+        let [before, after] = [DecimalBytes(before?), DecimalBytes(after?)];
+        Ok(format!("{} {before} to {after}", part.name().replace('_', " ")))
+    });
+    let sizes = sizes.collect::<Result<Vec<_>>>()?.join(", ");
+    let seconds = start.elapsed().as_secs_f64();
+    print(&format!("{}  {}: {sizes}, {seconds:.1} s, {}", args.output.display(), args.scheme, peak_memory()))
+}
+
+/// What the inputs of layers look like when the prompts that are given are drawn, if any are.
+fn calibration(args: &QuantizeArgs, folder: &Path, parts: &[Part], progress: &Progress) -> Result<Option<Calibration>> {
+    let Some(path) = &args.calibrate else { return Ok(None) };
+    if args.scheme != Scheme::Int8 {
+        bail!("--calibrate goes with the scheme int8, which rounds the inputs of layers");
+    }
+    if args.output.exists() {
+        bail!("{} exists already; name a new folder", args.output.display());
+    }
+    let prompts = open::prompts(path)?;
+    let drawn = |done| progress.pictures("drawing prompts", done, prompts.len());
+    drawn(0);
+    let calibration = pixart::calibrate(Pipeline::builder(folder), parts, &prompts, drawn);
+    progress.clear();
+    Ok(Some(calibration?))
+}
+
+/// The parts of a pipeline to round.
+fn of_pipeline(args: &QuantizeArgs, folder: &Path) -> Result<Vec<Part>> {
+    if !args.parts.is_empty() {
+        return Ok(args.parts.clone());
+    }
+    let usual = [Part::TextEncoder, Part::Transformer, Part::ControlNet];
+    let found: Vec<_> = usual.into_iter().filter(|part| folder.join(part.name()).exists()).collect();
+    if found.is_empty() {
+        bail!("{} has neither a text encoder nor a transformer; name what to round with --parts", folder.display());
+    }
+    Ok(found)
+}
+
+/// Bytes of the files in a folder.
+fn size(folder: &Path) -> Result<u64> {
+    let mut bytes = 0;
+    for entry in std::fs::read_dir(folder)? {
+        bytes += entry?.metadata()?.len();
+    }
+    Ok(bytes)
+}
