@@ -164,7 +164,7 @@ impl Weights {
     }
 
     /// The numbers that a weight in 8 bits stands for, f32; LoRAs are not in it.
-    pub(crate) fn from_bytes(&self, name: &str, stored: &StoredTensor, device: &Device) -> Result<Tensor> {
+    pub(crate) fn dequantised(&self, name: &str, stored: &StoredTensor, device: &Device) -> Result<Tensor> {
         let weight = self.stored_bytes(name, stored)?;
         let (rows, depth) = weight.matrix.shape();
         let mut values = Tensor::from_vec(weight.matrix.to_f32(), (rows, depth), device)?;

@@ -213,7 +213,7 @@ impl Weights {
         let release = |range: Range<usize>| file.release(start + range.start..start + range.end);
         let is_rounded = stored.dtype == StoredDtype::I8 && name.ends_with("weight");
         let read = |dtype| match is_rounded {
-            true => Ok::<_, Error>(self.from_bytes(name, stored, device)?.to_dtype(dtype)?),
+            true => Ok::<_, Error>(self.dequantised(name, stored, device)?.to_dtype(dtype)?),
             false => Ok(elements::tensor(self.bytes(stored), stored.dtype, dtype, &stored.shape, device, release)?),
         };
         let tensor = match self.loras.as_slice() {
