@@ -20,7 +20,8 @@ pub fn pipeline(args: &ModelArgs, keep_loaded: bool, progress: &Arc<Progress>) -
 /// What opens the model with all that `args` say of it.
 pub fn configured(args: &ModelArgs, keep_loaded: bool, progress: &Arc<Progress>) -> Result<PipelineBuilder> {
     set_threads(&args.compute)?;
-    let mut builder = builder(&model(args.model.as_deref())?, args, progress).keep_loaded(keep_loaded);
+    let mut builder =
+        builder(&model(args.model.as_deref())?, args, progress).keep_loaded(keep_loaded).vae_tiling(args.vae_tiling);
     for (part, path) in args.parts.named() {
         builder = builder.part(part, path);
     }

@@ -336,6 +336,8 @@ fn draws_in_8_bits() {
         (pixels(&folder.path().join(name)), texts(&folder.path().join(name))["pixart"].clone())
     };
     let (exact, _) = draw(&model, "exact.png", &[]);
+    let tiled = draw(&model, "tiled.png", &["--vae-tiling"]).0;
+    assert!(exact.iter().zip(&tiled).all(|(a, b)| a.abs_diff(*b) <= 4), "decoding row after row changes a picture");
     let (stored, about) = draw("rounded", "stored.png", &[]);
     let about: serde_json::Value = serde_json::from_str(&about).unwrap();
     assert_eq!(about["dtype"], "int8", "{about}");

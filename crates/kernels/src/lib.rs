@@ -54,8 +54,9 @@ pub use isa::Isa;
 pub use matrix::Matrix;
 pub use memory::{Scratch, arbitrary};
 pub use norm::{
-    Affine, GroupNorm, group_norm, group_norm_backward, group_norm_coefficients, layer_norm, layer_norm_backward,
-    rms_norm, rms_norm_backward, softmax, softmax_backward,
+    Affine, GroupNorm, GroupStatistics, group_norm, group_norm_backward, group_norm_coefficients,
+    group_norm_coefficients_of, group_norm_statistics, layer_norm, layer_norm_backward, rms_norm, rms_norm_backward,
+    softmax, softmax_backward,
 };
 pub use peak::arithmetic_peak;
 pub use simd::{Element, LANES};

@@ -22,6 +22,7 @@ pub struct PipelineBuilder {
     precision: Precision,
     loras: Vec<(PathBuf, f64)>,
     keep_loaded: bool,
+    vae_tiling: bool,
     scheduler: Option<SchedulerConfig>,
     on_load: Option<OnLoad>,
 }
@@ -36,6 +37,7 @@ impl PipelineBuilder {
             precision: Precision::default(),
             loras: vec![],
             keep_loaded: false,
+            vae_tiling: false,
             scheduler: None,
             on_load: None,
         }
@@ -68,6 +70,13 @@ impl PipelineBuilder {
     /// Keeps the text encoder in memory after use. Without it, it is freed before the transformer is loaded.
     pub fn keep_loaded(mut self, keep_loaded: bool) -> Self {
         self.keep_loaded = keep_loaded;
+        self
+    }
+
+    /// Decodes a few rows of pixels after another: much less memory for large pictures, and nearly twice the time. Nothing is
+    /// approximated.
+    pub fn vae_tiling(mut self, vae_tiling: bool) -> Self {
+        self.vae_tiling = vae_tiling;
         self
     }
 
@@ -128,7 +137,8 @@ impl PipelineBuilder {
         let loader = Loader { folder, device, dtype, scheme, on_load, observer: None, time: Duration::ZERO };
         let precision_name = loader.precision_name()?;
         let parts = Parts::new(loader, self.keep_loaded, controlnet_config);
-        Ok(Pipeline { parts, scheduler, transformer_config, vae_config, precision_name })
+        let vae_tiling = self.vae_tiling;
+        Ok(Pipeline { parts, scheduler, transformer_config, vae_config, vae_tiling, precision_name })
     }
 }
 

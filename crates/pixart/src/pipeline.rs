@@ -21,6 +21,10 @@ use crate::{
 
 /// How many prompts the text encoder takes at once: enough to fill a processor, little memory.
 const PROMPTS_AT_ONCE: usize = 8;
+
+/// Numbers in a band of an image between a decoder's layers: enough that the rows around it, which are computed twice, are few.
+const BAND_ELEMENTS: usize = 1 << 24;
+
 /// A step of the solver, told when it is done.
 #[derive(Debug)]
 pub struct StepInfo<'a> {
@@ -74,6 +78,8 @@ pub struct Pipeline {
     pub(crate) transformer_config: TransformerConfig,
     pub(crate) vae_config: VaeConfig,
     pub(crate) precision_name: String,
+    /// Whether pictures are decoded a few rows after another.
+    pub(crate) vae_tiling: bool,
 }
 
 impl Pipeline {
@@ -327,9 +333,14 @@ impl Pipeline {
     /// Latents to pictures of `size` (height, width), one after another: a decoder needs a gigabyte for each.
     fn decode_to(&mut self, latents: &Tensor, size: (usize, usize)) -> Result<Vec<image::RgbImage>> {
         let unscaled = (latents.to_device(self.device())? / self.vae_config.scaling_factor)?;
+        let vae_tiling = self.vae_tiling;
         let vae = self.parts.vae(&self.vae_config)?;
         let decode_one = |i| {
-            let image = vae.decode(&unscaled.narrow(0, i, 1)?)?;
+            let latents = unscaled.narrow(0, i, 1)?;
+            let image = match vae_tiling {
+                true => vae.decode_in_bands(&latents, BAND_ELEMENTS)?,
+                false => vae.decode(&latents)?,
+            };
             to_pixels(&resize_and_crop(&image, size.0, size.1)?)
         };
         (0..latents.dim(0)?).map(decode_one).collect()

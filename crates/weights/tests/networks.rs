@@ -141,6 +141,9 @@ fn autoencoders() -> Result {
             let check =
                 |what: &str, found: &Tensor| assert_close(&format!("{name} {case} {what}"), found, get(what), 1e-5);
             check("decoded", &vae.decode(get("latents"))?);
+            // In bands of 8 rows, the fewest, and of more.
+            check("decoded", &vae.decode_in_bands(get("latents"), 1)?);
+            check("decoded", &vae.decode_in_bands(get("latents"), 1 << 14)?);
             let posterior = vae.encode(get("image"))?;
             check("mean", &posterior.mean);
             check("logvar", &posterior.logvar);

@@ -8,7 +8,10 @@ mod layer_norm;
 mod rms_norm;
 mod softmax;
 
-pub use group_norm::{GroupNorm, group_norm, group_norm_backward, group_norm_coefficients};
+pub use group_norm::{
+    GroupNorm, GroupStatistics, group_norm, group_norm_backward, group_norm_coefficients, group_norm_coefficients_of,
+    group_norm_statistics,
+};
 pub use layer_norm::{Affine, layer_norm, layer_norm_backward};
 pub use rms_norm::{rms_norm, rms_norm_backward};
 pub use softmax::{softmax, softmax_backward};

@@ -1,14 +1,14 @@
 use std::sync::Arc;
 
 use crate::NamedWeights;
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor};
 use pixart_kernels::{
     Activation, Arithmetic, ConvWeights, Epilogue, Geometry, Normalise, Residual, conv2d_backward_input,
     conv2d_backward_weight,
 };
 
 use super::cpu::{self, CpuElement, SCRATCH, View, for_dtype};
-use super::{GroupNorm, channels_first, channels_last, product_dtype, upsample_nearest_2x};
+use super::{GroupNorm, activation, channels_first, channels_last, product_dtype, upsample_nearest_2x};
 
 /// Where zeros are put around an image before a convolution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -174,7 +174,10 @@ impl Conv2d {
     pub fn forward_normed(&self, xs: &Tensor, norm: &GroupNorm, residual: Option<&Tensor>) -> Result<Tensor> {
         let tracked = xs.track_op() || norm.is_tracked() || residual.is_some_and(Tensor::track_op);
         match &self.weights {
-            Weights::Packed(packed) if !tracked && cpu::is_fast(&[xs]) => packed.forward_normed(xs, norm, residual),
+            Weights::Packed(packed) if !tracked && cpu::is_fast(&[xs]) => {
+                let coefficients = norm.coefficients(xs.dim(0)?, &norm.statistics(xs)?)?;
+                packed.forward_normed(xs, &coefficients, residual)
+            }
             _ => {
                 let ys = self.forward(&norm.forward_silu(xs)?)?;
                 match residual {
@@ -182,6 +185,25 @@ impl Conv2d {
                     None => Ok(ys),
                 }
             }
+        }
+    }
+
+    /// As [`Conv2d::forward_normed`], of some rows of images, whose norm is known from all of them: as factors and summands,
+    /// see [`GroupNorm::coefficients`]. Without a gradient.
+    pub fn forward_normed_by(&self, xs: &Tensor, coefficients: &[f32], residual: Option<&Tensor>) -> Result<Tensor> {
+        if let Weights::Packed(packed) = &self.weights
+            && cpu::is_fast(&[xs])
+        {
+            return packed.forward_normed(xs, coefficients, residual);
+        }
+        let (batch, channels, ..) = xs.dims4()?;
+        let table = Tensor::from_slice(coefficients, (batch, 2, channels, 1, 1), xs.device())?;
+        let part = |i: usize| table.narrow(1, i, 1)?.squeeze(1);
+        let normed = xs.to_dtype(DType::F32)?.broadcast_mul(&part(0)?)?.broadcast_add(&part(1)?)?;
+        let ys = self.forward(&activation(&normed, Activation::Silu)?.to_dtype(xs.dtype())?)?;
+        match residual {
+            Some(residual) => residual + ys,
+            None => Ok(ys),
         }
     }
 }
@@ -208,11 +230,10 @@ impl PackedConv2d {
         Ok((geometry, (batch, geometry.height, geometry.width, channels_out).into()))
     }
 
-    fn forward_normed(&self, xs: &Tensor, norm: &GroupNorm, residual: Option<&Tensor>) -> Result<Tensor> {
+    fn forward_normed(&self, xs: &Tensor, coefficients: &[f32], residual: Option<&Tensor>) -> Result<Tensor> {
         let xs = channels_last(xs)?;
         let (geometry, shape) = self.geometry(xs.shape())?;
-        let coefficients = norm.coefficients(&xs)?;
-        let normalise = Normalise { coefficients: &coefficients, activation: Activation::Silu };
+        let normalise = Normalise { coefficients, activation: Activation::Silu };
         let ys = match residual.map(channels_last).transpose()? {
             None => cpu::with_views([&xs], |[xs]| {
                 for_dtype!(xs.dtype(), T => cpu::filled::<T>(shape, |ys| {

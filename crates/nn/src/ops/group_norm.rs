@@ -1,6 +1,6 @@
 use crate::NamedWeights;
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor};
-use pixart_kernels::Activation;
+use pixart_kernels::{Activation, GroupStatistics, group_norm_coefficients_of, group_norm_statistics};
 
 use super::activation::activation_composed;
 use super::cpu::{self, View, for_dtype};
@@ -98,15 +98,42 @@ impl GroupNorm {
         self.weight.track_op() || self.bias.track_op()
     }
 
-    /// The norm of `xs`, `[batch, height, width, channels]` on the CPU, as factors and summands: `[batch, 2, channels]`.
-    pub(super) fn coefficients(&self, xs: &Tensor) -> Result<Vec<f32>> {
+    /// What it needs to know of images, or of some of their rows, `[batch, channels, height, width]`.
+    pub fn statistics(&self, xs: &Tensor) -> Result<GroupStatistics> {
+        if cpu::is_fast(&[xs]) {
+            let xs = channels_last(xs)?;
+            return self.with_kernel(xs.shape(), |norm| {
+                let isa = cpu::isa()?;
+                cpu::with_views(
+                    [&xs],
+                    |[xs]| for_dtype!(xs.dtype(), T => Ok(group_norm_statistics::<T>(isa, xs.slice()?, norm))),
+                )
+            });
+        }
+        let (batch, channels, height, width) = xs.dims4()?;
+        let (rows, columns) = (channels / self.groups * height, width);
+        let xs = xs.reshape((batch * self.groups, rows, columns))?.to_dtype(DType::F32)?;
+        let mean = |xs: &Tensor| xs.mean_keepdim(2)?.mean_keepdim(1);
+        let means = mean(&xs)?;
+        let variances = mean(&xs.broadcast_sub(&means)?.sqr()?)?;
+        let values = |xs: &Tensor| xs.flatten_all()?.to_vec1::<f32>();
+        let moments = values(&means)?.into_iter().zip(values(&variances)?);
+        let moments = moments.map(|(mean, variance)| (f64::from(mean), f64::from(variance)));
+        Ok(GroupStatistics::new(rows * columns, moments))
+    }
+
+    /// The norm of images `[batch, channels, _, _]` that have these statistics, as factors and summands: `[batch, 2, channels]`.
+    pub fn coefficients(&self, batch: usize, statistics: &GroupStatistics) -> Result<Vec<f32>> {
+        let channels = self.weight.dim(0)?;
+        self.with_kernel(&(batch, 1, 1, channels).into(), |norm| Ok(group_norm_coefficients_of(statistics, norm)))
+    }
+
+    /// Calls `run` with the kernel of this norm for images `[batch, height, width, channels]`.
+    fn with_kernel<R>(&self, xs: &Shape, run: impl FnOnce(&pixart_kernels::GroupNorm) -> Result<R>) -> Result<R> {
         let norm = Norm { groups: self.groups, eps: self.eps as f32, activation: Activation::None };
-        let (isa, weight, bias) = (cpu::isa()?, cpu::f32_values(&self.weight)?, cpu::f32_values(&self.bias)?);
-        let norm = norm.kernel(xs.shape(), &weight, &bias)?;
-        cpu::with_views(
-            [xs],
-            |[xs]| for_dtype!(xs.dtype(), T => Ok(pixart_kernels::group_norm_coefficients::<T>(isa, xs.slice()?, &norm))),
-        )
+        let values = |xs: &Tensor| xs.to_dtype(DType::F32)?.to_vec1::<f32>();
+        let (weight, bias) = (values(&self.weight)?, values(&self.bias)?);
+        run(&norm.kernel(xs, &weight, &bias)?)
     }
 }
 

@@ -1,6 +1,6 @@
 use rayon::prelude::*;
 
-use super::{GroupNorm, coefficients, statistics};
+use super::{GroupNorm, group_norm_coefficients_of, group_norm_statistics};
 use crate::activation::Activation;
 use crate::isa::{Body, Isa};
 use crate::norm::{rows_per_sum, rows_per_task};
@@ -29,8 +29,9 @@ pub fn group_norm_backward<T: Element>(
         d_weight.len() == channels && d_bias.len() == channels,
         "group norm: the lengths of the gradients of weight and bias"
     );
-    let statistics = statistics(isa, xs, norm);
-    let coefficients = coefficients(&statistics, norm);
+    let statistics = group_norm_statistics(isa, xs, norm);
+    let coefficients = group_norm_coefficients_of(&statistics, norm);
+    let statistics: Vec<_> = statistics.normalisers(norm.eps).collect();
     let mut tables = vec![0f32; batch * Table::ROWS * channels];
     for (image, table) in tables.chunks_exact_mut(Table::ROWS * channels).enumerate() {
         table[..2 * channels].copy_from_slice(&coefficients[image * 2 * channels..][..2 * channels]);

@@ -6,10 +6,10 @@ mod statistics;
 mod tests;
 
 pub use backward::group_norm_backward;
+pub use statistics::{GroupStatistics, group_norm_statistics};
 
 use rayon::prelude::*;
 
-use self::statistics::statistics;
 use super::{rows_per_task, whole_rows};
 use crate::activation::Activation;
 use crate::isa::{Body, Isa};
@@ -60,10 +60,16 @@ impl GroupNorm<'_> {
 /// # Panics
 /// If the lengths do not fit.
 pub fn group_norm_coefficients<T: Element>(isa: Isa, xs: &[T], norm: &GroupNorm) -> Vec<f32> {
-    coefficients(&statistics(isa, xs, norm), norm)
+    group_norm_coefficients_of(&group_norm_statistics(isa, xs, norm), norm)
 }
 
-fn coefficients(statistics: &[(f64, f64)], norm: &GroupNorm) -> Vec<f32> {
+/// As [`group_norm_coefficients`], of images of which the statistics are known.
+///
+/// # Panics
+/// They are of other groups.
+pub fn group_norm_coefficients_of(statistics: &GroupStatistics, norm: &GroupNorm) -> Vec<f32> {
+    let statistics: Vec<_> = statistics.normalisers(norm.eps).collect();
+    assert_eq!(statistics.len(), norm.batch * norm.groups, "statistics of other groups");
     let mut coefficients = vec![0f32; norm.batch * 2 * norm.channels];
     let images = coefficients.chunks_exact_mut(2 * norm.channels);
     for (image, statistics) in images.zip(statistics.chunks_exact(norm.groups)) {

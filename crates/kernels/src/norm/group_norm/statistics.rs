@@ -5,9 +5,49 @@ use crate::isa::{Body, Isa};
 use crate::norm::rows_per_sum;
 use crate::simd::{Element, LANES, Simd, load_up_to, store_up_to};
 
-/// Mean and inverse standard deviation of each group of each image, `[batch, groups]`.
-pub(super) fn statistics<T: Element>(isa: Isa, xs: &[T], norm: &GroupNorm) -> Vec<(f64, f64)> {
-    let GroupNorm { batch, channels, groups, eps, .. } = *norm;
+/// What is known of the groups of channels of images, or of a part of their pixels.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GroupStatistics {
+    /// Numbers in each group of each image.
+    count: f64,
+    /// Of each group of each image, `[batch, groups]`, the mean and the sum of squared distances from it.
+    moments: Vec<(f64, f64)>,
+}
+
+impl GroupStatistics {
+    /// Of `count` numbers in each group of each image, the mean and the variance, `[batch, groups]`.
+    pub fn new(count: usize, moments: impl IntoIterator<Item = (f64, f64)>) -> Self {
+        let count = count as f64;
+        Self { count, moments: moments.into_iter().map(|(mean, variance)| (mean, variance * count)).collect() }
+    }
+
+    /// Adds those of other pixels of the same images.
+    ///
+    /// # Panics
+    /// They have another number of groups.
+    pub fn add(&mut self, other: &Self) {
+        assert_eq!(self.moments.len(), other.moments.len(), "statistics of other groups");
+        let count = self.count + other.count;
+        for ((mean, squares), (of_other, more)) in self.moments.iter_mut().zip(&other.moments) {
+            let distance = of_other - *mean;
+            *squares += more + distance * distance * self.count * other.count / count;
+            *mean += distance * other.count / count;
+        }
+        self.count = count;
+    }
+
+    /// Mean and inverse standard deviation of each group of each image.
+    pub(super) fn normalisers(&self, eps: f32) -> impl Iterator<Item = (f64, f64)> {
+        self.moments.iter().map(move |(mean, squares)| (*mean, 1.0 / (squares / self.count + f64::from(eps)).sqrt()))
+    }
+}
+
+/// Those of `xs`, `[batch, pixels, channels]`.
+///
+/// # Panics
+/// If the lengths do not fit.
+pub fn group_norm_statistics<T: Element>(isa: Isa, xs: &[T], norm: &GroupNorm) -> GroupStatistics {
+    let GroupNorm { batch, channels, groups, .. } = *norm;
     let pixels = norm.pixels(xs.len());
     let piece = rows_per_sum(channels);
     let pieces = pixels.div_ceil(piece);
@@ -33,10 +73,10 @@ pub(super) fn statistics<T: Element>(isa: Isa, xs: &[T], norm: &GroupNorm) -> Ve
         let squares: f64 = moments_of(image, group)
             .map(|(count, (part, squares))| squares + count * (channels / groups) as f64 * (part - mean).powi(2))
             .sum();
-        let variance = squares / (pixels * (channels / groups)) as f64;
-        (mean, 1.0 / (variance + f64::from(eps)).sqrt())
+        (mean, squares)
     };
-    (0..batch * groups).into_par_iter().map(of_group).collect()
+    let moments = (0..batch * groups).into_par_iter().map(of_group).collect();
+    GroupStatistics { count: (pixels * (channels / groups)) as f64, moments }
 }
 
 /// Of each channel of a few pixels: a number near its mean, the sum of the distances from that number, and the sum of

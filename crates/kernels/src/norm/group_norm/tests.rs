@@ -137,6 +137,26 @@ fn statistics_keep_their_digits() {
     }
 }
 
+/// Statistics of parts of images, added up, are those of the images.
+#[test]
+fn statistics_add_up() {
+    let (channels, groups) = (12, 3);
+    let (weight, bias) = (random::<f32>(channels, 1), random::<f32>(channels, 2));
+    let norm = GroupNorm { batch: 1, ..example(channels, groups, &weight, &bias, Activation::None) };
+    let mut xs = random::<f32>(300 * channels, 3);
+    xs[..100 * channels].iter_mut().for_each(|x| *x = 5.0 * *x + 40.0);
+    for isa in Isa::available() {
+        let mut added = group_norm_statistics(isa, &xs[..37 * channels], &norm);
+        for part in [37..100, 100..101, 101..300] {
+            added.add(&group_norm_statistics(isa, &xs[part.start * channels..part.end * channels], &norm));
+        }
+        let (found, expected) = (group_norm_coefficients_of(&added, &norm), group_norm_coefficients(isa, &xs, &norm));
+        for (x, y) in found.iter().zip(&expected) {
+            assert!((x - y).abs() <= 3e-7 * y.abs(), "{isa:?}: {x}, not {y}");
+        }
+    }
+}
+
 #[test]
 fn threads_do_not_matter() {
     let (channels, pixels) = (36, 3000);

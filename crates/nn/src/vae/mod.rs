@@ -1,6 +1,8 @@
 //! AutoencoderKL, the variational autoencoder between images and latents (Rombach et al. 2022, section 3.1).
 
 use crate::NamedWeights;
+mod bands;
+
 use candle_core::{DType, Result, Tensor};
 use serde::{Deserialize, Serialize};
 
@@ -155,6 +157,18 @@ impl AutoencoderKl {
             None => latents,
         };
         self.decoder.forward(latents)?.to_dtype(DType::F32)
+    }
+
+    /// As [`AutoencoderKl::decode`], a few rows of pixels after another, so that little more is in memory at once than the largest
+    /// of the images between the layers, and in nearly twice the time. Norms are over the whole image; the result differs by rounding
+    /// alone. A band of rows has about `elements` numbers.
+    pub fn decode_in_bands(&self, latents: &Tensor, elements: usize) -> Result<Tensor> {
+        let latents = latents.to_dtype(self.dtype)?;
+        let latents = match &self.post_quant_conv {
+            Some(conv) => conv.forward(&latents)?,
+            None => latents,
+        };
+        self.decoder.forward_in_bands(latents, elements)
     }
 }
 
