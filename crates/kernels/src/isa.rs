@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-use crate::simd::{Portable, Simd};
+use crate::simd::{MATRIX_ROWS, Portable, Simd};
 
 /// A set of vector instructions that kernels are compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,15 +13,17 @@ pub enum Isa {
     Avx2,
     /// AVX-512 with F, BW, DQ, VL, BF16 and VNNI.
     Avx512,
+    /// The same, and AMX with BF16 and INT8 for products of matrices.
+    Amx,
 }
 
 impl Isa {
     /// All that this machine has, the fastest last.
     pub fn available() -> Vec<Self> {
-        [Self::Portable, Self::Avx2, Self::Avx512].into_iter().filter(|isa| isa.is_available()).collect()
+        [Self::Portable, Self::Avx2, Self::Avx512, Self::Amx].into_iter().filter(|isa| isa.is_available()).collect()
     }
 
-    /// The one in use: what the environment variable `PIXART_CPU` (`portable`, `avx2` or `avx512`) names, else the
+    /// The one in use: what the environment variable `PIXART_CPU` (`portable`, `avx2`, `avx512` or `amx`) names, else the
     /// fastest that this machine has.
     ///
     /// # Errors
@@ -37,7 +39,8 @@ impl Isa {
             Some("portable") => Self::Portable,
             Some("avx2") => Self::Avx2,
             Some("avx512") => Self::Avx512,
-            Some(other) => return Err(format!("PIXART_CPU is {other:?}; known are portable, avx2 and avx512")),
+            Some("amx") => Self::Amx,
+            Some(other) => return Err(format!("PIXART_CPU is {other:?}; known are portable, avx2, avx512 and amx")),
         };
         match isa.is_available() {
             true => Ok(isa),
@@ -60,6 +63,8 @@ impl Isa {
                     && is_x86_feature_detected!("avx512bf16")
                     && is_x86_feature_detected!("avx512vnni")
             }
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx => Self::Avx512.is_available() && crate::simd::amx::is_available(),
             #[cfg(not(target_arch = "x86_64"))]
             _ => false,
         }
@@ -67,12 +72,12 @@ impl Isa {
 
     /// Whether products of bf16 cost less than products of f32.
     pub fn has_fast_bf16(self) -> bool {
-        self == Self::Avx512
+        matches!(self, Self::Avx512 | Self::Amx)
     }
 
-    /// Rows of a tile of a matrix product.
-    pub(crate) fn tile_rows(self) -> usize {
-        self.tile().0
+    /// Rows of a tile of a matrix product whose words have `group` elements.
+    pub(crate) fn tile_rows(self, group: usize) -> usize {
+        if self == Self::Amx && group > 1 { MATRIX_ROWS } else { self.tile().0 }
     }
 
     /// Vectors across a tile of a matrix product.
@@ -88,7 +93,7 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => of::<crate::simd::avx2::Avx2>(),
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => of::<crate::simd::avx512::Avx512>(),
+            Self::Avx512 | Self::Amx => of::<crate::simd::avx512::Avx512>(),
             _ => of::<Portable>(),
         }
     }
@@ -104,10 +109,10 @@ impl Isa {
                 unsafe { crate::simd::avx2::run(body) }
             }
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => {
+            Self::Avx512 | Self::Amx => {
                 assert!(self.is_available());
                 // SAFETY: as above.
-                unsafe { crate::simd::avx512::run(body) }
+                unsafe { crate::simd::avx512::run(self == Self::Amx, body) }
             }
             _ => body.run(Portable),
         }

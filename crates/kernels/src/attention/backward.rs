@@ -3,17 +3,16 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::rows::{CopyRows, StoreRows};
-use super::{Heads, ScoreBias};
+use super::Heads;
+use super::forward::Weights;
 use crate::gemm::{
-    F32, Left, MAX_VECTORS, PackRows, Right, Rows, Run, add_outer_products, load_f32, multiply, padded_stride,
-    store_f32,
+    Bf16, F32, Left, MAX_VECTORS, Right, TILE_LINES, load_f32, multiply, pack_rows, padded_stride, store_f32,
 };
 use crate::isa::Body;
 use crate::math::exp2;
-use crate::memory::{Line, LineWords, Scratch, Shared, ZERO};
-use crate::simd::{Element, LANES, Simd, load_up_to};
-use crate::{Isa, Matrix};
+use crate::memory::{Line, LineWords, Scratch, Shared, ZERO, line_words};
+use crate::simd::{Element, LANES, Simd, load_up_to, store_up_to};
+use crate::{Arithmetic, Isa, Matrix};
 
 /// Bytes that the weights of a block of queries and their gradients take: half of a common second-level cache.
 const BLOCK_BYTES: usize = 512 << 10;
@@ -23,17 +22,21 @@ const BLOCK_BYTES: usize = 512 << 10;
 const BLOCK_QUERIES: [usize; 2] = [56, 112];
 
 /// The gradients of [`attention`](super::attention) from that of its result, `d_out` `[batch · n, heads · size]`: `d_q`
-/// like it, `d_k` and `d_v` `[batch · m, heads · size]`, all overwritten. Products are computed in f32.
+/// like it, `d_k` and `d_v` `[batch · m, heads · size]`, all overwritten. Products are computed in `arithmetic` (f32 or bf16), all
+/// else in f32.
 ///
 /// Neither weights nor the forward's result are needed: they are computed again, a block of queries at a time (as in Dao
 /// et al. 2022, algorithm 4, but with all keys of a block at once). With P the weights and ∘ by elements,
-/// `dP = dO · Vᵀ`, `dS = P ∘ (dP - rowsum(P ∘ dP)) · scale`, `dQ = dS · K`, `dK = dSᵀ · Q` and `dV = Pᵀ · dO`.
+/// `dP = dO · Vᵀ`, `dS = P ∘ (dP - rowsum(P ∘ dP)) · scale`, `dQ = dS · K`, `dK = dSᵀ · Q` and `dV = Pᵀ · dO`; the last two
+/// are computed transposed, `Qᵀ · dS` and `dOᵀ · P`, so that only what is narrow has to be turned.
 ///
 /// # Panics
-/// The shapes do not belong together, or the scale is not above 0.
+/// The shapes do not belong together, the scale is not above 0, or `arithmetic` is int8.
+#[allow(clippy::too_many_arguments, reason = "one operation, whose operands these are")]
 pub fn attention_backward<T: Element>(
     isa: Isa,
     scratch: &Scratch,
+    arithmetic: Arithmetic,
     heads: &Heads<T>,
     d_out: &[T],
     d_q: &mut [T],
@@ -50,15 +53,29 @@ pub fn attention_backward<T: Element>(
         }
         return;
     }
-    let sizes = Sizes::new(isa, heads);
     let d_out = Matrix::new(d_out, heads.q.rows, width);
-    let (d_q, d_k, d_v) = (&Shared::new(d_q), &Shared::new(d_k), &Shared::new(d_v));
+    let gradients = [Shared::new(d_q), Shared::new(d_k), Shared::new(d_v)];
+    match arithmetic {
+        Arithmetic::F32 => backward_as::<F32, T>(isa, scratch, heads, &d_out, &gradients),
+        Arithmetic::Bf16 => backward_as::<Bf16, T>(isa, scratch, heads, &d_out, &gradients),
+        Arithmetic::Int8 => panic!("attention in int8 is not there"),
+    }
+}
+
+fn backward_as<P: Weights, T: Element>(
+    isa: Isa,
+    scratch: &Scratch,
+    heads: &Heads<T>,
+    d_out: &Matrix<T>,
+    gradients: &[Shared<T>; 3],
+) {
+    let sizes = Sizes::new::<P, T>(isa, heads);
     (0..heads.batch * heads.heads).into_par_iter().with_max_len(1).for_each_init(
         || scratch.take(),
         |buffer, head| {
             let (image, head) = (head / heads.heads, head % heads.heads);
             let work = Work::new(buffer.lines(sizes.lines()), &sizes);
-            Head { isa, heads, d_out: &d_out, image, head, sizes, work }.run([d_q, d_k, d_v]);
+            isa.run(Head::<P, T> { heads, d_out, gradients, image, head, sizes, work, product: PhantomData });
         },
     );
 }
@@ -73,15 +90,17 @@ struct Sizes {
     block: usize,
     /// Vectors across a tile.
     vectors: usize,
+    /// Numbers in a word of a product's operand.
+    group: usize,
 }
 
 impl Sizes {
-    fn new<T: Element>(isa: Isa, heads: &Heads<T>) -> Self {
+    fn new<P: Weights, T: Element>(isa: Isa, heads: &Heads<T>) -> Self {
         let (size, queries, keys) = (heads.size(), heads.queries(), heads.keys());
         let [least, most] = BLOCK_QUERIES;
         let block = (BLOCK_BYTES / (2 * 4 * padded_stride(keys))).clamp(least, most);
-        let block = block.next_multiple_of(isa.tile_rows()).min(queries);
-        Self { size, queries, keys, block, vectors: isa.tile_vectors() }
+        let block = block.next_multiple_of(isa.tile_rows(P::GROUP)).min(queries);
+        Self { size, queries, keys, block, vectors: isa.tile_vectors(), group: P::GROUP }
     }
 
     /// Vectors of a head's width, and of a row of scores.
@@ -93,21 +112,46 @@ impl Sizes {
         self.keys.div_ceil(LANES)
     }
 
-    /// Lines from one row to the next of queries, and of scores.
-    fn query_stride(&self) -> usize {
-        padded_stride(self.size) / LANES
+    /// Words of so many numbers.
+    fn words(&self, numbers: usize) -> usize {
+        numbers.div_ceil(self.group)
     }
 
+    /// Words from row to row of a left operand that is so deep.
+    fn stride(&self, depth: usize) -> usize {
+        padded_stride(self.words(depth))
+    }
+
+    /// Lines from one row of scores to the next.
     fn score_stride(&self) -> usize {
         padded_stride(self.keys) / LANES
     }
 
     /// Lines of the parts of [`Work`], in their order.
-    fn parts(&self) -> [usize; 10] {
-        let packed = self.vectors_of_keys() * self.size;
-        let (queries, scores) = (self.block * self.query_stride(), self.block * self.score_stride());
-        let (across, words) = (self.keys * self.vectors_of_size(), self.vectors * LANES * self.query_stride());
-        [packed, packed, across, words, queries, queries, scores, scores, across, across]
+    fn parts(&self) -> [usize; 15] {
+        let Self { size, keys, block, vectors, .. } = *self;
+        let (across, of_keys) = (self.vectors_of_size(), self.vectors_of_keys());
+        let rows = |rows: usize, depth: usize| rows * self.stride(depth) / LANES;
+        let packed = of_keys * self.words(size);
+        let scores = block * self.score_stride();
+        let panels = of_keys * self.words(block);
+        [
+            packed,
+            packed,
+            across * self.words(keys),
+            rows(vectors * LANES, size),
+            rows(block, size),
+            rows(size.next_multiple_of(LANES), block.next_multiple_of(LANES * self.group)),
+            rows(size.next_multiple_of(LANES), block.next_multiple_of(LANES * self.group)),
+            scores,
+            scores,
+            panels,
+            panels,
+            rows(block, keys),
+            block * across,
+            size.next_multiple_of(LANES) * of_keys,
+            size.next_multiple_of(LANES) * of_keys,
+        ]
     }
 
     fn lines(&self) -> usize {
@@ -123,185 +167,286 @@ struct Work<'a> {
     keys_across: &'a mut [Line],
     /// Room to pack in.
     words: &'a mut [Line],
-    /// Of a block of queries: row after row, the queries and the gradients of their results.
-    queries: &'a mut [Line],
-    d_outs: &'a mut [Line],
-    /// Likewise their scores, then weights, with all keys, and the gradients of these.
+    /// Rows of a block of queries, or of the gradients of their results, as a left operand.
+    rows: &'a mut [Line],
+    /// The same turned: a row for each column of a head, with the queries as depth.
+    queries_across: &'a mut [Line],
+    d_outs_across: &'a mut [Line],
+    /// Of a block of queries their scores with all keys, then weights, and the gradients of these: row after row.
     scores: &'a mut [Line],
     d_scores: &'a mut [Line],
-    /// Gradients of keys and values so far: key after key.
+    /// Weights and gradients of scores as right operands, with the queries as depth.
+    weights_packed: &'a mut [Line],
+    d_scores_packed: &'a mut [Line],
+    /// The gradients of scores as a left operand.
+    d_score_rows: &'a mut [Line],
+    /// Gradients of a block of queries, row after row.
+    d_queries: &'a mut [Line],
+    /// Gradients of keys and values so far: a row for each column of a head.
     d_keys: &'a mut [Line],
     d_values: &'a mut [Line],
 }
 
 impl<'a> Work<'a> {
     fn new(mut rest: &'a mut [Line], sizes: &Sizes) -> Self {
-        let [keys, values, keys_across, words, queries, d_outs, scores, d_scores, d_keys, d_values] =
-            sizes.parts().map(|lines| {
-                let (part, after) = std::mem::take(&mut rest).split_at_mut(lines);
-                rest = after;
-                part
-            });
-        Self { keys, values, keys_across, words, queries, d_outs, scores, d_scores, d_keys, d_values }
+        let mut parts = sizes.parts().into_iter().map(|lines| {
+            let (part, after) = std::mem::take(&mut rest).split_at_mut(lines);
+            rest = after;
+            part
+        });
+        let mut next = || parts.next().unwrap_or_default();
+        Self {
+            keys: next(),
+            values: next(),
+            keys_across: next(),
+            words: next(),
+            rows: next(),
+            queries_across: next(),
+            d_outs_across: next(),
+            scores: next(),
+            d_scores: next(),
+            weights_packed: next(),
+            d_scores_packed: next(),
+            d_score_rows: next(),
+            d_queries: next(),
+            d_keys: next(),
+            d_values: next(),
+        }
     }
 }
 
 /// One head of one image.
-struct Head<'a, T> {
-    isa: Isa,
+struct Head<'a, P, T> {
     heads: &'a Heads<'a, T>,
     d_out: &'a Matrix<'a, T>,
+    /// Of queries, keys and values.
+    gradients: &'a [Shared<'a, T>; 3],
     image: usize,
     head: usize,
     sizes: Sizes,
     work: Work<'a>,
+    product: PhantomData<P>,
 }
 
-impl<T: Element> Head<'_, T> {
-    fn run(mut self, [d_q, d_k, d_v]: [&Shared<T>; 3]) {
-        let (isa, sizes, image, head) = (self.isa, self.sizes, self.image, self.head);
-        self.pack();
-        self.work.d_keys.fill(ZERO);
-        self.work.d_values.fill(ZERO);
-        for start in (0..sizes.queries).step_by(sizes.block) {
-            let rows = start..sizes.queries.min(start + sizes.block);
-            let stride = sizes.query_stride();
-            for (matrix, lines) in [(&self.heads.q, &mut *self.work.queries), (self.d_out, &mut *self.work.d_outs)] {
-                isa.run(CopyRows { matrix: self.heads.part(matrix, image, head), rows: rows.clone(), lines, stride });
-            }
-            let Heads { scale, bias, .. } = *self.heads;
-            isa.run(Block { sizes, rows: rows.clone(), work: &mut self.work, scale, bias, image, head });
-            let lines = &self.work.queries[..rows.len() * stride];
-            self.store(lines, stride, d_q, image * sizes.queries + start);
-        }
-        let (first, stride) = (image * sizes.keys, sizes.vectors_of_size());
-        self.store(self.work.d_keys, stride, d_k, first);
-        self.store(self.work.d_values, stride, d_v, first);
-    }
-
-    /// Packs keys and values.
-    fn pack(&mut self) {
-        let Sizes { size, keys, vectors, .. } = self.sizes;
-        let part = |matrix| self.heads.part(matrix, self.image, self.head);
-        let (k, v) = (part(&self.heads.k), part(&self.heads.v));
-        let mut scales = [1f32; MAX_VECTORS * LANES];
-        let mut words = LineWords::new(self.work.words);
-        for (matrix, lines, steps) in [
-            (k, &mut *self.work.keys, size),
-            (v, &mut *self.work.values, size),
-            (k.transposed(), &mut *self.work.keys_across, keys),
-        ] {
-            for (panel, lines) in lines.chunks_mut(vectors * steps).enumerate() {
-                self.isa.run(PackRows::<F32, T> {
-                    matrix,
-                    first: panel * vectors * LANES,
-                    lines,
-                    scales: &mut scales,
-                    words: &mut words,
-                    product: PhantomData,
-                });
-            }
-        }
-    }
-
-    /// Writes rows, `stride` lines after each other, to this head's part of a gradient, from row `first` on.
-    fn store(&self, lines: &[Line], stride: usize, out: &Shared<T>, first: usize) {
-        let (size, width) = (self.sizes.size, self.heads.q.columns);
-        self.isa.run(StoreRows { lines, stride, out, start: first * width + self.head * size, size, width });
-    }
-}
-
-/// Some queries of a head, once they have been copied, with all its keys: leaves their gradients in their place, and adds
-/// their parts to those of keys and values. Nothing in it depends on the type of activations, so that it is compiled once.
-struct Block<'a, 'b> {
-    sizes: Sizes,
-    rows: Range<usize>,
-    work: &'a mut Work<'b>,
-    scale: f32,
-    bias: Option<ScoreBias<'a>>,
-    image: usize,
-    head: usize,
-}
-
-impl Body for Block<'_, '_> {
+impl<P: Weights, T: Element> Body for Head<'_, P, T> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
-        self.scores(s);
-        let (keys, stride) = (self.sizes.keys, self.sizes.score_stride());
-        for (row, query) in self.rows.clone().enumerate() {
-            let bias = self.bias.as_ref().map(|bias| bias.row(self.image, self.head, query, keys));
-            let row = row * stride..(row + 1) * stride;
-            let (scores, d_scores) = (&mut self.work.scores[row.clone()], &mut self.work.d_scores[row]);
-            softmax_backward(s, scores, d_scores, keys, self.scale, bias);
+        let sizes = self.sizes;
+        self.pack(s);
+        self.work.d_keys.fill(ZERO);
+        self.work.d_values.fill(ZERO);
+        for start in (0..sizes.queries).step_by(sizes.block) {
+            let rows = start..sizes.queries.min(start + sizes.block);
+            self.scores(s, rows.clone());
+            let (keys, stride) = (sizes.keys, sizes.score_stride());
+            let Heads { scale, bias, .. } = self.heads;
+            for (row, query) in rows.clone().enumerate() {
+                let bias = bias.as_ref().map(|bias| bias.row(self.image, self.head, query, keys));
+                let row = row * stride..(row + 1) * stride;
+                let (scores, d_scores) = (&mut self.work.scores[row.clone()], &mut self.work.d_scores[row]);
+                softmax_backward(s, scores, d_scores, keys, *scale, bias);
+            }
+            self.add_keys_and_values(s, rows.len());
+            self.write_queries(s, rows);
         }
-        self.keys_and_values(s);
-        self.queries(s);
+        self.write_keys_and_values(s);
     }
 }
 
-impl Block<'_, '_> {
-    /// `queries · keysᵀ` and `d_outs · valuesᵀ`, unscaled.
+impl<P: Weights, T: Element> Head<'_, P, T> {
+    /// Packs keys and values.
     #[inline(always)]
-    fn scores<S: Simd>(&mut self, s: S) {
-        let Sizes { size, vectors, .. } = self.sizes;
-        let (stride, across) = (self.sizes.score_stride(), self.sizes.vectors_of_keys());
-        let row_stride = self.sizes.query_stride() * LANES;
-        for (left, right, out) in [
-            (&mut *self.work.queries, &*self.work.keys, &mut *self.work.scores),
-            (&mut *self.work.d_outs, &*self.work.values, &mut *self.work.d_scores),
+    fn pack<S: Simd>(&mut self, s: S) {
+        let Sizes { size, keys, vectors, .. } = self.sizes;
+        let (k, v) = (self.part(&self.heads.k), self.part(&self.heads.v));
+        let mut scales = [1f32; MAX_VECTORS * LANES];
+        let mut words = LineWords::new(self.work.words);
+        for (matrix, lines, depth) in [
+            (k, &mut *self.work.keys, size),
+            (v, &mut *self.work.values, size),
+            (k.transposed(), &mut *self.work.keys_across, keys),
         ] {
-            let words = &LineWords::new(left);
-            for vector in (0..across).step_by(vectors) {
-                for first in (0..self.rows.len()).step_by(S::TILE_ROWS) {
-                    let left = Left { words, start: first * row_stride, row_stride, segments: &[0], steps: size };
-                    let tile = (S::TILE_ROWS.min(self.rows.len() - first), vectors.min(across - vector));
+            for (panel, lines) in lines.chunks_mut(vectors * self.sizes.words(depth)).enumerate() {
+                pack_rows::<S, P, T>(s, &matrix, panel * vectors * LANES, lines, &mut scales, &mut words);
+            }
+        }
+    }
+
+    /// This head's part.
+    #[inline(always)]
+    fn part<'b>(&self, matrix: &Matrix<'b, T>) -> Matrix<'b, T> {
+        self.heads.part(matrix, self.image, self.head)
+    }
+
+    /// `queries · keysᵀ` and `d_outs · valuesᵀ`, unscaled, of some queries; and these turned.
+    #[inline(always)]
+    fn scores<S: Simd>(&mut self, s: S, rows: Range<usize>) {
+        let sizes = self.sizes;
+        let (steps, row_stride) = (sizes.words(sizes.size), sizes.stride(sizes.size));
+        let (stride, across) = (sizes.score_stride(), sizes.vectors_of_keys());
+        let (queries, d_outs) = (self.part(&self.heads.q), self.part(self.d_out));
+        let work = &mut self.work;
+        for (matrix, turned, right, out) in [
+            (queries, &mut *work.queries_across, &*work.keys, &mut *work.scores),
+            (d_outs, &mut *work.d_outs_across, &*work.values, &mut *work.d_scores),
+        ] {
+            turn::<S, P, T>(s, &matrix, rows.clone(), sizes.stride(sizes.block), turned);
+            let mut words = LineWords::new(&mut *work.rows);
+            for (row, words) in rows.clone().zip(words.chunks_exact_mut(row_stride)) {
+                P::left_row(s, &matrix.data[row * matrix.row_stride..][..sizes.size], 1.0, words);
+            }
+            let words = line_words(work.rows);
+            for vector in (0..across).step_by(sizes.vectors) {
+                for first in (0..rows.len()).step_by(s.tile_rows(P::GROUP)) {
+                    let left = Left { words, start: first * row_stride, row_stride, segments: &[0], steps };
+                    let tile = (s.tile_rows(P::GROUP).min(rows.len() - first), sizes.vectors.min(across - vector));
                     let out = &mut out[first * stride + vector..];
-                    multiply::<S, F32>(s, left, Right::new(&right[vector * size..]), tile, out, stride);
+                    multiply::<S, P>(s, left, Right::new(&right[vector * steps..]), tile, out, stride);
                 }
             }
         }
     }
 
-    /// Adds to the gradients of keys `d_scoresᵀ · queries`, and to those of values `weightsᵀ · d_outs`.
+    /// Adds to the gradients of keys `queriesᵀ · d_scores`, and to those of values `d_outsᵀ · weights`.
     #[inline(always)]
-    fn keys_and_values<S: Simd>(&mut self, s: S) {
-        let Sizes { keys, vectors, .. } = self.sizes;
-        let across = self.sizes.vectors_of_size();
-        let (left_stride, right_stride) = (self.sizes.score_stride() * LANES, self.sizes.query_stride() * LANES);
-        for (left, right, sums) in [
-            (&mut *self.work.d_scores, &mut *self.work.queries, &mut *self.work.d_keys),
-            (&mut *self.work.scores, &mut *self.work.d_outs, &mut *self.work.d_values),
+    fn add_keys_and_values<S: Simd>(&mut self, s: S, rows: usize) {
+        let sizes = self.sizes;
+        let (across, stride) = (sizes.vectors_of_keys(), sizes.score_stride());
+        let (steps, row_stride) = (sizes.words(rows), sizes.stride(sizes.block));
+        let mut products = [ZERO; TILE_LINES];
+        let work = &mut self.work;
+        for (left, scores, packed, sums) in [
+            (&*work.queries_across, &*work.d_scores, &mut *work.d_scores_packed, &mut *work.d_keys),
+            (&*work.d_outs_across, &*work.scores, &mut *work.weights_packed, &mut *work.d_values),
         ] {
-            let (left, right) = (&LineWords::new(left), &LineWords::new(right));
-            for first in (0..keys).step_by(S::TILE_ROWS) {
-                for vector in (0..across).step_by(vectors) {
-                    let left = Rows { words: left, start: first, stride: left_stride };
-                    let right = Rows { words: right, start: vector * LANES, stride: right_stride };
-                    let tile = (S::TILE_ROWS.min(keys - first), vectors.min(across - vector));
-                    let sums = &mut sums[first * across + vector..];
-                    let runs = [Run { left: 0, right: 0 }];
-                    add_outer_products::<F32, _>(s, (left, right), (&runs, self.rows.len()), tile, sums, across);
+            for vector in (0..across).step_by(sizes.vectors) {
+                let vectors = sizes.vectors.min(across - vector);
+                let panel = &mut packed[vector * steps..][..vectors * steps];
+                for (step, lines) in panel.chunks_exact_mut(vectors).enumerate() {
+                    for (v, line) in lines.iter_mut().enumerate() {
+                        let mut group = [s.splat(0.0); 2];
+                        for (i, xs) in group.iter_mut().enumerate().take(P::GROUP) {
+                            let row = step * P::GROUP + i;
+                            if row < rows {
+                                *xs = load_f32(s, &scores[row * stride + vector + v]);
+                            }
+                        }
+                        s.store_bits(P::group(s, group), &mut line.0);
+                    }
+                }
+                let words = line_words(left);
+                for first in (0..sizes.size).step_by(s.tile_rows(P::GROUP)) {
+                    let left = Left { words, start: first * row_stride, row_stride, segments: &[0], steps };
+                    let high = s.tile_rows(P::GROUP).min(sizes.size - first);
+                    multiply::<S, P>(s, left, Right::new(panel), (high, vectors), &mut products, MAX_VECTORS);
+                    for (row, products) in products.chunks_exact(MAX_VECTORS).enumerate().take(high) {
+                        let sums = &mut sums[(first + row) * across + vector..][..vectors];
+                        for (sum, product) in sums.iter_mut().zip(products) {
+                            store_f32(s, s.add(load_f32(s, sum), load_f32(s, product)), sum);
+                        }
+                    }
                 }
             }
         }
     }
 
-    /// Replaces queries by their gradients, `d_scores · keys`.
+    /// Writes the gradients of some queries, `d_scores · keys`.
     #[inline(always)]
-    fn queries<S: Simd>(&mut self, s: S) {
-        let Sizes { keys, vectors, .. } = self.sizes;
-        let (stride, across) = (self.sizes.query_stride(), self.sizes.vectors_of_size());
-        let row_stride = self.sizes.score_stride() * LANES;
-        let words = &LineWords::new(self.work.d_scores);
-        for vector in (0..across).step_by(vectors) {
-            for first in (0..self.rows.len()).step_by(S::TILE_ROWS) {
-                let left = Left { words, start: first * row_stride, row_stride, segments: &[0], steps: keys };
-                let right = &self.work.keys_across[vector * keys..];
-                let tile = (S::TILE_ROWS.min(self.rows.len() - first), vectors.min(across - vector));
-                let out = &mut self.work.queries[first * stride + vector..];
-                multiply::<S, F32>(s, left, Right::new(right), tile, out, stride);
+    fn write_queries<S: Simd>(&mut self, s: S, rows: Range<usize>) {
+        let sizes = self.sizes;
+        let (across, score_stride) = (sizes.vectors_of_size(), sizes.score_stride());
+        let (steps, row_stride) = (sizes.words(sizes.keys), sizes.stride(sizes.keys));
+        let work = &mut self.work;
+        let mut words = LineWords::new(&mut *work.d_score_rows);
+        let scores = work.d_scores.chunks_exact(score_stride).take(rows.len());
+        for (lines, words) in scores.zip(words.chunks_exact_mut(row_stride)) {
+            for (vector, line) in lines.iter().enumerate().take(sizes.vectors_of_keys()) {
+                let words = &mut words[vector * LANES / P::GROUP..];
+                let count = (LANES / P::GROUP).min(steps - vector * LANES / P::GROUP);
+                P::store_words(s, load_f32(s, line), &mut words[..count]);
+            }
+        }
+        let words = line_words(work.d_score_rows);
+        for vector in (0..across).step_by(sizes.vectors) {
+            let right = &work.keys_across[vector * steps..];
+            for first in (0..rows.len()).step_by(s.tile_rows(P::GROUP)) {
+                let left = Left { words, start: first * row_stride, row_stride, segments: &[0], steps };
+                let tile = (s.tile_rows(P::GROUP).min(rows.len() - first), sizes.vectors.min(across - vector));
+                let out = &mut work.d_queries[first * across + vector..];
+                multiply::<S, P>(s, left, Right::new(right), tile, out, across);
+            }
+        }
+        let first = self.image * sizes.queries + rows.start;
+        for (row, lines) in self.work.d_queries.chunks_exact(across).enumerate().take(rows.len()) {
+            // SAFETY: a head's part of a gradient belongs to that head's task alone.
+            let out = unsafe { self.gradients[0].part(self.place(first + row), sizes.size) };
+            for (line, out) in lines.iter().zip(out.chunks_mut(LANES)) {
+                store_up_to(s, load_f32(s, line), out);
+            }
+        }
+    }
+
+    /// Writes the gradients of keys and values.
+    #[inline(always)]
+    fn write_keys_and_values<S: Simd>(&mut self, s: S) {
+        let Sizes { size, keys, .. } = self.sizes;
+        let across = self.sizes.vectors_of_keys();
+        for (sums, gradient) in [(&*self.work.d_keys, &self.gradients[1]), (&*self.work.d_values, &self.gradients[2])] {
+            for vector in 0..across {
+                for first in (0..size).step_by(LANES) {
+                    let columns = LANES.min(size - first);
+                    let rows =
+                        s.transpose(std::array::from_fn(|i| s.load_bits(&sums[(first + i) * across + vector].0)));
+                    for (i, row) in rows.iter().enumerate().take(keys - (vector * LANES).min(keys)) {
+                        let place = self.place(self.image * keys + vector * LANES + i);
+                        // SAFETY: a head's part of a gradient belongs to that head's task alone.
+                        let out = unsafe { gradient.part(place + first, columns) };
+                        store_up_to(s, s.as_f32(*row), out);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Where this head's part of a row begins.
+    #[inline(always)]
+    fn place(&self, row: usize) -> usize {
+        row * self.heads.q.columns + self.head * self.sizes.size
+    }
+}
+
+/// Writes some rows of a matrix turned, as a left operand whose depth they are: a row for each column, `stride` words after each
+/// other.
+#[inline(always)]
+fn turn<S: Simd, P: Weights, T: Element>(
+    s: S,
+    matrix: &Matrix<T>,
+    rows: Range<usize>,
+    stride: usize,
+    lines: &mut [Line],
+) {
+    let mut words = LineWords::new(lines);
+    for first in (0..rows.len().div_ceil(P::GROUP)).step_by(LANES) {
+        for column in (0..matrix.columns).step_by(LANES) {
+            let columns = LANES.min(matrix.columns - column);
+            let mut block = [s.splat_bits(0); LANES];
+            for (i, bits) in block.iter_mut().enumerate() {
+                let row = rows.start + (first + i) * P::GROUP;
+                let part = |row: usize| load_up_to(s, &matrix.data[row * matrix.row_stride + column..][..columns]);
+                let mut group = [s.splat(0.0); 2];
+                for (j, xs) in group.iter_mut().enumerate().take(P::GROUP) {
+                    if row + j < rows.end {
+                        *xs = part(row + j);
+                    }
+                }
+                *bits = P::group(s, group);
+            }
+            for (i, column_words) in s.transpose(block).iter().enumerate().take(columns) {
+                if let Some(to) = words[(column + i) * stride + first..].first_chunk_mut() {
+                    s.store_bits(*column_words, to);
+                }
             }
         }
     }

@@ -46,7 +46,7 @@ pub fn attention<T: Element>(isa: Isa, scratch: &Scratch, arithmetic: Arithmetic
 }
 
 /// In what the weights of the softmax go into the second product.
-trait Weights: Words {
+pub(super) trait Weights: Words {
     /// The word of each lane's first [`Product::GROUP`] numbers.
     fn group<S: Simd>(s: S, xs: [S::F32; 2]) -> S::Bits;
 }
@@ -312,8 +312,8 @@ impl<P: Weights, T: Element> Block<'_, P, T> {
         let Sizes { size_steps, .. } = self.sizes;
         let words = crate::memory::line_words(&self.packed[..self.sizes.key_lines()]);
         let lines = &self.work.queries[tile * self.sizes.query_lines()..][..self.sizes.query_lines()];
-        for key in keys.clone().step_by(S::TILE_ROWS) {
-            let rows = S::TILE_ROWS.min(keys.end - key);
+        for key in keys.clone().step_by(s.tile_rows(P::GROUP)) {
+            let rows = s.tile_rows(P::GROUP).min(keys.end - key);
             let left =
                 Left { words, start: key * size_steps, row_stride: size_steps, segments: &[0], steps: size_steps };
             let next = &words[(key + rows) * size_steps..];
@@ -367,7 +367,7 @@ impl<P: Weights, T: Element> Block<'_, P, T> {
         let lines = &self.work.weights[..steps * S::TILE_VECTORS];
         let sums = &mut self.work.sums[tile * self.sizes.sum_lines()..][..self.sizes.sum_lines()];
         // Tiles of equal height: one of few rows would wait for its own sums.
-        let height = size.div_ceil(size.div_ceil(S::TILE_ROWS));
+        let height = size.div_ceil(size.div_ceil(s.tile_rows(P::GROUP)));
         let mut products = [ZERO; TILE_LINES];
         for (column, sums) in (0..size).step_by(height).zip(sums.chunks_mut(height * S::TILE_VECTORS)) {
             let rows = height.min(size - column);

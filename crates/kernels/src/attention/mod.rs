@@ -3,7 +3,6 @@
 
 mod backward;
 mod forward;
-mod rows;
 
 pub use backward::attention_backward;
 pub use forward::attention;

@@ -2,7 +2,7 @@ use rayon::prelude::*;
 
 use super::{Geometry, Images};
 use crate::Isa;
-use crate::gemm::{F32, Rows, Run, Words, add_outer_products, column_sums, padded_stride};
+use crate::gemm::{F32, Product, Rows, Run, Words, add_outer_products, column_sums, padded_stride};
 use crate::isa::Body;
 use crate::memory::{Line, LineWords, Scratch, Shared, ZERO};
 use crate::simd::{Element, LANES, Simd};
@@ -116,10 +116,10 @@ impl Cut {
         let copied = |outputs: usize| (outputs - 1) * geometry.stride + kernel;
         let vectors = isa.tile_vectors().min(images.channels.div_ceil(LANES));
         let panels = images.channels.div_ceil(vectors * LANES);
-        let tiles = d_out.channels.div_ceil(isa.tile_rows());
+        let tiles = d_out.channels.div_ceil(isa.tile_rows(F32::GROUP));
         // Enough tasks for threads that do not finish together.
         let blocks = 32usize.div_ceil(panels * kernel * kernel).min(tiles);
-        let task_channels = tiles.div_ceil(blocks) * isa.tile_rows();
+        let task_channels = tiles.div_ceil(blocks) * isa.tile_rows(F32::GROUP);
         Self {
             kernel,
             width: geometry.width,

@@ -78,9 +78,9 @@ struct Cut {
 }
 
 impl Cut {
-    fn new(isa: Isa, batch: usize, geometry: &Geometry, weights: &ConvWeights, pixel_words: usize) -> Self {
+    /// Of tiles of so many rows.
+    fn new(tile: usize, batch: usize, geometry: &Geometry, weights: &ConvWeights, pixel_words: usize) -> Self {
         let (height, width) = (geometry.height.div_ceil(weights.step), geometry.width.div_ceil(weights.step));
-        let tile = isa.tile_rows();
         let columns = width.div_ceil(width.div_ceil(tile * BLOCK_TILES)).next_multiple_of(tile).min(width);
         let copied = |places: usize| (places - 1) * geometry.stride + weights.reach;
         let row_bytes = copied(columns) * pixel_words * 4;
@@ -113,7 +113,7 @@ pub(super) fn conv2d_as<P: Words, A: Element, T: Element>(
     out: &mut [T],
 ) {
     let pixel_words = padded_stride(images.channels.div_ceil(P::GROUP));
-    let cut = &Cut::new(isa, images.batch, geometry, weights, pixel_words);
+    let cut = &Cut::new(isa.tile_rows(P::GROUP), images.batch, geometry, weights, pixel_words);
     let out = &Shared::new(out);
     let (down, across) = (cut.blocks_down(), cut.blocks_across());
     (0..images.batch * down * across).into_par_iter().with_max_len(1).for_each_init(
@@ -167,6 +167,7 @@ impl<P: Words, A: Element, T: Element> Body for Block<'_, P, A, T> {
         let row_words = self.copied.1 * self.pixel_words;
         let mut segments = [0; MAX_TAPS];
         let mut tile = [ZERO; TILE_LINES];
+        let tile_rows = s.tile_rows(P::GROUP);
         for panel in 0..weights.phases[0].packed.panels() {
             for (phase, Phase { packed, taps }) in weights.phases.iter().enumerate() {
                 let segments = &mut segments[..taps.len()];
@@ -186,8 +187,8 @@ impl<P: Words, A: Element, T: Element> Body for Block<'_, P, A, T> {
                 };
                 let columns = within(&self.columns, phase_column, geometry.width);
                 for row in within(&self.rows, phase_row, geometry.height) {
-                    for first in (0..columns.len()).step_by(S::TILE_ROWS) {
-                        let rows = S::TILE_ROWS.min(columns.len() - first);
+                    for first in (0..columns.len()).step_by(tile_rows) {
+                        let rows = tile_rows.min(columns.len() - first);
                         let (y, x) = (row * step + phase_row, (columns.start + first) * step + phase_column);
                         let place = Place {
                             row: (self.image * geometry.height + y) * geometry.width + x,

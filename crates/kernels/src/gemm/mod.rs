@@ -108,8 +108,9 @@ fn gemm_as<P: Words, T: Element>(
 ) {
     let rows = left.shape().0;
     let row_words = padded_stride(right.steps);
-    let tiles = (LEFT_BYTES / (4 * row_words * isa.tile_rows())).clamp(1, LEFT_TILES);
-    let rows_at_once = rows.min(tiles * isa.tile_rows());
+    let tile_rows = isa.tile_rows(P::GROUP);
+    let tiles = (LEFT_BYTES / (4 * row_words * tile_rows)).clamp(1, LEFT_TILES);
+    let rows_at_once = rows.min(tiles * tile_rows);
     let work = Work::new(rows.div_ceil(rows_at_once), right.panels());
     let out = &Shared::new(out);
     (0..rayon::current_num_threads()).into_par_iter().with_max_len(1).for_each(|_| {
@@ -217,13 +218,14 @@ impl<P: Words, L: LeftRows, T: Element, F: Finish<T>> Body for Block<'_, P, L, T
         let factors = self.right.left_factors();
         self.left.copy::<S, P>(s, factors, self.rows.clone(), &mut self.words, self.row_words, &mut scales);
         let mut tile = [ZERO; TILE_LINES];
+        let tile_rows = s.tile_rows(P::GROUP);
         while let Some(panels) = self.panels.take() {
             for panel in panels.clone() {
                 let Panel { lines, vectors, sums } = self.right.panel_in::<S, P>(s, panel, self.room);
-                let tiles = self.rows.len().div_ceil(S::TILE_ROWS);
+                let tiles = self.rows.len().div_ceil(tile_rows);
                 let mut soon = Soon::new(self.right.memory_after(panel), tiles, lines.len());
-                for first in (0..self.rows.len()).step_by(S::TILE_ROWS) {
-                    let rows = S::TILE_ROWS.min(self.rows.len() - first);
+                for first in (0..self.rows.len()).step_by(tile_rows) {
+                    let rows = tile_rows.min(self.rows.len() - first);
                     let left = Left {
                         words: &self.words,
                         start: first * self.row_words,

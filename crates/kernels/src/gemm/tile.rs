@@ -8,9 +8,10 @@
 
 use std::marker::PhantomData;
 
+use super::Rows;
 use crate::isa::Body;
 use crate::memory::Line;
-use crate::simd::Simd;
+use crate::simd::{LANES, MATRIX_ROWS, Simd};
 
 /// What is multiplied.
 pub trait Product: 'static {
@@ -95,7 +96,7 @@ pub(crate) fn store_f32<S: Simd>(s: S, v: S::F32, line: &mut Line) {
 /// The left matrix of a tile: rows of groups at equal distances. Its depth is a run of `steps` groups for each of
 /// `segments`: one for a plain product, one for each tap of a convolution.
 #[derive(Clone, Copy)]
-pub(crate) struct Left<'a> {
+pub struct Left<'a> {
     pub words: &'a [u32],
     /// Where the first row starts.
     pub start: usize,
@@ -149,14 +150,14 @@ impl Soon {
 }
 
 /// The most rows of a tile in any set of instructions, and the most vectors across one.
-pub(crate) const MAX_ROWS: usize = 14;
+pub(crate) const MAX_ROWS: usize = MATRIX_ROWS;
 pub(crate) const MAX_VECTORS: usize = 2;
 
 /// Room for any tile.
 pub(crate) const TILE_LINES: usize = MAX_ROWS * MAX_VECTORS;
 
 /// Computes `rows` × (`vectors` · 16) sums into `tile`, whose rows start `tile_stride` lines after each other. `right` holds
-/// `vectors` lines a step, segment after segment. `rows` is 1 to [`Simd::TILE_ROWS`], `vectors` 1 to
+/// `vectors` lines a step, segment after segment. `rows` is 1 to [`Simd::tile_rows`], `vectors` 1 to
 /// [`Simd::TILE_VECTORS`].
 #[inline(always)]
 pub(crate) fn multiply<S: Simd, P: Product>(
@@ -167,7 +168,57 @@ pub(crate) fn multiply<S: Simd, P: Product>(
     tile: &mut [Line],
     tile_stride: usize,
 ) {
+    if P::GROUP > 1 && s.has_matrices() {
+        check(left, right, (rows, vectors), tile, tile_stride, MATRIX_ROWS, MAX_VECTORS);
+        let operand = (right.lines.as_ptr().cast(), vectors * LANES);
+        let soon = (right.soon.next, vectors * right.soon.step);
+        // SAFETY: what is asked for has just been checked.
+        unsafe { s.multiply_matrices(P::GROUP, left, operand, (rows, vectors), tile.as_mut_ptr(), tile_stride, soon) };
+        return;
+    }
     s.apart(Tile { left, right, rows, vectors, tile, tile_stride, product: PhantomData::<P> });
+}
+
+/// As [`multiply`] of bf16, with a right operand whose rows stand at any distance, by instructions for whole matrices, which
+/// must be there. The rows of the tile start [`MAX_VECTORS`] lines after each other.
+#[inline(always)]
+pub(crate) fn multiply_rows<S: Simd>(
+    s: S,
+    left: Left,
+    right: Rows,
+    (rows, vectors): (usize, usize),
+    tile: &mut [Line],
+) {
+    assert!(s.has_matrices() && 1 <= rows && rows <= MATRIX_ROWS && 1 <= vectors && vectors <= MAX_VECTORS);
+    assert!(rows * MAX_VECTORS <= tile.len() && left.steps > 0);
+    let last_row = left.start + (rows - 1) * left.row_stride;
+    assert!(left.segments.len() == 1 && last_row + left.segments[0] + left.steps <= left.words.len());
+    assert!(right.start + (left.steps - 1) * right.stride + vectors * LANES <= right.words.len());
+    let operand = (right.words.as_ptr().wrapping_add(right.start), right.stride);
+    let soon = (right.words.as_ptr().cast(), 0);
+    // SAFETY: what is asked for has just been checked.
+    unsafe {
+        let tile = tile.as_mut_ptr();
+        s.multiply_matrices(Bf16::GROUP, left, operand, (rows, vectors), tile, MAX_VECTORS, soon);
+    }
+}
+
+/// Asserts that a tile is of a possible size, and that the operands and the tile have all of it.
+#[inline(always)]
+fn check(
+    left: Left,
+    right: Right,
+    (rows, vectors): (usize, usize),
+    tile: &[Line],
+    tile_stride: usize,
+    most_rows: usize,
+    most_vectors: usize,
+) {
+    assert!(1 <= rows && rows <= most_rows && 1 <= vectors && vectors <= most_vectors);
+    assert!(vectors <= tile_stride && (rows - 1) * tile_stride + vectors <= tile.len());
+    assert!(right.lines.len() >= left.segments.len() * left.steps * vectors);
+    let last_row = left.start + (rows - 1) * left.row_stride;
+    assert!(left.segments.iter().all(|segment| last_row + segment + left.steps <= left.words.len()));
 }
 
 /// See [`multiply`].
@@ -187,20 +238,16 @@ impl<P: Product> Body for Tile<'_, P> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Self { left, right, rows, vectors, tile, tile_stride, .. } = self;
-        assert!(1 <= rows && rows <= S::TILE_ROWS && 1 <= vectors && vectors <= S::TILE_VECTORS);
-        assert!(vectors <= tile_stride && (rows - 1) * tile_stride + vectors <= tile.len());
-        assert!(right.lines.len() >= left.segments.len() * left.steps * vectors);
-        let last_row = left.start + (rows - 1) * left.row_stride;
-        assert!(left.segments.iter().all(|segment| last_row + segment + left.steps <= left.words.len()));
+        check(left, right, (rows, vectors), tile, tile_stride, S::TILE_ROWS, S::TILE_VECTORS);
         macro_rules! tiles {
             ($($rows:literal)+) => {
                 match (rows, vectors) {
                     $(
-                        // SAFETY: the assertions above are what `multiply_rows` asks for.
-                        ($rows, 1) if S::TILE_ROWS >= $rows => unsafe { multiply_rows::<S, P, $rows, 1>(s, left, right, tile, tile_stride) },
+                        // SAFETY: the assertions above are what `multiply_of_size` asks for.
+                        ($rows, 1) if S::TILE_ROWS >= $rows => unsafe { multiply_of_size::<S, P, $rows, 1>(s, left, right, tile, tile_stride) },
                         // SAFETY: as above.
                         ($rows, 2) if S::TILE_ROWS >= $rows && S::TILE_VECTORS >= 2 => unsafe {
-                            multiply_rows::<S, P, $rows, 2>(s, left, right, tile, tile_stride)
+                            multiply_of_size::<S, P, $rows, 2>(s, left, right, tile, tile_stride)
                         },
                     )+
                     _ => unreachable!("a tile has at most {} rows and {} vectors", S::TILE_ROWS, S::TILE_VECTORS),
@@ -215,7 +262,7 @@ impl<P: Product> Body for Tile<'_, P> {
 /// Every row of `left` must lie within its words, `right` must hold `V` lines for every step of every segment, and `tile`
 /// `V` lines in each of `R` rows.
 #[inline(always)]
-unsafe fn multiply_rows<S: Simd, P: Product, const R: usize, const V: usize>(
+unsafe fn multiply_of_size<S: Simd, P: Product, const R: usize, const V: usize>(
     s: S,
     left: Left,
     right: Right,

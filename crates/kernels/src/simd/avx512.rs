@@ -1,23 +1,28 @@
-//! AVX-512: a vector is one register.
+//! AVX-512: a vector is one register. Matrix products may go to AMX's tiles.
 
 use std::arch::x86_64::*;
 
 use half::bf16;
 
-use super::{LANES, Simd};
+use super::{LANES, Simd, amx};
+use crate::gemm::Left;
 use crate::isa::Body;
+use crate::memory::Line;
 
 /// Proof that AVX-512 with F, BW, DQ, VL, BF16 and VNNI is there.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx512(());
+pub(crate) struct Avx512 {
+    /// AMX with BF16 and INT8 is there too, and to be used.
+    amx: bool,
+}
 
-/// Runs `body` with these instructions.
+/// Runs `body` with these instructions, and AMX's if `amx`.
 ///
 /// # Safety
 /// The machine must have them.
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni")]
-pub(crate) unsafe fn run<B: Body>(body: B) -> B::Output {
-    body.run(Avx512(()))
+pub(crate) unsafe fn run<B: Body>(amx: bool, body: B) -> B::Output {
+    body.run(Avx512 { amx })
 }
 
 /// As [`run`], and never part of its caller.
@@ -26,8 +31,8 @@ pub(crate) unsafe fn run<B: Body>(body: B) -> B::Output {
 /// The machine must have them.
 #[inline(never)]
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni")]
-unsafe fn run_apart<B: Body>(body: B) -> B::Output {
-    body.run(Avx512(()))
+unsafe fn run_apart<B: Body>(amx: bool, body: B) -> B::Output {
+    body.run(Avx512 { amx })
 }
 
 /// An intrinsic on registers.
@@ -56,9 +61,29 @@ impl Simd for Avx512 {
     const TILE_VECTORS: usize = 2;
 
     #[inline(always)]
+    fn has_matrices(self) -> bool {
+        self.amx
+    }
+
+    #[inline(always)]
+    unsafe fn multiply_matrices(
+        self,
+        group: usize,
+        left: Left,
+        (start, stride): (*const u32, usize),
+        size: (usize, usize),
+        tile: *mut Line,
+        tile_stride: usize,
+        soon: (*const u8, usize),
+    ) {
+        // SAFETY: `self` proves that AMX is there; the rest the caller promises.
+        unsafe { amx::multiply(group == 4, left, amx::Rows { start, stride }, size, tile, tile_stride, soon) }
+    }
+
+    #[inline(always)]
     fn apart<B: Body>(self, body: B) -> B::Output {
         // SAFETY: `self` proves that the instructions are there.
-        unsafe { run_apart(body) }
+        unsafe { run_apart(self.amx, body) }
     }
 
     #[inline(always)]

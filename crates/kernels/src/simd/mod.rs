@@ -5,6 +5,8 @@
 //! makes one, after looking. That is why the methods are safe.
 
 #[cfg(target_arch = "x86_64")]
+pub(crate) mod amx;
+#[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
@@ -14,10 +16,15 @@ pub(crate) use portable::Portable;
 
 use half::bf16;
 
+use crate::gemm::Left;
 use crate::isa::Body;
+use crate::memory::Line;
 
 /// Lanes of a vector, whatever the instructions: one register of AVX-512, two of AVX2, four of SSE or NEON.
 pub const LANES: usize = 16;
+
+/// Rows of a tile where there are instructions for whole matrices.
+pub(crate) const MATRIX_ROWS: usize = 2 * LANES;
 
 /// 1.5 · 2²³: added to a number within ±2²², it leaves the nearest integer in the low bits of the sum.
 pub(crate) const MAGIC: f32 = 12_582_912.0;
@@ -33,6 +40,38 @@ pub trait Simd: Copy + Send + Sync + 'static {
     const TILE_ROWS: usize;
     /// Vectors across a tile of a matrix product.
     const TILE_VECTORS: usize;
+
+    /// Whether products of words of more than one element are made by instructions for whole matrices.
+    #[inline(always)]
+    fn has_matrices(self) -> bool {
+        false
+    }
+
+    /// Rows of a tile of a product whose words have `group` elements.
+    #[inline(always)]
+    fn tile_rows(self, group: usize) -> usize {
+        if group > 1 && self.has_matrices() { MATRIX_ROWS } else { Self::TILE_ROWS }
+    }
+
+    /// A tile of `rows` × `vectors` by these instructions, of words of `group` elements: the right operand's rows are
+    /// `right_stride` words apart. `soon` is memory to bring nearer, and how many bytes of it a step.
+    ///
+    /// # Safety
+    /// [`Simd::has_matrices`]; 1 to [`MATRIX_ROWS`] rows and 1 or 2 vectors, which the operands and the tile have.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments, reason = "one operation, whose operands these are")]
+    unsafe fn multiply_matrices(
+        self,
+        _group: usize,
+        _left: Left,
+        _right: (*const u32, usize),
+        _size: (usize, usize),
+        _tile: *mut Line,
+        _tile_stride: usize,
+        _soon: (*const u8, usize),
+    ) {
+        unreachable!("there are no such instructions");
+    }
 
     /// Runs `body` with these instructions as a function of its own, which is compiled once however many call it. The call
     /// costs a few nanoseconds.

@@ -1,6 +1,6 @@
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, D, DType, Layout, Result, Shape, Tensor};
 use candle_nn::ops::{softmax, softmax_last_dim};
-use pixart_kernels::{Heads, Matrix, ScoreBias, attention_backward};
+use pixart_kernels::{Arithmetic, Heads, Matrix, ScoreBias, attention_backward};
 
 use super::cpu::{self, CpuElement, SCRATCH, View, for_dtype};
 use super::product_dtype;
@@ -217,7 +217,9 @@ impl Attention {
                 let zeros = |part: &Matrix<T>| vec![T::default(); part.rows() * part.columns()];
                 let (mut d_q, mut d_k, mut d_v) = (zeros(&parts.q), zeros(&parts.k), zeros(&parts.v));
                 cpu::with_views([&d_out], |[d_out]| {
-                    attention_backward(isa, &SCRATCH, &heads, d_out.slice()?, &mut d_q, &mut d_k, &mut d_v);
+                    let arithmetic = if isa.has_fast_bf16() { T::ARITHMETIC } else { Arithmetic::F32 };
+                    let d_out = d_out.slice()?;
+                    attention_backward(isa, &SCRATCH, arithmetic, &heads, d_out, &mut d_q, &mut d_k, &mut d_v);
                     Ok(())
                 })?;
                 Ok([d_q, d_k, d_v])
