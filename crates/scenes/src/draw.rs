@@ -26,6 +26,38 @@ impl Scene {
     }
 }
 
+/// The least part of a cell that an object has to cover to be what is in it, of 255.
+const LEAST_COVER: u8 = 80;
+
+impl Scene {
+    /// Which of [`Scene::objects`] is in each of `side` × `side` cells of the picture, row after row: the frontmost of those that
+    /// cover a third of the cell, if any does.
+    pub fn occupants(&self, side: u32) -> Vec<Option<usize>> {
+        let mut cells = vec![None; side as usize * side as usize];
+        for (index, object) in self.objects().iter().enumerate().rev() {
+            let Some(mut mask) = Mask::new(side, side) else { continue };
+            for part in shapes::parts(object.kind) {
+                mask.fill_path(&part.path, part.rule, true, place(object, side));
+            }
+            for (cell, cover) in cells.iter_mut().zip(mask.data()) {
+                if *cover >= LEAST_COVER {
+                    *cell = Some(index);
+                }
+            }
+        }
+        cells
+    }
+}
+
+/// From an outline to where an object is in a picture of `side` pixels.
+fn place(object: &Object, side: u32) -> Transform {
+    // From thousandths of the picture's side to pixels.
+    let unit = side as f32 / 1000.0;
+    let scale = object.extent as f32 * unit;
+    let (x, y) = (object.centre.0 as f32 * unit, object.centre.1 as f32 * unit);
+    Transform::from_row(if object.mirrored { -scale } else { scale }, 0.0, 0.0, scale, x, y)
+}
+
 /// Everything is painted on an opaque background, so that the premultiplied colours are the colours.
 fn finish(canvas: &Pixmap) -> Picture {
     let (width, height) = (canvas.width() as usize, canvas.height() as usize);
@@ -34,11 +66,7 @@ fn finish(canvas: &Pixmap) -> Picture {
 }
 
 fn paint(canvas: &mut Pixmap, object: &Object) {
-    // From thousandths of the picture's side to pixels.
-    let unit = canvas.width() as f32 / 1000.0;
-    let (x, y) = (object.centre.0 as f32 * unit, object.centre.1 as f32 * unit);
-    let scale = object.extent as f32 * unit;
-    let place = Transform::from_row(if object.mirrored { -scale } else { scale }, 0.0, 0.0, scale, x, y);
+    let place = place(object, canvas.width());
     let parts = shapes::parts(object.kind);
     let layer = |canvas: &mut Pixmap, layer: Layer, colour: Rgb| {
         for part in parts.iter().filter(|part| part.layer == layer) {
@@ -54,8 +82,9 @@ fn paint(canvas: &mut Pixmap, object: &Object) {
         Fill::Dotted => dots(Fill::period(object.extent) as f32, object.extent as f32),
     };
     if let (Some(pattern), Some(body)) = (pattern, body(canvas, &parts, place)) {
-        let place = Transform::from_row(unit, 0.0, 0.0, unit, x, y);
-        canvas.fill_path(&pattern, &solid(object.colour.shade()), FillRule::Winding, place, Some(&body));
+        let unit = canvas.width() as f32 / 1000.0;
+        let around = Transform::from_row(unit, 0.0, 0.0, unit, place.tx, place.ty);
+        canvas.fill_path(&pattern, &solid(object.colour.shade()), FillRule::Winding, around, Some(&body));
     }
     layer(canvas, Layer::Front, object.colour.shade());
 }

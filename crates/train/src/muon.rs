@@ -1,7 +1,7 @@
 //! Muon's update of a matrix (Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks").
 
 use candle_core::{Result, Tensor};
-use pixart_nn::ops::linear;
+use pixart_nn::ops::rounded_product;
 
 /// Of the polynomial whose repetition brings singular values near to 1, and how often it is repeated.
 const COEFFICIENTS: [f64; 3] = [3.4445, -4.7750, 2.0315];
@@ -37,9 +37,9 @@ fn orthogonalised(matrix: &Tensor) -> Result<Tensor> {
     for _ in 0..REPETITIONS {
         let transposed = xs.t()?.contiguous()?;
         // Products of columns with columns: symmetric, and of the smaller size, so that sums of them cost next to nothing.
-        let products = linear(&transposed, &transposed, None)?;
-        let polynomial = ((&identity + (&products * b)?)? + (linear(&products, &products, None)? * c)?)?;
-        xs = linear(&xs, &polynomial, None)?;
+        let products = rounded_product(&transposed, &transposed)?;
+        let polynomial = ((&identity + (&products * b)?)? + (rounded_product(&products, &products)? * c)?)?;
+        xs = rounded_product(&xs, &polynomial)?;
     }
     Ok(xs)
 }

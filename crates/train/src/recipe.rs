@@ -26,6 +26,10 @@ pub struct Recipe {
     /// Parts that a batch is cut into, whose gradients are added: memory is needed for one.
     #[serde(default = "one")]
     pub accumulate: usize,
+    /// Parts that each of those is cut into, which are computed at the same time on a CPU, each by one of its threads: a
+    /// small network keeps a thread busier than many.
+    #[serde(default = "one")]
+    pub workers: usize,
     /// Steps in which the learning rate rises to its full value.
     #[serde(default)]
     pub warm_up: u64,
@@ -169,6 +173,9 @@ pub struct DiffusionRecipe {
     /// decided in much noise: where things are, and what is said of them.
     #[serde(default)]
     pub snr_floor: Option<f64>,
+    /// Where it is given, what is where in a picture is to be read from the inside of a new transformer.
+    #[serde(default)]
+    pub layout: Option<LayoutRecipe>,
     /// How timesteps are drawn; evenly if it is not given.
     #[serde(default)]
     pub timesteps: Option<LogitNormal>,
@@ -179,6 +186,17 @@ pub struct DiffusionRecipe {
 
 fn tenth() -> f64 {
     0.1
+}
+
+/// A second loss of a new transformer, on features that say what is where: the cross-entropy of the classes that a linear layer
+/// finds in its tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LayoutRecipe {
+    /// The block whose tokens are looked at when they leave it, from 0.
+    pub block: usize,
+    /// What the loss is multiplied with.
+    pub weight: f64,
 }
 
 /// Timesteps are a thousand times the logistic function of normal numbers, so that those in the middle are drawn more often
@@ -320,6 +338,7 @@ impl ControlNetRecipe {
             text_dropout: self.text_dropout,
             snr_gamma: self.snr_gamma,
             snr_floor: None,
+            layout: None,
             timesteps: None,
             validation: self.validation.clone(),
         }
@@ -360,14 +379,16 @@ impl Recipe {
             ("steps", self.steps),
             ("batch_size", self.batch_size as u64),
             ("accumulate", self.accumulate as u64),
+            ("workers", self.workers as u64),
             ("checkpoint_every", self.checkpoint_every),
             ("keep_checkpoints", self.keep_checkpoints as u64),
         ];
         if let Some((name, _)) = positive.iter().find(|(_, value)| *value == 0) {
             return Err(format!("{name} is 0"));
         }
-        if !self.batch_size.is_multiple_of(self.accumulate) {
-            return Err(format!("a batch of {} does not divide into {} parts", self.batch_size, self.accumulate));
+        let parts = self.accumulate.saturating_mul(self.workers);
+        if !self.batch_size.is_multiple_of(parts) {
+            return Err(format!("a batch of {} does not divide into {parts} parts", self.batch_size));
         }
         if self.warm_up > self.steps {
             return Err(format!("{} steps of warm-up are more than all {}", self.warm_up, self.steps));
@@ -463,6 +484,13 @@ impl DiffusionRecipe {
             && !(mean.is_finite() && std.is_finite() && std > 0.0)
         {
             return Err(format!("stage.diffusion.timesteps: the mean is {mean}, the standard deviation {std}"));
+        }
+        if let Some(LayoutRecipe { block, weight }) = self.layout {
+            let Some(new) = &self.new else { return Err("stage.diffusion.layout is for a `new` model".into()) };
+            let blocks = new.transformer.num_layers;
+            if block >= blocks || !(weight.is_finite() && weight > 0.0) {
+                return Err(format!("stage.diffusion.layout: block {block} of {blocks}, weight {weight}"));
+            }
         }
         if self.new.is_some() && self.lora.is_some() {
             return Err("stage.diffusion.lora needs a `base`".into());

@@ -7,6 +7,7 @@ use candle_core::backprop::GradStore;
 use candle_core::{DType, Device};
 use pixart_nn::recompute::forget_origins;
 use pixart_weights::write_bytes;
+use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::events::EventFile;
 use crate::loss_scale::LossScale;
@@ -60,11 +61,12 @@ pub fn train(
     let resumed = checkpoint::resume(run, recipe, objective.as_mut(), &mut optimizer, ema.as_mut(), &mut scale)?;
     let (done, mut kept) = resumed.map_or((0, None), |(step, path)| (step, Some(path)));
     let mut events = EventFile::create(run)?;
+    let workers = Workers::new(recipe, device)?;
     for step in done + 1..=recipe.steps {
         let start = Instant::now();
         let factor = recipe.schedule.factor(step, recipe.steps, recipe.warm_up);
         let BatchGradients { gradients, loss, terms } =
-            gradients(objective.as_ref(), step, recipe.accumulate, scale.factor())?;
+            gradients(objective.as_ref(), step, recipe.accumulate, &workers, scale.factor())?;
         let gradient_norm =
             if loss.is_finite() { optimizer.step(&gradients, factor, scale.factor())? } else { f64::NAN };
         if !scale.update(gradient_norm.is_finite()) {
@@ -134,8 +136,69 @@ struct BatchGradients {
     terms: Vec<(&'static str, f64)>,
 }
 
+impl BatchGradients {
+    fn plus(mut self, other: Self) -> Result<Self> {
+        self.gradients.extend(other.gradients)?;
+        self.loss += other.loss;
+        for ((_, sum), (_, term)) in self.terms.iter_mut().zip(other.terms) {
+            *sum += term;
+        }
+        Ok(self)
+    }
+}
+
+/// What computes parts of a batch at the same time.
+struct Workers {
+    count: usize,
+    /// Each with one thread, in which all that a part does is done. Where there is none, parts come one after another.
+    pools: Vec<ThreadPool>,
+}
+
+impl Workers {
+    fn new(recipe: &Recipe, device: &Device) -> Result<Self> {
+        let count = recipe.workers;
+        let pools = match device.is_cpu() && count > 1 {
+            true => count.min(rayon::current_num_threads()),
+            false => 0,
+        };
+        let pool = |_| ThreadPoolBuilder::new().num_threads(1).build().map_err(candle_core::Error::wrap);
+        Ok(Self { count, pools: (0..pools).map(pool).collect::<candle_core::Result<_>>()? })
+    }
+
+    /// `compute` for the parts from `first` on, one for each worker, in their order.
+    fn run<R: Send>(&self, first: usize, compute: impl Fn(usize) -> R + Sync) -> Vec<R> {
+        let parts: Vec<usize> = (first..first + self.count).collect();
+        if self.pools.is_empty() {
+            return parts.into_iter().map(compute).collect();
+        }
+        let mut computed = Vec::with_capacity(self.count);
+        for parts in parts.chunks(self.pools.len()) {
+            std::thread::scope(|scope| {
+                // The pool's thread is the one that computes; the one that is started here waits for it.
+                let start = |(part, pool)| {
+                    let (part, pool, compute): (&usize, &ThreadPool, _) = (part, pool, &compute);
+                    scope.spawn(move || pool.install(|| compute(*part)))
+                };
+                let running: Vec<_> = parts.iter().zip(&self.pools).map(start).collect();
+                computed.extend(running.into_iter().map(|part| match part.join() {
+                    Ok(result) => result,
+                    Err(panic) => std::panic::resume_unwind(panic),
+                }));
+            });
+        }
+        computed
+    }
+}
+
 /// The gradients of a step, `scale` times as long as they are.
-fn gradients(objective: &dyn Objective, step: u64, parts: usize, scale: f64) -> Result<BatchGradients> {
+fn gradients(
+    objective: &dyn Objective,
+    step: u64,
+    accumulate: usize,
+    workers: &Workers,
+    scale: f64,
+) -> Result<BatchGradients> {
+    let parts = accumulate * workers.count;
     let part = |part| -> Result<BatchGradients> {
         let Loss { total, terms, recomputation } = objective.loss(step, part, parts)?;
         let total = (total / parts as f64)?;
@@ -148,16 +211,17 @@ fn gradients(objective: &dyn Objective, step: u64, parts: usize, scale: f64) -> 
         }
         Ok(BatchGradients { gradients, loss, terms: terms.collect::<Result<_>>()? })
     };
-    let mut sum = part(0)?;
-    for index in 1..parts {
-        let BatchGradients { gradients, loss, terms } = part(index)?;
-        sum.gradients.extend(gradients)?;
-        sum.loss += loss;
-        for ((_, sum), (_, term)) in sum.terms.iter_mut().zip(terms) {
-            *sum += term;
+    let mut sum: Option<BatchGradients> = None;
+    for first in (0..parts).step_by(workers.count) {
+        for part in workers.run(first, part) {
+            let part = part?;
+            sum = Some(match sum {
+                Some(sum) => sum.plus(part)?,
+                None => part,
+            });
         }
     }
-    Ok(sum)
+    sum.ok_or_else(|| candle_core::Error::Msg("a batch without parts".into()).into())
 }
 
 /// Runs with the average of the weights, where there is one.

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, DType, Device, Layout, Result, Shape, Tensor};
-use pixart_kernels::{Activation, Epilogue, Matrix, Packed, column_sums, gemm, outer_product};
+use pixart_kernels::{Activation, Arithmetic, Epilogue, Matrix, Packed, column_sums, gemm, outer_product};
 
 use super::cpu::{self, CpuElement, SCRATCH, View, for_dtype};
 use super::packed_linear::PackedLinear;
@@ -18,6 +18,40 @@ pub fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Ten
     match bias {
         Some(bias) => cpu::with_rows(xs)?.apply_op3(&weight.contiguous()?, bias, Product),
         None => cpu::with_rows(xs)?.apply_op2(&weight.contiguous()?, Product),
+    }
+}
+
+/// `xs · weightᵀ` of matrices in f32, `[n, in]` and `[out, in]`, with both rounded to bf16 where that is faster; sums and the
+/// result are f32. It has no gradient.
+pub fn rounded_product(xs: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    match cpu::is_fast(&[xs, weight]) && cpu::isa()?.has_fast_bf16() {
+        true => xs.contiguous()?.apply_op2_no_bwd(&weight.contiguous()?, &RoundedProduct),
+        false => linear_composed(xs, weight, None),
+    }
+}
+
+struct RoundedProduct;
+
+impl CustomOp2 for RoundedProduct {
+    fn name(&self) -> &'static str {
+        "rounded product"
+    }
+
+    fn cpu_fwd(
+        &self,
+        xs: &CpuStorage,
+        xs_layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (xs, weight, isa) = (View::new(xs, xs_layout), View::new(weight, weight_layout), cpu::isa()?);
+        let (width_out, width_in) = weight.layout.shape().dims2()?;
+        check_depth(xs.layout.shape(), width_in)?;
+        let packed = Packed::new(isa, Arithmetic::Bf16, weight.rows::<f32>()?);
+        cpu::filled_storage::<f32>(result_shape(xs.layout.shape(), width_out), |out| {
+            gemm(isa, &SCRATCH, xs.rows::<f32>()?, &packed, &Epilogue::default(), out);
+            Ok(())
+        })
     }
 }
 

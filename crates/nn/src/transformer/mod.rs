@@ -230,6 +230,20 @@ impl PixArtTransformer {
         size: Option<&SizeConditions>,
         condition: Option<&Condition>,
     ) -> Result<Tensor> {
+        Ok(self.forward_seen(latents, timestep, text, size, condition, None)?.0)
+    }
+
+    /// As [`PixArtTransformer::forward_controlled`], with the tokens `[batch, n, width]` as they leave block `seen`, from 0.
+    pub fn forward_seen(
+        &self,
+        latents: &Tensor,
+        timestep: &Tensor,
+        text: &ProjectedText,
+        size: Option<&SizeConditions>,
+        condition: Option<&Condition>,
+        seen: Option<usize>,
+    ) -> Result<(Tensor, Option<Tensor>)> {
+        let mut tokens = None;
         let grid = self.grid(latents)?;
         let (modulation, embedded_timestep) = self.embed_timestep(timestep, size)?;
         let control = match (&self.control, condition) {
@@ -256,8 +270,11 @@ impl PixArtTransformer {
                 controlled = Some(stream);
             }
             xs = self.run(block, &xs, &modulation, keys_values, text)?;
+            if seen == Some(i) {
+                tokens = Some(xs.clone());
+            }
         }
-        self.predict(&xs, &embedded_timestep, grid)
+        Ok((self.predict(&xs, &embedded_timestep, grid)?, tokens))
     }
 
     /// A block's result, whose inside is forgotten if blocks are recomputed.

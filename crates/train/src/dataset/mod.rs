@@ -24,6 +24,15 @@ pub struct Item {
     pub captions: Vec<String>,
 }
 
+/// What is where in a picture: maps of classes over its cells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layout {
+    /// How many classes each map has.
+    pub classes: Vec<usize>,
+    /// The class of each cell, `[maps, side, side]`.
+    pub cells: Vec<u8>,
+}
+
 /// A list of pictures with captions, in an order of its own.
 pub trait Dataset: Sync {
     /// What it is, in words that tell it from others: features are only gone on with from the same one.
@@ -39,6 +48,11 @@ pub trait Dataset: Sync {
 
     /// What to call an item in messages.
     fn name(&self, index: usize) -> String;
+
+    /// What is where in an item, in `side` × `side` cells, where the dataset knows.
+    fn layout(&self, _index: usize, _side: usize) -> Option<Layout> {
+        None
+    }
 
     /// Reads an item.
     ///

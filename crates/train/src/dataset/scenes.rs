@@ -1,7 +1,7 @@
 use image::RgbImage;
-use pixart_scenes::{Scene, Split};
+use pixart_scenes::{Colour, Fill, Kind, Object, Scene, Split};
 
-use super::{Dataset, Item};
+use super::{Dataset, Item, Layout};
 
 /// Different wordings that a scene is given.
 const CAPTIONS: u64 = 4;
@@ -25,6 +25,25 @@ impl Dataset for ScenesDataset {
 
     fn name(&self, index: usize) -> String {
         format!("scene {index}")
+    }
+
+    /// Kind, colour and fill of the object in each cell, from 1; 0 where there is none.
+    fn layout(&self, index: usize, side: usize) -> Option<Layout> {
+        fn place<T: PartialEq>(all: &[T], one: T) -> u8 {
+            all.iter().position(|other| *other == one).map_or(0, |place| place as u8 + 1)
+        }
+        let scene = Scene::random(index as u64, Split::Train);
+        let occupants = scene.occupants(side as u32);
+        let map = |class: &dyn Fn(&Object) -> u8| -> Vec<u8> {
+            occupants.iter().map(|occupant| occupant.map_or(0, |index| class(&scene.objects()[index]))).collect()
+        };
+        let maps = [
+            map(&|object| place(&Kind::ALL, object.kind)),
+            map(&|object| place(&Colour::ALL, object.colour)),
+            map(&|object| place(&Fill::ALL, object.fill)),
+        ];
+        let classes = vec![Kind::ALL.len() + 1, Colour::ALL.len() + 1, Fill::ALL.len() + 1];
+        Some(Layout { classes, cells: maps.concat() })
     }
 
     fn read(&self, index: usize) -> Result<Item, String> {

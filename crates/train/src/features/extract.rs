@@ -10,6 +10,7 @@ use rayon::prelude::*;
 use super::{
     Description, ITEMS_PER_SHARD, Shard, ShardItem, SkippedItem, VERSION, description_path, null_path, shard_path,
 };
+use crate::dataset::Layout;
 use crate::{Dataset, Error, Result};
 
 /// Pixels that the encoder is given at once, in whole pictures.
@@ -54,6 +55,8 @@ struct Prepared {
     picture: RgbImage,
     /// What a ControlNet is to follow of it.
     map: Option<RgbImage>,
+    /// What is where, in latent pixels.
+    layout: Option<Layout>,
 }
 
 impl Extractor {
@@ -108,6 +111,7 @@ impl Extractor {
             scaling_factor: self.vae_config.scaling_factor,
             text_width: null.as_ref().map(|null| null.dim(1)).transpose()?,
             control: self.control.as_ref().map(|(_, name)| name.clone()),
+            classes: dataset.layout(0, 1).map(|layout| layout.classes),
         };
         begin(folder, &description)?;
         if let Some(null) = &null {
@@ -177,6 +181,11 @@ impl Extractor {
                         let mean = conditions.get(i)?.narrow(0, 0, self.vae_config.latent_channels)?;
                         tensors.push((format!("{index}.condition"), mean));
                     }
+                    if let Some(Layout { classes, cells }) = &item.layout {
+                        let (_, _, height, width) = moments.dims4()?;
+                        let cells = Tensor::from_slice(cells, (classes.len(), height, width), &Device::Cpu)?;
+                        tensors.push((format!("{index}.layout"), cells.to_dtype(DType::F32)?));
+                    }
                     if let Some(embeds) = &embeds {
                         tensors.push((format!("{index}.prompt_embeds"), embeds[i].clone()));
                     }
@@ -217,7 +226,8 @@ impl Extractor {
             None => None,
         };
         let map = map.map(|map| DynamicImage::ImageLuma8(map).into_rgb8());
-        Ok(Prepared { name: dataset.name(index), captions, picture, map })
+        let layout = dataset.layout(index, self.size / self.vae_config.downscale());
+        Ok(Prepared { name: dataset.name(index), captions, picture, map, layout })
     }
 
     /// Of pictures of one size, `[batch, 2 · channels, height, width]`.

@@ -7,7 +7,8 @@
 //! `3.moments`, `[2 · latent channels, height, width]`, mean and logarithm of the variance of the unscaled latents, and,
 //! where captions are encoded, `3.prompt_embeds`, `[tokens, width]`, of its first caption without padding; all in f16. Where
 //! there are conditions for ControlNets, `3.condition`, `[latent channels, height, width]`, is the mean of the unscaled
-//! latents of the map of edges. The file `null.safetensors` has `prompt_embeds` of the empty text.
+//! latents of the map of edges. Where the dataset knows what is where, `3.layout`, `[maps, height, width]`, has the classes
+//! of each latent pixel. The file `null.safetensors` has `prompt_embeds` of the empty text.
 
 mod extract;
 mod read;
@@ -45,6 +46,9 @@ pub struct Description {
     /// What found the edges that are ControlNets' conditions, where there are conditions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub control: Option<String>,
+    /// How many classes each map of what is where has, where there are such.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub classes: Option<Vec<usize>>,
 }
 
 /// `shard-00000.json`.

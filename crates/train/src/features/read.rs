@@ -30,6 +30,8 @@ pub struct Batch {
     pub moments: Tensor,
     /// `[batch, channels, height, width]`, f32, where there are conditions: unscaled latents of maps of edges.
     pub condition: Option<Tensor>,
+    /// `[batch, maps, height, width]`, f32, where it is known: the classes of what is in each latent pixel.
+    pub layout: Option<Tensor>,
     /// `[tokens, width]` of each item, f32, where captions are encoded.
     pub prompt_embeds: Option<Vec<Tensor>>,
     /// Each item's captions.
@@ -111,6 +113,7 @@ impl Features {
     /// Reads items, all of one size.
     pub fn batch(&self, indices: &[usize]) -> Result<Batch> {
         let (mut moments, mut conditions, mut embeds, mut captions) = (vec![], vec![], vec![], vec![]);
+        let mut layouts = vec![];
         let mut pixels = (0, 0);
         for item in indices.iter().map(|index| &self.items[*index]) {
             let tensor = |name: &str| {
@@ -119,6 +122,9 @@ impl Features {
             moments.push(tensor("moments")?);
             if self.description.control.is_some() {
                 conditions.push(tensor("condition")?);
+            }
+            if self.description.classes.is_some() {
+                layouts.push(tensor("layout")?);
             }
             if self.null.is_some() {
                 embeds.push(tensor("prompt_embeds")?);
@@ -129,6 +135,7 @@ impl Features {
         Ok(Batch {
             moments: Tensor::stack(&moments, 0)?,
             condition: if conditions.is_empty() { None } else { Some(Tensor::stack(&conditions, 0)?) },
+            layout: if layouts.is_empty() { None } else { Some(Tensor::stack(&layouts, 0)?) },
             prompt_embeds: self.null.is_some().then_some(embeds),
             captions,
             pixels,

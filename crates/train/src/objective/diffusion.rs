@@ -88,6 +88,15 @@ impl DiffusionObjective {
             }
             (None, None) => return Err(Error::folder(features, "neither `new` nor `base` says what to train")),
         };
+        if stage.layout.is_some() {
+            let Some(classes) = &data.features.description().classes else {
+                return Err(Error::folder(
+                    features,
+                    "does not say what is where, which stage.diffusion.layout asks for",
+                ));
+            };
+            model.layout_loss(classes)?;
+        }
         Ok(Self { model, data, recipe: stage.clone(), losses: HybridLoss::new() })
     }
 
@@ -133,12 +142,23 @@ impl Objective for DiffusionObjective {
         let text = transformer.project_text(&text.embeds, Some(&text.mask))?;
         let condition = self.model.condition(&transformer, &batch)?;
         let size = self.model.size(&batch)?;
-        let output = Model::predict(&transformer, &x_t, &ts, &text, size.as_ref(), condition.as_ref())?;
+        let seen = self.recipe.layout.as_ref().map(|layout| layout.block);
+        let (output, tokens) =
+            Model::predict_seen(&transformer, &x_t, &ts, &text, size.as_ref(), condition.as_ref(), seen)?;
         let losses = self.losses.losses(&output, &x_t, &x0, &noise, &ts)?;
         let weight = column(&ts, &self.data.device, |t| self.recipe.weight(self.losses.signal_to_noise(t)))?;
         let weighted = (&losses.mse * weight.flatten_all()?)?;
-        let total = (weighted.mean_all()? + losses.vb.mean_all()?)?;
-        Ok(Loss { total, terms: vec![("mse", losses.mse.mean_all()?), ("vb", losses.vb.mean_all()?)], recomputation })
+        let mut total = (weighted.mean_all()? + losses.vb.mean_all()?)?;
+        let mut terms = vec![("mse", losses.mse.mean_all()?), ("vb", losses.vb.mean_all()?)];
+        let classes = self.data.features.description().classes.as_ref();
+        if let (Some(recipe), Some(tokens), Some(classes), Some(layout)) =
+            (&self.recipe.layout, tokens, classes, &batch.layout)
+        {
+            let loss = self.model.layout_loss(classes)?.loss(&tokens, &layout.to_device(&self.data.device)?)?;
+            total = (total + (&loss * recipe.weight)?)?;
+            terms.push(("layout", loss));
+        }
+        Ok(Loss { total, terms, recomputation })
     }
 
     fn footprint(&self) -> Result<Footprint> {

@@ -5,6 +5,7 @@ mod consistency;
 mod consistency_loss;
 mod diffusion;
 mod hybrid_loss;
+mod layout_loss;
 mod model;
 
 pub use autoencoder::AutoencoderObjective;
@@ -63,7 +64,7 @@ pub(crate) fn of(recipe: &Recipe, device: &Device) -> Result<Box<dyn Objective>>
 }
 
 /// A network in training.
-pub trait Objective {
+pub trait Objective: Sync {
     /// What the optimiser changes.
     fn parameters(&self) -> &Parameters;
 

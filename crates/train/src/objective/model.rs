@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use tokenizers::Tokenizer;
 
 use super::WEIGHTS;
+use super::layout_loss::LayoutLoss;
 use crate::estimate::{transformer_bytes, transformer_flops};
 use crate::features::{Batch, Features};
 use crate::vocabulary::word_tokenizer;
@@ -304,6 +305,12 @@ impl Model {
         pad(&rows, &self.device)
     }
 
+    /// What tells from tokens what is where, of so many classes.
+    pub(crate) fn layout_loss(&self, classes: &[usize]) -> Result<LayoutLoss> {
+        let weights = self.parameters.builder(self.dtype).pp("layout");
+        LayoutLoss::new(self.config.width(), self.config.patch_size, classes, weights)
+    }
+
     /// What tells a transformer of the picture's size, where it asks.
     pub(crate) fn size(&self, batch: &Batch) -> Result<Option<SizeConditions>> {
         let (height, width) = batch.pixels;
@@ -320,9 +327,23 @@ impl Model {
         size: Option<&SizeConditions>,
         condition: Option<&Condition>,
     ) -> Result<Tensor> {
+        Ok(Self::predict_seen(transformer, latents, ts, text, size, condition, None)?.0)
+    }
+
+    /// As [`Model::predict`], with the tokens as they leave block `seen`.
+    pub(crate) fn predict_seen(
+        transformer: &PixArtTransformer,
+        latents: &Tensor,
+        ts: &[usize],
+        text: &ProjectedText,
+        size: Option<&SizeConditions>,
+        condition: Option<&Condition>,
+        seen: Option<usize>,
+    ) -> Result<(Tensor, Option<Tensor>)> {
         let ts: Vec<f32> = ts.iter().map(|t| *t as f32).collect();
         let ts = Tensor::from_vec(ts, latents.dim(0)?, latents.device())?;
-        Ok(transformer.forward_controlled(latents, &ts, text, size, condition)?.to_dtype(DType::F32)?)
+        let (prediction, tokens) = transformer.forward_seen(latents, &ts, text, size, condition, seen)?;
+        Ok((prediction.to_dtype(DType::F32)?, tokens))
     }
 
     /// What a step of training needs, for a picture of the native size; `passes` without gradients go with it, of networks
