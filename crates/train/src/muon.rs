@@ -1,7 +1,7 @@
 //! Muon's update of a matrix (Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks").
 
 use candle_core::{Result, Tensor};
-use pixart_nn::ops::rounded_product;
+use pixart_nn::ops::{rounded_gram, rounded_product};
 
 /// Of the polynomial whose repetition brings singular values near to 1, and how often it is repeated.
 const COEFFICIENTS: [f64; 3] = [3.4445, -4.7750, 2.0315];
@@ -35,9 +35,8 @@ fn orthogonalised(matrix: &Tensor) -> Result<Tensor> {
     let [a, b, c] = COEFFICIENTS;
     let identity = (Tensor::eye(xs.dim(1)?, xs.dtype(), xs.device())? * a)?;
     for _ in 0..REPETITIONS {
-        let transposed = xs.t()?.contiguous()?;
         // Products of columns with columns: symmetric, and of the smaller size, so that sums of them cost next to nothing.
-        let products = rounded_product(&transposed, &transposed)?;
+        let products = rounded_gram(&xs)?;
         let polynomial = ((&identity + (&products * b)?)? + (rounded_product(&products, &products)? * c)?)?;
         xs = rounded_product(&xs, &polynomial)?;
     }

@@ -7,6 +7,7 @@ use super::outer::{Rows, Run, add_outer_products};
 use super::{
     Bf16, F32, Left, MAX_VECTORS, Product, TILE_LINES, Words, load_f32, multiply_rows, padded_stride, store_f32,
 };
+use crate::Arithmetic;
 use crate::isa::{Body, Isa};
 use crate::matrix::Matrix;
 use crate::memory::{Line, LineWords, Scratch, Shared, ZERO};
@@ -20,11 +21,18 @@ const ROWS: usize = 512;
 const BLOCK: [usize; 2] = [8 * 14, 128];
 
 /// `out = leftᵀ · right`, summed in f32: `left` is `[rows, m]`, `right` `[rows, n]`, `out` `[m, n]`. The gradient of weights, from
-/// those of a layer's result and from its input.
+/// those of a layer's result and from its input. Both are multiplied in `arithmetic`, f32 or bf16.
 ///
 /// # Panics
-/// The shapes do not belong together, or a row's elements do not stand side by side.
-pub fn outer_product<T: Element>(isa: Isa, scratch: &Scratch, left: Matrix<T>, right: Matrix<T>, out: &mut [f32]) {
+/// The shapes do not belong together, a row's elements do not stand side by side, or `arithmetic` is int8.
+pub fn outer_product<A: Element, B: Element>(
+    isa: Isa,
+    scratch: &Scratch,
+    arithmetic: Arithmetic,
+    left: Matrix<A>,
+    right: Matrix<B>,
+    out: &mut [f32],
+) {
     assert_eq!(left.rows, right.rows, "both operands have as many rows");
     assert_eq!(out.len(), left.columns * right.columns, "the result is {}×{}", left.columns, right.columns);
     assert!(left.column_stride == 1 && right.column_stride == 1, "a row's elements stand side by side");
@@ -32,23 +40,24 @@ pub fn outer_product<T: Element>(isa: Isa, scratch: &Scratch, left: Matrix<T>, r
         out.fill(0.0);
         return;
     }
-    match T::as_bf16(left.data) {
-        Some(_) if isa == Isa::Amx => multiply_matrices(isa, scratch, left, right, out),
-        Some(_) => multiply::<Bf16, T>(isa, scratch, left, right, out),
-        None => multiply::<F32, T>(isa, scratch, left, right, out),
+    match arithmetic {
+        Arithmetic::Bf16 if isa == Isa::Amx => multiply_matrices(isa, scratch, left, right, out),
+        Arithmetic::Bf16 => multiply::<Bf16, A, B>(isa, scratch, left, right, out),
+        Arithmetic::F32 => multiply::<F32, A, B>(isa, scratch, left, right, out),
+        Arithmetic::Int8 => panic!("products over rows in int8 are not there"),
     }
 }
 
-fn multiply<P: OuterProduct, T: Element>(
+fn multiply<P: OuterProduct, A: Element, B: Element>(
     isa: Isa,
     scratch: &Scratch,
-    left: Matrix<T>,
-    right: Matrix<T>,
+    left: Matrix<A>,
+    right: Matrix<B>,
     out: &mut [f32],
 ) {
     let (mut left_copy, mut right_copy) = (scratch.take(), scratch.take());
-    let (left_words, left_stride) = words::<P, T>(isa, left, 1, &mut left_copy);
-    let (right_words, right_stride) = words::<P, T>(isa, right, LANES, &mut right_copy);
+    let (left_words, left_stride) = words::<P, A>(isa, left, 1, &mut left_copy);
+    let (right_words, right_stride) = words::<P, B>(isa, right, LANES, &mut right_copy);
     let (rows, m, n) = (left.rows.div_ceil(P::GROUP), left.columns, right.columns);
     let across = n.div_ceil(BLOCK[1]);
     let out = &Shared::new(out);
@@ -72,10 +81,16 @@ fn multiply<P: OuterProduct, T: Element>(
 }
 
 /// As [`multiply`], of bf16 by instructions for whole matrices, which take the left operand transposed.
-fn multiply_matrices<T: Element>(isa: Isa, scratch: &Scratch, left: Matrix<T>, right: Matrix<T>, out: &mut [f32]) {
+fn multiply_matrices<A: Element, B: Element>(
+    isa: Isa,
+    scratch: &Scratch,
+    left: Matrix<A>,
+    right: Matrix<B>,
+    out: &mut [f32],
+) {
     let (mut left_copy, mut right_copy, mut turned) = (scratch.take(), scratch.take(), scratch.take());
-    let (left_words, left_stride) = words::<Bf16, T>(isa, left, LANES, &mut left_copy);
-    let (right_words, right_stride) = words::<Bf16, T>(isa, right, LANES, &mut right_copy);
+    let (left_words, left_stride) = words::<Bf16, A>(isa, left, LANES, &mut left_copy);
+    let (right_words, right_stride) = words::<Bf16, B>(isa, right, LANES, &mut right_copy);
     let (groups, m, n) = (left.rows.div_ceil(Bf16::GROUP), left.columns, right.columns);
     let turned_stride = padded_stride(groups);
     let turned = turned.lines(left_stride * turned_stride / LANES);
@@ -199,7 +214,8 @@ fn words<'a, P: OuterProduct, T: Element>(
     multiple: usize,
     buffer: &'a mut crate::memory::Buffer,
 ) -> (&'a [u32], usize) {
-    if let Some(data) = T::as_f32(matrix.data)
+    if P::GROUP == F32::GROUP
+        && let Some(data) = T::as_f32(matrix.data)
         && matrix.columns.is_multiple_of(multiple)
     {
         return (crate::memory::as_words(data), matrix.row_stride);
@@ -376,7 +392,7 @@ mod tests {
                 };
                 let mut out = vec![f32::NAN; m * n];
                 let strided = Matrix::strided(&left, rows, m, m + 2);
-                outer_product(isa, &scratch, strided, Matrix::new(&right, rows, n), &mut out);
+                outer_product(isa, &scratch, Arithmetic::F32, strided, Matrix::new(&right, rows, n), &mut out);
                 for (at, found) in out.iter().enumerate() {
                     let expected = expected(at / n, at % n);
                     assert!((*found as f64 - expected).abs() < 2e-5, "{isa:?} {rows} {m}×{n}: {found}, not {expected}");
@@ -385,10 +401,15 @@ mod tests {
                 let wide = |xs: &[bf16]| xs.iter().map(|x| x.to_f32()).collect::<Vec<_>>();
                 let (left, right) = (narrow(&left[..rows * m]), narrow(&right));
                 let (mut a, mut b) = (vec![0f32; m * n], vec![0f32; m * n]);
-                outer_product(isa, &scratch, Matrix::new(&left, rows, m), Matrix::new(&right, rows, n), &mut a);
-                let (left, right) = (wide(&left), wide(&right));
-                outer_product(isa, &scratch, Matrix::new(&left, rows, m), Matrix::new(&right, rows, n), &mut b);
+                let narrowed = (Matrix::new(&left, rows, m), Matrix::new(&right, rows, n));
+                outer_product(isa, &scratch, Arithmetic::Bf16, narrowed.0, narrowed.1, &mut a);
+                let (wide_left, wide_right) = (wide(&left), wide(&right));
+                let widened = (Matrix::new(&wide_left, rows, m), Matrix::new(&wide_right, rows, n));
+                outer_product(isa, &scratch, Arithmetic::F32, widened.0, widened.1, &mut b);
                 // Sums of pairs, in another order.
+                let mut mixed = vec![0f32; m * n];
+                outer_product(isa, &scratch, Arithmetic::Bf16, widened.0, narrowed.1, &mut mixed);
+                assert_eq!(mixed, a, "numbers that are bf16 already are not changed");
                 for (a, b) in a.iter().zip(&b) {
                     assert!((a - b).abs() < 2e-5, "{isa:?} {rows} {m}×{n}: {a}, not {b}");
                 }

@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, DType, Device, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Device, Layout, Result, Shape, Tensor};
 use pixart_kernels::{Activation, Arithmetic, Epilogue, Matrix, Packed, column_sums, gemm, outer_product};
 
 use super::cpu::{self, CpuElement, SCRATCH, View, for_dtype};
@@ -12,12 +12,18 @@ use crate::{ByteWeight, LowRank, NamedWeights};
 ///
 /// `xs` is `[..., in]`, `weight` `[out, in]`, `bias` `[out]`; the result is `[..., out]` in the dtype of `xs`.
 pub fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    if !cpu::is_fast(&[xs, weight]) {
-        return linear_composed(xs, weight, bias);
+    linear_to(xs, weight, bias, xs.dtype())
+}
+
+/// As [`linear`], with `xs` in any dtype and the result in `dtype`; what is multiplied is rounded to the dtype of `weight`.
+pub fn linear_to(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, dtype: DType) -> Result<Tensor> {
+    let fast = |tensor_dtype| cpu::is_fast_dtype(xs.device(), tensor_dtype);
+    if ![xs.dtype(), weight.dtype(), dtype].into_iter().all(fast) {
+        return linear_composed(&xs.to_dtype(weight.dtype())?, weight, bias)?.to_dtype(dtype);
     }
     match bias {
-        Some(bias) => cpu::with_rows(xs)?.apply_op3(&weight.contiguous()?, bias, Product),
-        None => cpu::with_rows(xs)?.apply_op2(&weight.contiguous()?, Product),
+        Some(bias) => cpu::with_rows(xs)?.apply_op3(&weight.contiguous()?, bias, Product { dtype }),
+        None => cpu::with_rows(xs)?.apply_op2(&weight.contiguous()?, Product { dtype }),
     }
 }
 
@@ -27,6 +33,31 @@ pub fn rounded_product(xs: &Tensor, weight: &Tensor) -> Result<Tensor> {
     match cpu::is_fast(&[xs, weight]) && cpu::isa()?.has_fast_bf16() {
         true => xs.contiguous()?.apply_op2_no_bwd(&weight.contiguous()?, &RoundedProduct),
         false => linear_composed(xs, weight, None),
+    }
+}
+
+/// `xsᵀ · xs`, `[m, m]` of `[n, m]`, as [`rounded_product`] computes.
+pub fn rounded_gram(xs: &Tensor) -> Result<Tensor> {
+    match cpu::is_fast(&[xs]) && cpu::isa()?.has_fast_bf16() {
+        true => xs.contiguous()?.apply_op1_no_bwd(&RoundedGram),
+        false => xs.t()?.matmul(xs),
+    }
+}
+
+struct RoundedGram;
+
+impl CustomOp1 for RoundedGram {
+    fn name(&self) -> &'static str {
+        "rounded gram"
+    }
+
+    fn cpu_fwd(&self, xs: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (xs, isa) = (View::new(xs, layout), cpu::isa()?);
+        let (_, width) = layout.shape().dims2()?;
+        cpu::filled_storage::<f32>((width, width), |out| {
+            outer_product(isa, &SCRATCH, Arithmetic::Bf16, xs.rows::<f32>()?, xs.rows::<f32>()?, out);
+            Ok(())
+        })
     }
 }
 
@@ -153,6 +184,10 @@ impl Linear {
             Weights::Packed(packed) if !xs.track_op() && cpu::is_fast_dtype(xs.device(), dtype) => {
                 packed.fused(xs, dtype, Activation::None, None)
             }
+            Weights::Tensors(parts) => {
+                let (weight, bias) = join(parts)?;
+                linear_to(xs, &weight.to_dtype(dtype)?, bias.as_ref(), dtype)
+            }
             _ => self.forward(&xs.to_dtype(dtype)?),
         }
     }
@@ -168,24 +203,25 @@ impl Linear {
     /// `residual + gate · forward(xs)`: `residual` is of the result's shape, `[batch, n, width_out]`, and dtype, `gate`, where
     /// there is one, `[batch, 1, width_out]`.
     pub fn forward_residual(&self, xs: &Tensor, residual: &Tensor, gate: Option<&Tensor>) -> Result<Tensor> {
-        // What comes from a residual stream may have more digits than the weights.
-        let xs = &xs.to_dtype(self.trained_dtype().unwrap_or(xs.dtype()))?;
         let tracked = xs.track_op() || residual.track_op() || gate.is_some_and(Tensor::track_op);
         let dtype = residual.dtype();
         match (&self.weights, gate) {
             (Weights::Packed(packed), _) if !tracked && cpu::is_fast(&[residual]) => {
                 packed.fused(xs, dtype, Activation::None, Some((residual, gate)))
             }
-            (_, Some(gate)) => gated_residual(residual, &gate.to_dtype(dtype)?, &self.forward(xs)?.to_dtype(dtype)?),
-            (_, None) => residual + self.forward(xs)?.to_dtype(dtype)?,
+            (_, Some(gate)) => gated_residual(residual, &gate.to_dtype(dtype)?, &self.forward_to(xs, dtype)?),
+            (_, None) => residual + self.forward_to(xs, dtype)?,
         }
     }
 
-    /// The dtype of weights that are trained; packed ones take any.
-    fn trained_dtype(&self) -> Option<DType> {
+    /// `forward(xs)`, written in `dtype`. What comes from a residual stream may have more digits than the weights.
+    fn forward_to(&self, xs: &Tensor, dtype: DType) -> Result<Tensor> {
         match &self.weights {
-            Weights::Tensors(parts) => parts.first().map(|(weight, _)| weight.dtype()),
-            Weights::Packed(_) | Weights::Bytes(_) => None,
+            Weights::Tensors(parts) => {
+                let (weight, bias) = join(parts)?;
+                linear_to(xs, &weight, bias.as_ref(), dtype)
+            }
+            Weights::Packed(_) | Weights::Bytes(_) => self.forward(xs)?.to_dtype(dtype),
         }
     }
 }
@@ -254,25 +290,29 @@ pub(super) fn check_depth(xs: &Shape, depth: usize) -> Result<()> {
     }
 }
 
-/// `d_ys · weight`, in the arithmetic of `T`.
+/// `d_ys · weight`, in `arithmetic`, written as `T`.
 pub(super) fn gradient_of_input<T: CpuElement, W: CpuElement>(
+    arithmetic: Arithmetic,
     shape: &Shape,
     weight: Matrix<W>,
     d_ys: &Tensor,
 ) -> Result<Tensor> {
     let isa = cpu::isa()?;
-    let packed = Packed::new(isa, T::ARITHMETIC, weight.transposed());
+    let packed = Packed::new(isa, arithmetic, weight.transposed());
     let d_ys = cpu::with_rows(d_ys)?;
-    cpu::with_views([&d_ys], |[d_ys]| {
+    for_dtype!(d_ys.dtype(), D => cpu::with_views([&d_ys], |[d_ys]| {
         cpu::filled::<T>(shape, |d_xs| {
-            gemm(isa, &SCRATCH, d_ys.rows::<T>()?, &packed, &Epilogue::default(), d_xs);
+            gemm(isa, &SCRATCH, d_ys.rows::<D>()?, &packed, &Epilogue::default(), d_xs);
             Ok(())
         })
-    })
+    }))
 }
 
-/// A product with weights that are tensors: for training.
-struct Product;
+/// A product with weights that are tensors, for training, in their arithmetic.
+struct Product {
+    /// Of the result.
+    dtype: DType,
+}
 
 impl Product {
     fn forward(&self, xs: View, weight: View, bias: Option<View>) -> Result<(CpuStorage, Shape)> {
@@ -280,30 +320,29 @@ impl Product {
         let (width_out, width_in) = weight.layout.shape().dims2()?;
         check_depth(xs.layout.shape(), width_in)?;
         let bias = bias.map(View::to_f32).transpose()?;
-        for_dtype!(xs.dtype(), T => {
-            let packed = Packed::new(isa, T::ARITHMETIC, weight.rows::<T>()?);
+        let packed = for_dtype!(weight.dtype(), W => Packed::new(isa, W::ARITHMETIC, weight.rows::<W>()?));
+        for_dtype!(xs.dtype(), X => for_dtype!(self.dtype, T => {
             cpu::filled_storage::<T>(result_shape(xs.layout.shape(), width_out), |out| {
                 let epilogue = Epilogue { bias: bias.as_deref(), ..Epilogue::default() };
-                gemm(isa, &SCRATCH, xs.rows::<T>()?, &packed, &epilogue, out);
+                gemm(isa, &SCRATCH, xs.rows::<X>()?, &packed, &epilogue, out);
                 Ok(())
             })
-        })
+        }))
     }
 
     fn backward(&self, xs: &Tensor, weight: &Tensor, d_ys: &Tensor) -> Result<(Tensor, Tensor)> {
         let isa = cpu::isa()?;
         let (xs, d_ys) = (cpu::with_rows(xs)?, cpu::with_rows(d_ys)?);
-        for_dtype!(xs.dtype(), T => {
-            let d_xs = cpu::with_views([weight], |[weight]| {
-                gradient_of_input::<T, T>(xs.shape(), weight.rows::<T>()?, &d_ys)
-            })?;
-            let mut d_weight = vec![0f32; weight.elem_count()];
-            cpu::with_views([&xs, &d_ys], |[xs, d_ys]| {
-                outer_product(isa, &SCRATCH, d_ys.rows::<T>()?, xs.rows::<T>()?, &mut d_weight);
-                Ok(())
-            })?;
-            Ok((d_xs, cpu::gradient_of(weight, d_weight)?))
-        })
+        let arithmetic = for_dtype!(weight.dtype(), W => W::ARITHMETIC);
+        let d_xs = for_dtype!(weight.dtype(), W => cpu::with_views([weight], |[weight]| {
+            for_dtype!(xs.dtype(), X => gradient_of_input::<X, W>(arithmetic, xs.shape(), weight.rows::<W>()?, &d_ys))
+        }))?;
+        let mut d_weight = vec![0f32; weight.elem_count()];
+        for_dtype!(xs.dtype(), X => for_dtype!(d_ys.dtype(), D => cpu::with_views([&xs, &d_ys], |[xs, d_ys]| {
+            outer_product(isa, &SCRATCH, arithmetic, d_ys.rows::<D>()?, xs.rows::<X>()?, &mut d_weight);
+            Ok(())
+        })))?;
+        Ok((d_xs, cpu::gradient_of(weight, d_weight)?))
     }
 }
 

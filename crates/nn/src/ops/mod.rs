@@ -31,7 +31,7 @@ pub use conv2d::{Conv2d, Padding, conv2d};
 pub use gated_residual::gated_residual;
 pub use group_norm::{GroupNorm, group_norm};
 pub use layer_norm::{LayerNorm, layer_norm, layer_norm_modulate};
-pub use linear::{Linear, linear, rounded_product};
+pub use linear::{Linear, linear, rounded_gram, rounded_product};
 pub use packed_linear::quantise;
 pub use pixart_kernels::{Activation, AdamW, ByteMatrix};
 pub use rms_norm::{RmsNorm, rms_norm};

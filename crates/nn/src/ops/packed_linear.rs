@@ -211,7 +211,7 @@ impl CustomOp1 for PackedLinear {
         let (columns, depth) = self.weight.shape();
         let weight = self.weight.unpack();
         let weight = Matrix::new(&weight, columns, depth);
-        for_dtype!(xs.dtype(), T => gradient_of_input::<T, f32>(xs.shape(), weight, d_ys)).map(Some)
+        for_dtype!(xs.dtype(), T => gradient_of_input::<T, f32>(T::ARITHMETIC, xs.shape(), weight, d_ys)).map(Some)
     }
 }
 

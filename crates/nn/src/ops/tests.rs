@@ -11,7 +11,7 @@ use super::conv2d::conv2d_composed;
 use super::gated_residual::gated_residual_composed;
 use super::group_norm::group_norm_composed;
 use super::layer_norm::{layer_norm_composed, layer_norm_modulate_composed};
-use super::linear::{ByteLinear, linear_composed};
+use super::linear::{ByteLinear, linear_composed, linear_to};
 use super::rms_norm::rms_norm_composed;
 use super::upsample::upsample_nearest_2x_composed;
 use super::*;
@@ -67,6 +67,40 @@ fn close(name: &str, found: &Tensor, expected: &Tensor, tolerance: f32) -> Resul
     let largest = |xs: &Tensor| xs.to_dtype(DType::F32)?.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>();
     let error = largest(&(found.to_dtype(DType::F32)? - expected)?)? / largest(expected)?.max(1e-3);
     assert!(error <= tolerance, "{name} is off by {error:e}");
+    Ok(())
+}
+
+#[test]
+fn rounded_products_are_products() -> Result<()> {
+    let (xs, weight) = (random((37, 21))?, random((18, 21))?);
+    close("product", &rounded_product(&xs, &weight)?, &xs.matmul(&weight.t()?)?, 1e-2)?;
+    close("gram", &rounded_gram(&xs)?, &xs.t()?.matmul(&xs)?, 1e-2)
+}
+
+/// Inputs and results with more digits than the weights, as a residual stream has them.
+#[test]
+fn linear_from_and_to_a_stream() -> Result<()> {
+    let (xs, weight, bias) = (random((2, 9, 24))?, random((33, 24))?.to_dtype(DType::BF16)?, random(33)?);
+    let bias = bias.to_dtype(DType::BF16)?;
+    let rounded = |xs: &Tensor| xs.to_dtype(DType::BF16)?.to_dtype(DType::F32);
+    for (of_xs, of_ys) in [(DType::F32, DType::BF16), (DType::BF16, DType::F32), (DType::F32, DType::F32)] {
+        let (mine, theirs) = (Var::from_tensor(&xs.to_dtype(of_xs)?)?, Var::from_tensor(&rounded(&xs)?)?);
+        let weights = (Var::from_tensor(&weight)?, Var::from_tensor(&weight.to_dtype(DType::F32)?)?);
+        let ys = linear_to(&mine, &weights.0, Some(&bias), of_ys)?;
+        assert_eq!(ys.dtype(), of_ys);
+        let expected = linear_composed(&theirs, &weights.1, Some(&bias.to_dtype(DType::F32)?))?;
+        close("values", &ys, &expected, if of_ys == DType::F32 { 2e-5 } else { 1e-2 })?;
+        let loss = random(ys.shape())?;
+        let found = (ys * loss.to_dtype(of_ys)?)?.sum_all()?.backward()?;
+        let wanted = (expected * rounded(&loss)?)?.sum_all()?.backward()?;
+        for (mine, theirs) in [(&mine, &theirs), (&weights.0, &weights.1)] {
+            let (Some(found), Some(wanted)) = (found.get(mine), wanted.get(theirs)) else {
+                panic!("there is no gradient");
+            };
+            assert_eq!(found.dtype(), mine.dtype());
+            close("gradient", found, wanted, 1e-2)?;
+        }
+    }
     Ok(())
 }
 
