@@ -119,8 +119,10 @@ fn multiply_matrices<A: Element, B: Element>(
     );
 }
 
-/// As [`BLOCK`], in both directions, where there are instructions for whole matrices.
+/// As [`BLOCK`], in both directions, and as [`ROWS`], in groups, where there are instructions for whole matrices: a tile takes
+/// longer to be added to the sums than to be computed, if it is of few rows.
 const MATRIX_BLOCK: usize = 128;
+const MATRIX_ROWS_AT_ONCE: usize = 2048;
 
 /// Makes sixteen columns of words into rows, `stride` words after each other.
 struct Turn<'a> {
@@ -174,8 +176,8 @@ impl Body for MatrixBlock<'_> {
         const SUM_LINES: usize = MATRIX_BLOCK / LANES;
         let vectors = self.across.len().div_ceil(LANES);
         let mut tile = [ZERO; TILE_LINES];
-        for group in (0..self.groups).step_by(ROWS) {
-            let steps = ROWS.min(self.groups - group);
+        for group in (0..self.groups).step_by(MATRIX_ROWS_AT_ONCE) {
+            let steps = MATRIX_ROWS_AT_ONCE.min(self.groups - group);
             for vector in (0..vectors).step_by(MAX_VECTORS) {
                 let wide = MAX_VECTORS.min(vectors - vector);
                 let right =
@@ -243,14 +245,17 @@ impl<P: OuterProduct, T: Element> Body for CopyRows<'_, P, T> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
+    fn run<S: Simd>(self, s: S) {
         let from = |row: &'_ [T], at: usize| -> std::ops::Range<usize> { at.min(row.len())..row.len().min(at + LANES) };
         for (i, line) in self.lines.iter_mut().enumerate() {
             let first = &self.first[from(self.first, i * LANES)];
-            line.0 = match self.second {
-                Some(second) => P::across(&[first, &second[from(second, i * LANES)]]),
-                None => P::across(&[first]),
-            };
+            let second = self.second.map(|second| &second[from(second, i * LANES)]);
+            if P::GROUP == Bf16::GROUP {
+                let second = second.map_or(s.splat(0.0), |second| load_up_to(s, second));
+                s.store_bits(s.pair_bf16(load_up_to(s, first), second), &mut line.0);
+                continue;
+            }
+            line.0 = P::across(&[first]);
         }
     }
 }
