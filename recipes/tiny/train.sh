@@ -1,19 +1,21 @@
 #!/usr/bin/env bash
-# Makes the bundled model from nothing, in runs/tiny, and assembles it in assets/tiny. On two cores it takes about a day; it
-# can be stopped at any time and goes on when it is started again. Arguments go to every step, such as --device cuda.
+# Makes the bundled model from nothing, in runs/tiny, and assembles it in assets/tiny. On two cores
+# it takes some hours; it can be stopped at any time and goes on when it is started again. Arguments go to every step, such as --device cuda.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 runs=runs/tiny
 
 # Built for this machine: sums of gradients in bf16 are several times as fast where the processor adds them.
 export RUSTFLAGS="${RUSTFLAGS:-} -C target-cpu=native"
+# Each worker of a recipe is one thread, which candle's own would only disturb.
+export CANDLE_NUM_THREADS=1
 cargo build --release --package pixart-cli --target-dir target/native
 pixart() { target/native/release/pixart "$@"; }
 train() { pixart train "recipes/tiny/$1.toml" --output "$runs/$1" "${@:2}"; }
 
 train autoencoder "$@"
 train autoencoder-whole "$@"
-pixart features --scenes 98304 --size 128 --vae $runs/autoencoder-whole/network --output $runs/features "$@"
+pixart features --scenes 65536 --size 128 --vae $runs/autoencoder-whole/network --output $runs/features "$@"
 train teacher "$@"
 train lcm "$@"
 train lcm-lora "$@"

@@ -26,7 +26,7 @@ mod schedule;
 mod trainer;
 mod vocabulary;
 
-pub use dataset::{Dataset, FolderDataset, Item, ScenesDataset, TarDataset, open_dataset};
+pub use dataset::{Dataset, FolderDataset, Item, Layout, ScenesDataset, TarDataset, open_dataset};
 pub use ema::Ema;
 pub use error::{Error, Result};
 pub use estimate::{Estimate, Footprint};
@@ -43,8 +43,8 @@ pub use objective::{
 pub use optimizer::{Optimizer, OptimizerSettings};
 pub use parameters::Parameters;
 pub use recipe::{
-    AutoencoderRecipe, ConsistencyRecipe, ControlNetRecipe, Data, DiffusionRecipe, LogitNormal, LoraRecipe,
-    NewModelRecipe, Precision, Recipe, Sampling, Stage,
+    AutoencoderRecipe, ConsistencyRecipe, ControlNetRecipe, Data, DiffusionRecipe, LayoutRecipe, LogitNormal,
+    LoraRecipe, NewModelRecipe, Precision, Recipe, Sampling, Stage,
 };
 pub use schedule::Schedule;
 pub use trainer::{Outcome, StepReport, estimate, train};

@@ -4,6 +4,7 @@ mod bytes;
 mod epilogue;
 mod left;
 mod outer;
+mod outer_matrices;
 mod outer_product;
 mod pack;
 mod packed;

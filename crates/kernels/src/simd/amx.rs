@@ -7,6 +7,7 @@ use std::arch::asm;
 use std::arch::x86_64::__cpuid_count;
 use std::cell::Cell;
 use std::sync::OnceLock;
+use std::time::Instant;
 
 use super::{LANES, MATRIX_ROWS};
 use crate::gemm::Left;
@@ -272,4 +273,42 @@ pub(crate) unsafe fn multiply(
             }
         }
     }
+}
+
+/// Operations a second, a multiplication and an addition being two, of products whose operands stay in registers, in about
+/// `seconds`.
+///
+/// # Safety
+/// The registers are there.
+pub(crate) unsafe fn rate(is_bytes: bool, seconds: f64) -> f64 {
+    const ROUNDS: usize = 10_000;
+    macro_rules! products {
+        ($product:literal) => {
+            asm!(
+                concat!($product, " tmm0, tmm4, tmm6"),
+                concat!($product, " tmm1, tmm4, tmm7"),
+                concat!($product, " tmm2, tmm5, tmm6"),
+                concat!($product, " tmm3, tmm5, tmm7"),
+                options(nomem, nostack, preserves_flags)
+            )
+        };
+    }
+    // What stands in the registers does not matter: numbers take as long as zeros.
+    configure((MATRIX_ROWS, DEPTH));
+    let (start, mut rounds) = (Instant::now(), 0);
+    while start.elapsed().as_secs_f64() < seconds {
+        for _ in 0..ROUNDS {
+            // SAFETY: the registers are configured, and nothing is kept in them between products.
+            unsafe {
+                match is_bytes {
+                    true => products!("tdpbusd"),
+                    false => products!("tdpbf16ps"),
+                }
+            }
+        }
+        rounds += ROUNDS;
+    }
+    let group = if is_bytes { 4 } else { 2 };
+    let operations = 4 * 2 * LANES * LANES * DEPTH * group;
+    (rounds * operations) as f64 / start.elapsed().as_secs_f64()
 }

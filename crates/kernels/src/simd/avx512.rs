@@ -81,6 +81,12 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn matrix_rate(self, group: usize, seconds: f64) -> f64 {
+        // SAFETY: `self` proves that AMX is there.
+        unsafe { amx::rate(group == 4, seconds) }
+    }
+
+    #[inline(always)]
     fn apart<B: Body>(self, body: B) -> B::Output {
         // SAFETY: `self` proves that the instructions are there.
         unsafe { run_apart(self.amx, body) }

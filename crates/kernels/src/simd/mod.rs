@@ -73,6 +73,15 @@ pub trait Simd: Copy + Send + Sync + 'static {
         unreachable!("there are no such instructions");
     }
 
+    /// Operations a second of these instructions on words of `_group` elements, measured for about `_seconds`.
+    ///
+    /// # Safety
+    /// [`Simd::has_matrices`].
+    #[inline(always)]
+    unsafe fn matrix_rate(self, _group: usize, _seconds: f64) -> f64 {
+        unreachable!("there are no such instructions");
+    }
+
     /// Runs `body` with these instructions as a function of its own, which is compiled once however many call it. The call
     /// costs a few nanoseconds.
     fn apart<B: Body>(self, body: B) -> B::Output;

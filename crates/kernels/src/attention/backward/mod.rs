@@ -1,3 +1,6 @@
+mod softmax;
+mod work;
+
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -5,21 +8,13 @@ use rayon::prelude::*;
 
 use super::Heads;
 use super::forward::Weights;
-use crate::gemm::{
-    Bf16, F32, Left, MAX_VECTORS, Right, TILE_LINES, load_f32, multiply, pack_rows, padded_stride, store_f32,
-};
+use crate::gemm::{Bf16, F32, Left, MAX_VECTORS, Right, TILE_LINES, load_f32, multiply, pack_rows, store_f32};
 use crate::isa::Body;
-use crate::math::exp2;
 use crate::memory::{Line, LineWords, Scratch, Shared, ZERO, line_words};
 use crate::simd::{Element, LANES, Simd, load_up_to, store_up_to};
 use crate::{Arithmetic, Isa, Matrix};
-
-/// Bytes that the weights of a block of queries and their gradients take: half of a common second-level cache.
-const BLOCK_BYTES: usize = 512 << 10;
-
-/// Queries of a block, at least and at most: enough that adding the block's part to the gradients of keys and values is
-/// little beside computing it.
-const BLOCK_QUERIES: [usize; 2] = [56, 112];
+use softmax::softmax_backward;
+use work::{Sizes, Work};
 
 /// The gradients of [`attention`](super::attention) from that of its result, `d_out` `[batch · n, heads · size]`: `d_q`
 /// like it, `d_k` and `d_v` `[batch · m, heads · size]`, all overwritten. Products are computed in `arithmetic` (f32 or bf16), all
@@ -78,141 +73,6 @@ fn backward_as<P: Weights, T: Element>(
             isa.run(Head::<P, T> { heads, d_out, gradients, image, head, sizes, work, product: PhantomData });
         },
     );
-}
-
-/// Sizes of one head's work.
-#[derive(Clone, Copy)]
-struct Sizes {
-    size: usize,
-    queries: usize,
-    keys: usize,
-    /// Queries of a block.
-    block: usize,
-    /// Vectors across a tile.
-    vectors: usize,
-    /// Numbers in a word of a product's operand.
-    group: usize,
-}
-
-impl Sizes {
-    fn new<P: Weights, T: Element>(isa: Isa, heads: &Heads<T>) -> Self {
-        let (size, queries, keys) = (heads.size(), heads.queries(), heads.keys());
-        let [least, most] = BLOCK_QUERIES;
-        let block = (BLOCK_BYTES / (2 * 4 * padded_stride(keys))).clamp(least, most);
-        let block = block.next_multiple_of(isa.tile_rows(P::GROUP)).min(queries);
-        Self { size, queries, keys, block, vectors: isa.tile_vectors(), group: P::GROUP }
-    }
-
-    /// Vectors of a head's width, and of a row of scores.
-    fn vectors_of_size(&self) -> usize {
-        self.size.div_ceil(LANES)
-    }
-
-    fn vectors_of_keys(&self) -> usize {
-        self.keys.div_ceil(LANES)
-    }
-
-    /// Words of so many numbers.
-    fn words(&self, numbers: usize) -> usize {
-        numbers.div_ceil(self.group)
-    }
-
-    /// Words from row to row of a left operand that is so deep.
-    fn stride(&self, depth: usize) -> usize {
-        padded_stride(self.words(depth))
-    }
-
-    /// Lines from one row of scores to the next.
-    fn score_stride(&self) -> usize {
-        padded_stride(self.keys) / LANES
-    }
-
-    /// Lines of the parts of [`Work`], in their order.
-    fn parts(&self) -> [usize; 15] {
-        let Self { size, keys, block, vectors, .. } = *self;
-        let (across, of_keys) = (self.vectors_of_size(), self.vectors_of_keys());
-        let rows = |rows: usize, depth: usize| rows * self.stride(depth) / LANES;
-        let packed = of_keys * self.words(size);
-        let scores = block * self.score_stride();
-        let panels = of_keys * self.words(block);
-        [
-            packed,
-            packed,
-            across * self.words(keys),
-            rows(vectors * LANES, size),
-            rows(block, size),
-            rows(size.next_multiple_of(LANES), block.next_multiple_of(LANES * self.group)),
-            rows(size.next_multiple_of(LANES), block.next_multiple_of(LANES * self.group)),
-            scores,
-            scores,
-            panels,
-            panels,
-            rows(block, keys),
-            block * across,
-            size.next_multiple_of(LANES) * of_keys,
-            size.next_multiple_of(LANES) * of_keys,
-        ]
-    }
-
-    fn lines(&self) -> usize {
-        self.parts().iter().sum()
-    }
-}
-
-/// What a thread keeps while it works on a head.
-struct Work<'a> {
-    /// Keys and values, packed with a head's width as depth; keys, packed with the keys as depth.
-    keys: &'a mut [Line],
-    values: &'a mut [Line],
-    keys_across: &'a mut [Line],
-    /// Room to pack in.
-    words: &'a mut [Line],
-    /// Rows of a block of queries, or of the gradients of their results, as a left operand.
-    rows: &'a mut [Line],
-    /// The same turned: a row for each column of a head, with the queries as depth.
-    queries_across: &'a mut [Line],
-    d_outs_across: &'a mut [Line],
-    /// Of a block of queries their scores with all keys, then weights, and the gradients of these: row after row.
-    scores: &'a mut [Line],
-    d_scores: &'a mut [Line],
-    /// Weights and gradients of scores as right operands, with the queries as depth.
-    weights_packed: &'a mut [Line],
-    d_scores_packed: &'a mut [Line],
-    /// The gradients of scores as a left operand.
-    d_score_rows: &'a mut [Line],
-    /// Gradients of a block of queries, row after row.
-    d_queries: &'a mut [Line],
-    /// Gradients of keys and values so far: a row for each column of a head.
-    d_keys: &'a mut [Line],
-    d_values: &'a mut [Line],
-}
-
-impl<'a> Work<'a> {
-    fn new(mut rest: &'a mut [Line], sizes: &Sizes) -> Self {
-        let mut parts = sizes.parts().into_iter().map(|lines| {
-            let (part, after) = std::mem::take(&mut rest).split_at_mut(lines);
-            rest = after;
-            part
-        });
-        let mut next = || parts.next().unwrap_or_default();
-        Self {
-            keys: next(),
-            values: next(),
-            keys_across: next(),
-            words: next(),
-            rows: next(),
-            queries_across: next(),
-            d_outs_across: next(),
-            scores: next(),
-            d_scores: next(),
-            weights_packed: next(),
-            d_scores_packed: next(),
-            d_score_rows: next(),
-            d_queries: next(),
-            d_keys: next(),
-            d_values: next(),
-        }
-    }
 }
 
 /// One head of one image.
@@ -449,56 +309,5 @@ fn turn<S: Simd, P: Weights, T: Element>(
                 }
             }
         }
-    }
-}
-
-/// Of one query: turns the products of `scores` with the keys, unscaled, into weights, and `d_scores`, the gradients of
-/// the weights, into those of the products.
-#[inline(always)]
-fn softmax_backward<S: Simd>(
-    s: S,
-    scores: &mut [Line],
-    d_scores: &mut [Line],
-    keys: usize,
-    scale: f32,
-    bias: Option<&[f32]>,
-) {
-    let vectors = keys.div_ceil(LANES);
-    let (scores, d_scores) = (&mut scores[..vectors], &mut d_scores[..vectors]);
-    // Lanes beyond the last key hold what stood in memory.
-    if !keys.is_multiple_of(LANES) {
-        scores[vectors - 1].0[keys % LANES..].fill(f32::MIN.to_bits());
-        d_scores[vectors - 1].0[keys % LANES..].fill(0);
-    }
-    // Exponents of 2, as in the forward pass.
-    let mut exponent_scale = s.splat(scale * std::f32::consts::LOG2_E);
-    if let Some(bias) = bias {
-        for (line, bias) in scores.iter_mut().zip(bias.chunks(LANES)) {
-            let bias = s.mul(load_up_to(s, bias), s.splat(std::f32::consts::LOG2_E));
-            let score = s.mul_add(load_f32(s, line), exponent_scale, bias);
-            store_f32(s, s.max(score, s.splat(f32::MIN)), line);
-        }
-        exponent_scale = s.splat(1.0);
-    }
-    let mut largest = s.splat(f32::MIN);
-    for line in &*scores {
-        largest = s.max(largest, load_f32(s, line));
-    }
-    let minus_largest = s.sub(s.splat(0.0), s.mul(s.splat(s.largest(largest)), exponent_scale));
-    // The sums of the weights and of their products with their gradients, both before the weights are divided.
-    let (mut total, mut dot) = (s.splat(0.0), s.splat(0.0));
-    for (score, gradient) in scores.iter_mut().zip(&*d_scores) {
-        let weight = exp2::<S, F32>(s, s.mul_add(load_f32(s, score), exponent_scale, minus_largest));
-        total = s.add(total, weight);
-        dot = s.mul_add(weight, load_f32(s, gradient), dot);
-        store_f32(s, weight, score);
-    }
-    let inverse = 1.0 / s.sum(total);
-    let (mean, scale, inverse) = (s.splat(s.sum(dot) * inverse), s.splat(scale), s.splat(inverse));
-    for (score, gradient) in scores.iter_mut().zip(d_scores) {
-        let weight = s.mul(load_f32(s, score), inverse);
-        store_f32(s, weight, score);
-        let d_score = s.mul(s.mul(weight, scale), s.sub(load_f32(s, gradient), mean));
-        store_f32(s, d_score, gradient);
     }
 }

@@ -1,0 +1,67 @@
+//! What steps of training need.
+
+use candle_core::DType;
+use pixart_nn::controlnet::ControlNetConfig;
+use pixart_nn::transformer::TransformerConfig;
+
+use super::{Model, Source, Trained};
+use crate::Footprint;
+use crate::estimate::{transformer_bytes, transformer_flops};
+
+/// Tokens of a long caption, for estimates: of T5's vocabulary, and of one that has a token for each word.
+const TEXT_TOKENS: u64 = 120;
+const TEXT_WORDS: u64 = 32;
+
+impl Model {
+    /// What a step of training needs, for a picture of the native size; `passes` without gradients go with it, of networks
+    /// that stay and have `frozen` times the transformer's weights.
+    pub(crate) fn footprint(&self, pixels: (usize, usize), passes: f64, frozen: u64) -> Footprint {
+        let bytes = self.dtype.size_in_bytes() as u64;
+        let patch = self.downscale * self.config.patch_size;
+        let tokens = (pixels.0 / patch * (pixels.1 / patch)) as u64;
+        let text = if matches!(self.source, Source::New { .. }) { TEXT_WORDS } else { TEXT_TOKENS };
+        let stream = if self.device.is_cpu() { 4 } else { bytes };
+        let trained = self.parameters.count() as u64;
+        let of_transformer = match &self.source {
+            Source::New { .. } | Source::Base { trained: Trained::Whole, .. } => trained,
+            Source::Base { trained: Trained::Lora(_), .. } => self.parameters.base_count() as u64,
+            Source::Base { trained: Trained::Control { config, .. }, .. } => {
+                return self.control_footprint(config, (tokens, text), stream);
+            }
+        };
+        // A backward pass is two forward ones, and a third one where blocks are computed again.
+        let own = if self.recomputes { 4.0 } else { 3.0 };
+        // Weights in another dtype than the parameters', and those that a LoRA corrects, are made anew for each step.
+        let own_copies = u64::from(self.dtype != DType::F32 || trained != of_transformer);
+        Footprint {
+            trained,
+            parameters: of_transformer + if trained == of_transformer { 0 } else { trained },
+            frozen_bytes: (frozen + own_copies) * of_transformer * bytes + self.encoder_bytes(),
+            bytes_per_picture: transformer_bytes(&self.config, (tokens, text), (bytes, stream), self.recomputes),
+            flops_per_picture: transformer_flops(&self.config, tokens, text) * (own + passes),
+        }
+    }
+
+    fn encoder_bytes(&self) -> u64 {
+        self.encoder.as_ref().map_or(0, |encoder| encoder.bytes)
+    }
+
+    /// [`Model::footprint`] of a ControlNet: the base gets no gradients of its weights, but hands on those of its input.
+    fn control_footprint(&self, control: &ControlNetConfig, (tokens, text): (u64, u64), stream: u64) -> Footprint {
+        let bytes = self.dtype.size_in_bytes() as u64;
+        let trained = self.parameters.count() as u64;
+        let share = control.num_layers as f64 / self.config.num_layers as f64;
+        let base = (trained as f64 / share) as u64;
+        let both = TransformerConfig { num_layers: self.config.num_layers + control.num_layers, ..self.config.clone() };
+        let again = if self.recomputes { 1.0 } else { 0.0 };
+        Footprint {
+            trained,
+            parameters: base + trained,
+            frozen_bytes: base * bytes
+                + if self.dtype == DType::F32 { 0 } else { trained * bytes }
+                + self.encoder_bytes(),
+            bytes_per_picture: transformer_bytes(&both, (tokens, text), (bytes, stream), self.recomputes),
+            flops_per_picture: transformer_flops(&self.config, tokens, text) * (2.0 + again + share * (3.0 + again)),
+        }
+    }
+}

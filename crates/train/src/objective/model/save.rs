@@ -1,0 +1,134 @@
+//! Networks on disk, as diffusers, transformers and PEFT read them.
+
+use std::path::Path;
+
+use pixart::{Pipeline, PipelineBuilder};
+use pixart_nn::t5::T5Config;
+use pixart_weights::{Part, controlnet_config_json, transformer_config_json, write_bytes, write_json, write_peft};
+use serde_json::{Value, json};
+
+use super::{Model, Source, Trained};
+use crate::objective::WEIGHTS;
+use crate::{Error, Result};
+
+/// The file of a text encoder's weights, by transformers' name.
+const TEXT_WEIGHTS: &str = "model.safetensors";
+
+impl Model {
+    /// Writes the networks as diffusers reads them: a whole pipeline if they are new, else the transformer, or the LoRA as
+    /// PEFT reads it.
+    pub(crate) fn save(&self, folder: &Path) -> Result<()> {
+        match &self.source {
+            Source::New { vae, text_config, tokenizer } => {
+                write_json(&folder.join("model_index.json"), &model_index())?;
+                write_json(&folder.join("scheduler/scheduler_config.json"), &scheduler_config())?;
+                write_json(&folder.join("tokenizer/tokenizer_config.json"), &tokenizer_config())?;
+                let path = folder.join("tokenizer/tokenizer.json");
+                let text = tokenizer.to_string(true);
+                let text = text.map_err(|error| Error::folder(&path, error.to_string()))?;
+                write_bytes(&path, text.as_bytes())?;
+                write_json(&folder.join("text_encoder/config.json"), &text_encoder_config(text_config)?)?;
+                self.parameters.save_part("text_encoder.", &folder.join("text_encoder").join(TEXT_WEIGHTS))?;
+                self.save_transformer("transformer.", &folder.join("transformer"))?;
+                let to = folder.join("vae");
+                std::fs::create_dir_all(&to).map_err(Error::io(&to))?;
+                for file in ["config.json", WEIGHTS] {
+                    let from = vae.join(file);
+                    std::fs::copy(&from, to.join(file)).map_err(Error::io(&from))?;
+                }
+                Ok(())
+            }
+            Source::Base { trained: Trained::Whole, .. } => self.save_transformer("", folder),
+            Source::Base { trained: Trained::Control { config, .. }, .. } => {
+                write_json(&folder.join("config.json"), &controlnet_config_json(config, &self.config))?;
+                Ok(self.parameters.save(&folder.join(WEIGHTS))?)
+            }
+            Source::Base { trained: Trained::Lora(config), .. } => {
+                let all = self.parameters.all();
+                let tensors: Vec<_> =
+                    all.iter().map(|(name, variable)| (name.as_str(), variable.as_tensor())).collect();
+                Ok(write_peft(folder, config, &tensors)?)
+            }
+        }
+    }
+
+    fn save_transformer(&self, prefix: &str, folder: &Path) -> Result<()> {
+        write_json(&folder.join("config.json"), &transformer_config_json(&self.config)?)?;
+        Ok(self.parameters.save_part(prefix, &folder.join(WEIGHTS))?)
+    }
+
+    /// What draws with the networks that [`Model::save`] wrote.
+    pub(crate) fn pipeline(&self, saved: &Path) -> PipelineBuilder {
+        match &self.source {
+            Source::New { .. } => Pipeline::builder(saved),
+            Source::Base { folder, trained } => {
+                let builder = Pipeline::builder(folder);
+                match trained {
+                    Trained::Whole => builder.part(Part::Transformer, saved),
+                    Trained::Lora(_) => builder.lora(saved, 1.0),
+                    Trained::Control { .. } => builder.part(Part::ControlNet, saved),
+                }
+            }
+        }
+    }
+}
+
+fn model_index() -> Value {
+    json!({
+        "_class_name": "PixArtAlphaPipeline",
+        "scheduler": ["diffusers", "DPMSolverMultistepScheduler"],
+        "text_encoder": ["transformers", "T5EncoderModel"],
+        "tokenizer": ["transformers", "T5TokenizerFast"],
+        "transformer": ["diffusers", "PixArtTransformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    })
+}
+
+/// The solver that published PixArt models come with.
+fn scheduler_config() -> Value {
+    json!({
+        "_class_name": "DPMSolverMultistepScheduler",
+        "algorithm_type": "dpmsolver++",
+        "beta_end": 0.02,
+        "beta_schedule": "linear",
+        "beta_start": 0.0001,
+        "num_train_timesteps": 1000,
+        "prediction_type": "epsilon",
+        "solver_order": 2,
+        "solver_type": "midpoint",
+        "lower_order_final": true,
+    })
+}
+
+fn tokenizer_config() -> Value {
+    json!({
+        "tokenizer_class": "T5TokenizerFast",
+        "pad_token": "<pad>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "extra_ids": 0,
+        "additional_special_tokens": [],
+        "model_max_length": 512,
+    })
+}
+
+fn text_encoder_config(config: &T5Config) -> Result<Value> {
+    let mut value = serde_json::to_value(config).map_err(|error| Error::Tensor(candle_core::Error::wrap(error)))?;
+    if let Some(fields) = value.as_object_mut() {
+        let more = json!({
+            "architectures": ["T5EncoderModel"],
+            "model_type": "t5",
+            "is_gated_act": true,
+            "dense_act_fn": "gelu_new",
+            "dropout_rate": 0.0,
+            "pad_token_id": 0,
+            "eos_token_id": 1,
+            "tie_word_embeddings": false,
+            "use_cache": false,
+        });
+        if let Value::Object(more) = more {
+            fields.extend(more);
+        }
+    }
+    Ok(value)
+}

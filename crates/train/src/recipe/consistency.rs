@@ -1,0 +1,41 @@
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::{LoraRecipe, Sampling};
+use crate::ConsistencySettings;
+
+/// Distillation of a pipeline's transformer into a latent consistency model: all of it (LCD), or a LoRA for it (LCM-LoRA).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConsistencyRecipe {
+    /// The pipeline that is distilled, which is the teacher.
+    pub base: PathBuf,
+    /// Trains corrections of the base's layers, and leaves the base as it is; the student is its own target then.
+    #[serde(default)]
+    pub lora: Option<LoraRecipe>,
+    /// Decay of the moving average of the student that is its target, where all of it is trained.
+    #[serde(default = "target_decay")]
+    pub target_ema_decay: f64,
+    /// How it is distilled.
+    #[serde(default)]
+    pub settings: ConsistencySettings,
+    /// How validation pictures are drawn; by the LCM solver if it is not given.
+    #[serde(default)]
+    pub validation: Sampling,
+}
+
+fn target_decay() -> f64 {
+    0.95
+}
+
+impl ConsistencyRecipe {
+    pub(super) fn validate(&self) -> Result<(), String> {
+        self.lora.as_ref().map_or(Ok(()), LoraRecipe::validate)?;
+        self.settings.validate()?;
+        match self.target_ema_decay {
+            decay if (0.0..1.0).contains(&decay) => Ok(()),
+            decay => Err(format!("stage.consistency.target_ema_decay is {decay}")),
+        }
+    }
+}
