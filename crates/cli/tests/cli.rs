@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use pixart_scenes::{Colour, Kind, Picture};
+
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures")
 }
@@ -659,6 +661,47 @@ fn trains_a_lora_on_a_folder_of_pictures() {
     std::fs::write(folder.path().join("bad.toml"), recipe.replace("\"features\"", "\"photos\"")).unwrap();
     refused(&["train", "bad.toml", "--output", "bad"], "has no features.json");
 }
+
+/// Where no model is named, the one in the program draws, and shows what it is asked for.
+#[test]
+fn draws_with_a_model_of_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let prompts = ONE_OBJECT.map(|(prompt, ..)| prompt).join("\n");
+    std::fs::write(folder.path().join("prompts.txt"), prompts).unwrap();
+    let arguments = ["generate", "--prompts-file", "prompts.txt", "--seed", "1", "--output", "pictures"];
+    let run = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pixart"));
+        // The user's cache stays as it is.
+        command.env("XDG_CACHE_HOME", folder.path().join("cache")).env("HOME", folder.path());
+        command.args(arguments).current_dir(folder.path()).output().unwrap()
+    };
+    let output = run();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let paths = entries(&folder.path().join("pictures"));
+    assert_eq!(paths.len(), ONE_OBJECT.len());
+    let mut right = 0;
+    for (path, (_, kind, colour)) in paths.iter().zip(ONE_OBJECT) {
+        let seen = pixart_scenes::read(&Picture::from_rgb(128, 128, pixels(path)).unwrap());
+        right += usize::from(seen.objects.iter().any(|seen| seen.kind == Some(kind) && seen.colour == colour));
+    }
+    assert!(right >= LEAST_RIGHT, "{right} of {} pictures show what was asked for", ONE_OBJECT.len());
+    assert!(run().status.success(), "the model is there already");
+}
+
+const LEAST_RIGHT: usize = 5;
+
+const ONE_OBJECT: [(&str, Kind, Colour); 10] = [
+    ("a large red square on a grey background", Kind::Square, Colour::Red),
+    ("a blue circle on a pale pink background", Kind::Circle, Colour::Blue),
+    ("a large yellow sun in the sky", Kind::Sun, Colour::Yellow),
+    ("a green tree on a pale blue background", Kind::Tree, Colour::Green),
+    ("a red heart on a pale yellow background", Kind::Heart, Colour::Red),
+    ("a large purple ring on a pale green background", Kind::Ring, Colour::Purple),
+    ("an orange triangle at sea", Kind::Triangle, Colour::Orange),
+    ("a black cross on a pale blue background", Kind::Cross, Colour::Black),
+    ("a large blue diamond on a grey background", Kind::Diamond, Colour::Blue),
+    ("a white cloud in the sky", Kind::Cloud, Colour::White),
+];
 
 #[test]
 fn measures_faithfulness_and_reconstruction() {

@@ -149,3 +149,33 @@ fn impossible_sizes_are_empty() {
     }
     assert!(Picture::from_rgb(2, 2, vec![0; 11]).is_err());
 }
+
+/// Where the picture has an object's colours and its outline is, there the object is said to be, and nowhere else.
+#[test]
+fn occupants_are_where_objects_are_drawn() {
+    const SIDE: usize = 128;
+    for seed in 0..40 {
+        let scene = Scene::random(seed, Split::Train);
+        let picture = scene.draw(SIDE as u32);
+        let occupants = scene.occupants(SIDE as u32);
+        assert_eq!(occupants.len(), SIDE * SIDE);
+        for (index, object) in scene.objects().iter().enumerate() {
+            let (width, height) = object.dimensions();
+            let within = |at: usize, middle: i32, length: i32| {
+                let at = (1000 * at as i32 + 500) / SIDE as i32;
+                (at - middle).abs() <= length / 2 + 8
+            };
+            let (mut cells, mut coloured) = (0, 0);
+            for (cell, _) in occupants.iter().enumerate().filter(|(_, occupant)| **occupant == Some(index)) {
+                let (x, y) = (cell % SIDE, cell / SIDE);
+                assert!(within(x, object.centre.0, width) && within(y, object.centre.1, height), "{seed}: {x}, {y}");
+                let pixel = &picture.pixels()[3 * cell..3 * cell + 3];
+                let near = |colour: [u8; 3]| pixel.iter().zip(colour).all(|(a, b)| a.abs_diff(b) < 24);
+                cells += 1;
+                coloured += usize::from(near(object.colour.rgb()) || near(object.colour.shade()));
+            }
+            // Edges are mixed with what is behind them.
+            assert!(cells > 100 && 10 * coloured >= 6 * cells, "{seed}: {coloured} of {cells} for {object:?}");
+        }
+    }
+}

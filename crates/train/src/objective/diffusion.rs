@@ -142,7 +142,8 @@ impl Objective for DiffusionObjective {
         let text = transformer.project_text(&text.embeds, Some(&text.mask))?;
         let condition = self.model.condition(&transformer, &batch)?;
         let size = self.model.size(&batch)?;
-        let seen = self.recipe.layout.as_ref().map(|layout| layout.block);
+        let layout = self.recipe.layout.filter(|layout| layout.counts(step));
+        let seen = layout.map(|layout| layout.block);
         let (output, tokens) =
             Model::predict_seen(&transformer, &x_t, &ts, &text, size.as_ref(), condition.as_ref(), seen)?;
         let losses = self.losses.losses(&output, &x_t, &x0, &noise, &ts)?;
@@ -151,11 +152,9 @@ impl Objective for DiffusionObjective {
         let mut total = (weighted.mean_all()? + losses.vb.mean_all()?)?;
         let mut terms = vec![("mse", losses.mse.mean_all()?), ("vb", losses.vb.mean_all()?)];
         let classes = self.data.features.description().classes.as_ref();
-        if let (Some(recipe), Some(tokens), Some(classes), Some(layout)) =
-            (&self.recipe.layout, tokens, classes, &batch.layout)
-        {
-            let loss = self.model.layout_loss(classes)?.loss(&tokens, &layout.to_device(&self.data.device)?)?;
-            total = (total + (&loss * recipe.weight)?)?;
+        if let (Some(layout), Some(tokens), Some(classes), Some(cells)) = (layout, tokens, classes, &batch.layout) {
+            let loss = self.model.layout_loss(classes)?.loss(&tokens, &cells.to_device(&self.data.device)?)?;
+            total = (total + (&loss * layout.weight)?)?;
             terms.push(("layout", loss));
         }
         Ok(Loss { total, terms, recomputation })

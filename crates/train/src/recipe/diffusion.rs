@@ -54,6 +54,17 @@ pub struct LayoutRecipe {
     pub block: usize,
     /// What the loss is multiplied with.
     pub weight: f64,
+    /// The steps in which it counts, from the first one; all if it is not given. What helps a network to begin holds it back
+    /// later on (Wang et al. 2025, "REPA Works Until It Doesn't").
+    #[serde(default)]
+    pub steps: Option<u64>,
+}
+
+impl LayoutRecipe {
+    /// Whether the loss counts in `step`, from 1.
+    pub fn counts(&self, step: u64) -> bool {
+        self.steps.is_none_or(|steps| step <= steps)
+    }
 }
 
 /// Timesteps are a thousand times the logistic function of normal numbers, so that those in the middle are drawn more often
@@ -118,7 +129,7 @@ impl DiffusionRecipe {
         {
             return Err(format!("stage.diffusion.timesteps: the mean is {mean}, the standard deviation {std}"));
         }
-        if let Some(LayoutRecipe { block, weight }) = self.layout {
+        if let Some(LayoutRecipe { block, weight, steps: _ }) = self.layout {
             let Some(new) = &self.new else { return Err("stage.diffusion.layout is for a `new` model".into()) };
             let blocks = new.transformer.num_layers;
             if block >= blocks || !(weight.is_finite() && weight > 0.0) {
