@@ -189,7 +189,7 @@ pub(crate) fn multiply_rows<S: Simd>(
     (rows, vectors): (usize, usize),
     tile: &mut [Line],
 ) {
-    assert!(s.has_matrices() && 1 <= rows && rows <= MATRIX_ROWS && 1 <= vectors && vectors <= MAX_VECTORS);
+    assert!(s.has_matrices() && (1..=MATRIX_ROWS).contains(&rows) && (1..=MAX_VECTORS).contains(&vectors));
     assert!(rows * MAX_VECTORS <= tile.len() && left.steps > 0);
     let last_row = left.start + (rows - 1) * left.row_stride;
     assert!(left.segments.len() == 1 && last_row + left.segments[0] + left.steps <= left.words.len());
@@ -214,7 +214,7 @@ fn check(
     most_rows: usize,
     most_vectors: usize,
 ) {
-    assert!(1 <= rows && rows <= most_rows && 1 <= vectors && vectors <= most_vectors);
+    assert!((1..=most_rows).contains(&rows) && (1..=most_vectors).contains(&vectors));
     assert!(vectors <= tile_stride && (rows - 1) * tile_stride + vectors <= tile.len());
     assert!(right.lines.len() >= left.segments.len() * left.steps * vectors);
     let last_row = left.start + (rows - 1) * left.row_stride;
