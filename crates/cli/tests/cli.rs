@@ -710,7 +710,7 @@ fn measures_faithfulness_and_reconstruction() {
     let eval = ["eval", "faithfulness", "--model", &model, "--prompts", "2", "--steps", "1", "--output", "pictures"];
     let printed = succeed(&eval, folder.path());
     assert!(printed.starts_with("one object, kind and colour") && printed.contains("(0 of 1)"), "{printed}");
-    assert_eq!(entries(&folder.path().join("pictures")).len(), 2);
+    assert_eq!(entries(&folder.path().join("pictures")).len(), 3, "two pictures and their prompts");
     let printed = succeed(&["eval", "reconstruction", "--vae", &model, "--scenes", "2", "--size", "64"], folder.path());
     let psnr: f64 = printed.split(' ').next().unwrap().parse().unwrap();
     assert!((1.0..20.0).contains(&psnr) && printed.contains("dB"), "{printed}");

@@ -11,6 +11,7 @@ use image::RgbImage;
 use pixart::{Pipeline, Request};
 use pixart_scenes::{Prompt, test_prompts};
 use pixart_train::{Faithfulness, Share, faithfulness, reconstruction};
+use pixart_weights::write_bytes;
 
 use crate::args::{EvalCommand, FaithfulnessArgs, ReconstructionArgs};
 use crate::output::print;
@@ -36,6 +37,8 @@ fn run_faithfulness(args: &FaithfulnessArgs) -> Result<()> {
     };
     if let Some(folder) = &args.output {
         std::fs::create_dir_all(folder)?;
+        let texts: Vec<&str> = drawing.prompts.iter().map(|prompt| prompt.text.as_str()).collect();
+        write_bytes(&folder.join("prompts.txt"), (texts.join("\n") + "\n").as_bytes())?;
     }
     if args.names_nothing() {
         return comparison::run(args, &drawing);
