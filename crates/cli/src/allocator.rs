@@ -1,7 +1,7 @@
 //! The memory of the program. Tensors of many megabytes come and go several times a second; mimalloc keeps their pages and
 //! asks for large ones, where the system's allocator returns them and pays for every 4 kB again.
 
-use libmimalloc_sys::{mi_option_large_os_pages, mi_option_set, mi_option_t};
+use libmimalloc_sys::{mi_option_large_os_pages, mi_option_set_default, mi_option_t};
 use mimalloc::MiMalloc;
 
 #[global_allocator]
@@ -17,7 +17,7 @@ pub fn keep_large_pages() {
     // SAFETY: these set numbers that the allocator reads when it asks the system for memory or returns it; they may be set
     // at any time.
     unsafe {
-        mi_option_set(mi_option_large_os_pages, 1);
-        mi_option_set(PURGE_DELAY, -1);
+        mi_option_set_default(mi_option_large_os_pages, 1);
+        mi_option_set_default(PURGE_DELAY, -1);
     }
 }
