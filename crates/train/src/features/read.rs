@@ -30,8 +30,6 @@ pub struct Batch {
     pub moments: Tensor,
     /// `[batch, channels, height, width]`, f32, where there are conditions: unscaled latents of maps of edges.
     pub condition: Option<Tensor>,
-    /// `[batch, maps, height, width]`, f32, where it is known: the classes of what is in each latent pixel.
-    pub layout: Option<Tensor>,
     /// `[tokens, width]` of each item, f32, where captions are encoded.
     pub prompt_embeds: Option<Vec<Tensor>>,
     /// Each item's captions.
@@ -110,21 +108,28 @@ impl Features {
         self.null.as_ref()
     }
 
+    /// `[batch, maps, height, width]`, f32: the classes of what is in each latent pixel of items, all of one size.
+    ///
+    /// # Errors
+    /// These features do not say what is where ([`Description::classes`]).
+    pub fn layout(&self, indices: &[usize]) -> Result<Tensor> {
+        let layouts = indices.iter().map(|index| self.tensor(&self.items[*index], "layout"));
+        Ok(Tensor::stack(&layouts.collect::<Result<Vec<_>>>()?, 0)?)
+    }
+
+    fn tensor(&self, item: &Item, name: &str) -> Result<Tensor> {
+        Ok(self.shards[item.shard].tensor(&format!("{}.{name}", item.index), DType::F32, &Device::Cpu)?)
+    }
+
     /// Reads items, all of one size.
     pub fn batch(&self, indices: &[usize]) -> Result<Batch> {
         let (mut moments, mut conditions, mut embeds, mut captions) = (vec![], vec![], vec![], vec![]);
-        let mut layouts = vec![];
         let mut pixels = (0, 0);
         for item in indices.iter().map(|index| &self.items[*index]) {
-            let tensor = |name: &str| {
-                self.shards[item.shard].tensor(&format!("{}.{name}", item.index), DType::F32, &Device::Cpu)
-            };
+            let tensor = |name: &str| self.tensor(item, name);
             moments.push(tensor("moments")?);
             if self.description.control.is_some() {
                 conditions.push(tensor("condition")?);
-            }
-            if self.description.classes.is_some() {
-                layouts.push(tensor("layout")?);
             }
             if self.null.is_some() {
                 embeds.push(tensor("prompt_embeds")?);
@@ -135,7 +140,6 @@ impl Features {
         Ok(Batch {
             moments: Tensor::stack(&moments, 0)?,
             condition: if conditions.is_empty() { None } else { Some(Tensor::stack(&conditions, 0)?) },
-            layout: if layouts.is_empty() { None } else { Some(Tensor::stack(&layouts, 0)?) },
             prompt_embeds: self.null.is_some().then_some(embeds),
             captions,
             pixels,

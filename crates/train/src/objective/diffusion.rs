@@ -49,9 +49,13 @@ impl Data {
 
     /// Part `part` of `parts` of the batch of step `step`.
     pub(crate) fn batch(&self, step: u64, part: usize, parts: usize) -> Result<Batch> {
+        self.features.batch(&self.items(step, part, parts))
+    }
+
+    fn items(&self, step: u64, part: usize, parts: usize) -> Vec<usize> {
         let items = self.order.batch(step);
         let size = items.len() / parts;
-        self.features.batch(&items[part * size..(part + 1) * size])
+        items[part * size..(part + 1) * size].to_vec()
     }
 
     /// Latents drawn from a batch's moments and scaled as transformers take them, and noise of their shape.
@@ -152,7 +156,9 @@ impl Objective for DiffusionObjective {
         let mut total = (weighted.mean_all()? + losses.vb.mean_all()?)?;
         let mut terms = vec![("mse", losses.mse.mean_all()?), ("vb", losses.vb.mean_all()?)];
         let classes = self.data.features.description().classes.as_ref();
-        if let (Some(layout), Some(tokens), Some(classes), Some(cells)) = (layout, tokens, classes, &batch.layout) {
+        if let (Some(layout), Some(tokens), Some(classes)) = (layout, tokens, classes) {
+            // Read here, since no other stage asks what is where, and this one only at first.
+            let cells = self.data.features.layout(&self.data.items(step, part, parts))?;
             let loss = self.model.layout_loss(classes)?.loss(&tokens, &cells.to_device(&self.data.device)?)?;
             total = (total + (&loss * layout.weight)?)?;
             terms.push(("layout", loss));
