@@ -5,7 +5,7 @@ use pixart_kernels::{Activation, Arithmetic, Epilogue, Matrix, Packed, column_su
 
 use super::cpu::{self, CpuElement, SCRATCH, View, for_dtype};
 use super::packed_linear::PackedLinear;
-use super::{activation, gated_residual, product_dtype};
+use super::{activation, fastest_cpu_dtype, gated_residual, product_dtype};
 use crate::{ByteWeight, LowRank, NamedWeights};
 
 /// `xs · weightᵀ + bias`.
@@ -27,18 +27,16 @@ pub fn linear_to(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, dtype: DTy
     }
 }
 
-/// `xs · weightᵀ` of matrices in f32, `[n, in]` and `[out, in]`, with both rounded to bf16 where that is faster; sums and the
-/// result are f32. It has no gradient.
+/// `xs · weightᵀ` of matrices in f32, `[n, in]` and `[out, in]`, with both rounded to bf16 where a CPU multiplies that faster; sums
+/// and the result are f32.
 pub fn rounded_product(xs: &Tensor, weight: &Tensor) -> Result<Tensor> {
-    match cpu::is_fast(&[xs, weight]) && cpu::isa()?.has_fast_bf16() {
-        true => xs.contiguous()?.apply_op2_no_bwd(&weight.contiguous()?, &RoundedProduct),
-        false => linear_composed(xs, weight, None),
-    }
+    let dtype = if xs.device().is_cpu() { fastest_cpu_dtype() } else { weight.dtype() };
+    linear_to(xs, &weight.to_dtype(dtype)?, None, xs.dtype())
 }
 
 /// `xsᵀ · xs`, `[m, m]` of `[n, m]`, as [`rounded_product`] computes.
 pub fn rounded_gram(xs: &Tensor) -> Result<Tensor> {
-    match cpu::is_fast(&[xs]) && cpu::isa()?.has_fast_bf16() {
+    match cpu::is_fast(&[xs]) {
         true => xs.contiguous()?.apply_op1_no_bwd(&RoundedGram),
         false => xs.t()?.matmul(xs),
     }
@@ -54,33 +52,9 @@ impl CustomOp1 for RoundedGram {
     fn cpu_fwd(&self, xs: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (xs, isa) = (View::new(xs, layout), cpu::isa()?);
         let (_, width) = layout.shape().dims2()?;
+        let arithmetic = if isa.has_fast_bf16() { Arithmetic::Bf16 } else { Arithmetic::F32 };
         cpu::filled_storage::<f32>((width, width), |out| {
-            outer_product(isa, &SCRATCH, Arithmetic::Bf16, xs.rows::<f32>()?, xs.rows::<f32>()?, out);
-            Ok(())
-        })
-    }
-}
-
-struct RoundedProduct;
-
-impl CustomOp2 for RoundedProduct {
-    fn name(&self) -> &'static str {
-        "rounded product"
-    }
-
-    fn cpu_fwd(
-        &self,
-        xs: &CpuStorage,
-        xs_layout: &Layout,
-        weight: &CpuStorage,
-        weight_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (xs, weight, isa) = (View::new(xs, xs_layout), View::new(weight, weight_layout), cpu::isa()?);
-        let (width_out, width_in) = weight.layout.shape().dims2()?;
-        check_depth(xs.layout.shape(), width_in)?;
-        let packed = Packed::new(isa, Arithmetic::Bf16, weight.rows::<f32>()?);
-        cpu::filled_storage::<f32>(result_shape(xs.layout.shape(), width_out), |out| {
-            gemm(isa, &SCRATCH, xs.rows::<f32>()?, &packed, &Epilogue::default(), out);
+            outer_product(isa, &SCRATCH, arithmetic, xs.rows::<f32>()?, xs.rows::<f32>()?, out);
             Ok(())
         })
     }
@@ -184,10 +158,7 @@ impl Linear {
             Weights::Packed(packed) if !xs.track_op() && cpu::is_fast_dtype(xs.device(), dtype) => {
                 packed.fused(xs, dtype, Activation::None, None)
             }
-            Weights::Tensors(parts) => {
-                let (weight, bias) = join(parts)?;
-                linear_to(xs, &weight.to_dtype(dtype)?, bias.as_ref(), dtype)
-            }
+            Weights::Tensors(_) => self.forward_to(xs, dtype),
             _ => self.forward(&xs.to_dtype(dtype)?),
         }
     }
