@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use bytesize::ByteSize;
 use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand};
 use pixart::{ControlType, DeviceChoice, Precision};
 use pixart_weights::{Part, Scheme, StoredDtype};
@@ -102,6 +103,10 @@ pub struct ModelArgs {
     /// Decode a few rows of pixels after another: less memory for large pictures, nearly twice the time, the same picture
     #[arg(long)]
     pub vae_tiling: bool,
+    /// Refuse, before any work, what would take more memory than this; decode large pictures in rows where only that fits
+    /// (8GB, 7500MB, 6GiB)
+    #[arg(long, value_name = "SIZE", value_parser = str::parse::<ByteSize>)]
+    pub memory_limit: Option<ByteSize>,
     #[command(flatten)]
     pub compute: ComputeArgs,
 }

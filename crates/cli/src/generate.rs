@@ -33,6 +33,7 @@ pub fn run(args: Box<GenerateArgs>) -> Result<()> {
         bail!("--latents goes with one prompt, there are {prompts}");
     }
     pipeline.check(&Request { latents: latents.clone(), ..all.clone() })?;
+    pipeline.memory_estimate(&one_prompt(&all)?)?;
     let mut names = Names::new(args.output.as_deref(), prompts.saturating_mul(args.num_images))?;
     if let Some(path) = &args.output_latents {
         check_writable(path)?;
@@ -83,6 +84,12 @@ pub fn run(args: Box<GenerateArgs>) -> Result<()> {
         write_tensors(path, &[("latents", &Tensor::cat(&final_latents, 0)?)])?;
     }
     Ok(())
+}
+
+/// The request for one of its prompts: they are drawn one after another.
+fn one_prompt(all: &Request) -> Result<Request> {
+    let prompt_embeds = all.prompt_embeds.as_ref().map(|embeds| embeds.row(0)).transpose()?;
+    Ok(Request { prompts: all.prompts.iter().take(1).cloned().collect(), prompt_embeds, ..all.clone() })
 }
 
 /// The request with all prompts in it.

@@ -20,8 +20,7 @@ pub fn pipeline(args: &ModelArgs, keep_loaded: bool, progress: &Arc<Progress>) -
 /// What opens the model with all that `args` say of it.
 pub fn configured(args: &ModelArgs, keep_loaded: bool, progress: &Arc<Progress>) -> Result<PipelineBuilder> {
     set_threads(&args.compute)?;
-    let mut builder =
-        builder(&model(args.model.as_deref())?, args, progress).keep_loaded(keep_loaded).vae_tiling(args.vae_tiling);
+    let mut builder = builder(&model(args.model.as_deref())?, args, progress).keep_loaded(keep_loaded);
     for (part, path) in args.parts.named() {
         builder = builder.part(part, path);
     }
@@ -34,7 +33,12 @@ pub fn configured(args: &ModelArgs, keep_loaded: bool, progress: &Arc<Progress>)
 /// What opens the model in `folder` on the device and in the precision that `args` name.
 pub fn builder(folder: &Path, args: &ModelArgs, progress: &Arc<Progress>) -> PipelineBuilder {
     let loading = progress.clone();
-    Pipeline::builder(folder).device(args.compute.device).precision(args.dtype).on_load(move |load| loading.load(load))
+    Pipeline::builder(folder)
+        .device(args.compute.device)
+        .precision(args.dtype)
+        .vae_tiling(args.vae_tiling)
+        .memory_limit(args.memory_limit.map(|limit| limit.as_u64()))
+        .on_load(move |load| loading.load(load))
 }
 
 /// With the ControlNet that is named, if one is.
@@ -53,13 +57,12 @@ pub fn model(named: Option<&Path>) -> Result<PathBuf> {
     }
 }
 
-/// Sets how many threads compute; else one for each core does.
+/// Sets how many threads compute; without a number, one for each core does. The one that calls is one of them: were all others
+/// than it, it would hand over each operation and sleep, and a small one takes less time than its sleep.
 pub fn set_threads(args: &ComputeArgs) -> Result<()> {
-    if let Some(threads) = args.threads {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.into());
-        pool.build_global().with_context(|| format!("cannot start {threads} threads"))?;
-    }
-    Ok(())
+    let threads = args.threads.map_or(0, Into::into);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).use_current_thread();
+    pool.build_global().context("cannot start threads")
 }
 
 /// The lines of a prompts file; empty ones are passed over.

@@ -36,6 +36,7 @@ mod simd;
 mod sweep;
 #[cfg(test)]
 mod testing;
+mod threads;
 
 pub use activation::Activation;
 pub use adamw::{AdamW, adamw};

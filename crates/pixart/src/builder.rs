@@ -23,6 +23,7 @@ pub struct PipelineBuilder {
     loras: Vec<(PathBuf, f64)>,
     keep_loaded: bool,
     vae_tiling: bool,
+    memory_limit: Option<u64>,
     scheduler: Option<SchedulerConfig>,
     on_load: Option<OnLoad>,
 }
@@ -38,6 +39,7 @@ impl PipelineBuilder {
             loras: vec![],
             keep_loaded: false,
             vae_tiling: false,
+            memory_limit: None,
             scheduler: None,
             on_load: None,
         }
@@ -77,6 +79,13 @@ impl PipelineBuilder {
     /// approximated.
     pub fn vae_tiling(mut self, vae_tiling: bool) -> Self {
         self.vae_tiling = vae_tiling;
+        self
+    }
+
+    /// Refuses, before any work, what would take more bytes of memory than this. A large picture is decoded in bands, as by
+    /// [`PipelineBuilder::vae_tiling`], and without the transformer, where only that fits.
+    pub fn memory_limit(mut self, bytes: Option<u64>) -> Self {
+        self.memory_limit = bytes;
         self
     }
 
@@ -137,8 +146,8 @@ impl PipelineBuilder {
         let loader = Loader { folder, device, dtype, scheme, on_load, observer: None, time: Duration::ZERO };
         let precision_name = loader.precision_name()?;
         let parts = Parts::new(loader, self.keep_loaded, controlnet_config);
-        let vae_tiling = self.vae_tiling;
-        Ok(Pipeline { parts, scheduler, transformer_config, vae_config, vae_tiling, precision_name })
+        let (vae_tiling, memory_limit) = (self.vae_tiling, self.memory_limit);
+        Ok(Pipeline { parts, scheduler, transformer_config, vae_config, vae_tiling, memory_limit, precision_name })
     }
 }
 

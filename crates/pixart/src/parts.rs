@@ -42,8 +42,10 @@ pub(crate) struct Loader {
 /// Is told, whenever a linear layer of a part is used, the names of its weights and its largest inputs by column.
 pub(crate) type PartObserver = Arc<dyn Fn(Part, &[String], &[f32]) + Send + Sync>;
 
-/// The parts that are rounded to 8 bits where that is asked for; in the autoencoder it is seen.
-const ROUNDED: [Part; 3] = [Part::TextEncoder, Part::Transformer, Part::ControlNet];
+/// Whether a part is rounded to 8 bits where that is asked for; in the autoencoder it is seen.
+pub(crate) fn is_rounded_if_asked(part: Part) -> bool {
+    [Part::TextEncoder, Part::Transformer, Part::ControlNet].contains(&part)
+}
 
 impl Loader {
     /// In what the transformer computes, by name: the scheme of its 8 bits, or its dtype.
@@ -56,7 +58,7 @@ impl Loader {
     fn load<T>(&mut self, part: Part, build: impl FnOnce(NamedWeights) -> candle_core::Result<T>) -> Result<T> {
         let start = Instant::now();
         let mut weights = self.folder.weights(part, self.dtype)?;
-        if let (Some(scheme), true) = (self.scheme, ROUNDED.contains(&part)) {
+        if let (Some(scheme), true) = (self.scheme, is_rounded_if_asked(part)) {
             weights = weights.rounded(part, scheme);
         }
         if let Some(on_load) = self.on_load.clone() {
@@ -154,6 +156,10 @@ impl Parts {
             }
         };
         Ok((tokenizer, encoder))
+    }
+
+    pub(crate) fn release_transformer(&mut self) {
+        self.transformer = None;
     }
 
     pub(crate) fn release_text_encoder(&mut self) {

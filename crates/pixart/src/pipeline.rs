@@ -10,6 +10,7 @@ use pixart_nn::vae::{Posterior, VaeConfig};
 use pixart_weights::PipelineKind;
 
 use crate::image::{cover, from_pixels, resize_and_crop, to_pixels};
+use crate::memory::{BAND_ELEMENTS, PROMPTS_AT_ONCE};
 use crate::parts::Parts;
 use crate::plan::{MAX_PIXELS, Plan, check_finite};
 use crate::predictor::Predictor;
@@ -18,12 +19,6 @@ use crate::start::Start;
 use crate::{
     Error, Image, Parameters, PipelineBuilder, PromptEmbeds, Request, Result, Seeds, clean_caption, plain_caption,
 };
-
-/// How many prompts the text encoder takes at once: enough to fill a processor, little memory.
-const PROMPTS_AT_ONCE: usize = 8;
-
-/// Numbers in a band of an image between a decoder's layers: enough that the rows around it, which are computed twice, are few.
-const BAND_ELEMENTS: usize = 1 << 24;
 
 /// A step of the solver, told when it is done.
 #[derive(Debug)]
@@ -80,6 +75,8 @@ pub struct Pipeline {
     pub(crate) precision_name: String,
     /// Whether pictures are decoded a few rows after another.
     pub(crate) vae_tiling: bool,
+    /// Bytes of memory that must do.
+    pub(crate) memory_limit: Option<u64>,
 }
 
 impl Pipeline {
@@ -142,7 +139,7 @@ impl Pipeline {
         &self.vae_config
     }
 
-    /// Checks everything about a request that can be checked without weights.
+    /// Checks everything about a request that can be checked without weights, but for its memory.
     pub fn check(&self, request: &Request) -> Result<()> {
         self.plan(request).map(|_| ())
     }
@@ -150,8 +147,8 @@ impl Pipeline {
     /// Draws what `request` asks for.
     ///
     /// # Errors
-    /// A request that makes no sense, before any work; a checkpoint's file that is missing or broken; a device that is
-    /// out of memory.
+    /// A request that makes no sense or that the limit of memory does not allow, before any work; a checkpoint's file that is
+    /// missing or broken; a device that is out of memory.
     pub fn generate(&mut self, request: &Request) -> Result<Generated> {
         self.generate_with(request, |_| ControlFlow::Continue(()))
     }
@@ -164,6 +161,7 @@ impl Pipeline {
     ) -> Result<Generated> {
         let mut plan = self.plan(request)?;
         self.parts.check_files(request.prompt_embeds.is_none(), request.control.is_some())?;
+        let decoding = self.decoding(request, &plan)?;
         let mut timings = Timings::default();
         self.parts.loader.time = Duration::ZERO;
 
@@ -171,7 +169,11 @@ impl Pipeline {
         let images = self.timed(&mut timings.encode, |this| this.images_of(request, &plan))?;
         let latents =
             self.timed(&mut timings.denoise, |this| this.denoise(&mut plan, request, text, images, on_step))?;
-        let pixels = self.timed(&mut timings.decode, |this| this.decode_to(&latents, plan.wanted))?;
+        if decoding.alone {
+            self.parts.release_transformer();
+        }
+        let decode = |this: &mut Self| this.decode_to(&latents, plan.wanted, decoding.in_bands);
+        let pixels = self.timed(&mut timings.decode, decode)?;
 
         timings.load = self.parts.loader.time;
         let images = pixels.into_iter().enumerate();
@@ -186,6 +188,7 @@ impl Pipeline {
     /// A tokenizer or text encoder that is missing or broken.
     pub fn encode(&mut self, prompts: &[String], negative_prompt: Option<&str>, clean: bool) -> Result<PromptEmbeds> {
         let length = self.parts.loader.folder.kind().max_sequence_length();
+        self.check_encoding(prompts.len(), length)?;
         let (prompt_embeds, prompt_attention_mask) = self.encode_texts(prompts, length, clean)?;
         let negative = match negative_prompt {
             Some(negative) => Some(self.encode_negative(negative, prompts.len(), length, clean)?),
@@ -213,11 +216,17 @@ impl Pipeline {
             return Err(Error::request(format!("latents of {:?} cannot be decoded", latents.dims())));
         }
         check_finite(latents, "the latents")?;
-        self.decode_to(latents, (height * scale, width * scale))
+        let size = (height * scale, width * scale);
+        self.decode_to(latents, size, self.decodes_in_bands(size)?)
     }
 
-    fn plan(&self, request: &Request) -> Result<Plan> {
+    pub(crate) fn plan(&self, request: &Request) -> Result<Plan> {
         Plan::new(request, &self.scheduler, &self.transformer_config, &self.vae_config)
+    }
+
+    /// Tokens that a request's prompts are cut or padded to.
+    pub(crate) fn text_length(&self, request: &Request) -> usize {
+        request.max_sequence_length.unwrap_or(self.parts.loader.folder.kind().max_sequence_length())
     }
 
     /// Runs a stage; what it spent on loading counts as loading.
@@ -232,6 +241,9 @@ impl Pipeline {
     pub fn encode_request(&mut self, request: &Request) -> Result<(PromptEmbeds, Timings)> {
         let plan = self.plan(request)?;
         self.parts.check_files(request.prompt_embeds.is_none(), request.control.is_some())?;
+        if request.prompt_embeds.is_none() {
+            self.check_encoding(request.prompts.len(), self.text_length(request))?;
+        }
         let mut timings = Timings::default();
         self.parts.loader.time = Duration::ZERO;
         let text = self.timed(&mut timings.encode, |this| this.text_of(request, &plan))?;
@@ -244,8 +256,7 @@ impl Pipeline {
         let mut text = match &request.prompt_embeds {
             Some(embeds) => embeds.clone(),
             None => {
-                let length =
-                    request.max_sequence_length.unwrap_or(self.parts.loader.folder.kind().max_sequence_length());
+                let length = self.text_length(request);
                 let (prompt_embeds, prompt_attention_mask) =
                     self.encode_texts(&request.prompts, length, request.clean_caption)?;
                 PromptEmbeds { prompt_embeds, prompt_attention_mask, negative: None }
@@ -331,13 +342,12 @@ impl Pipeline {
     }
 
     /// Latents to pictures of `size` (height, width), one after another: a decoder needs a gigabyte for each.
-    fn decode_to(&mut self, latents: &Tensor, size: (usize, usize)) -> Result<Vec<image::RgbImage>> {
+    fn decode_to(&mut self, latents: &Tensor, size: (usize, usize), in_bands: bool) -> Result<Vec<image::RgbImage>> {
         let unscaled = (latents.to_device(self.device())? / self.vae_config.scaling_factor)?;
-        let vae_tiling = self.vae_tiling;
         let vae = self.parts.vae(&self.vae_config)?;
         let decode_one = |i| {
             let latents = unscaled.narrow(0, i, 1)?;
-            let image = match vae_tiling {
+            let image = match in_bands {
                 true => vae.decode_in_bands(&latents, BAND_ELEMENTS)?,
                 false => vae.decode(&latents)?,
             };

@@ -130,6 +130,16 @@ impl Weights {
         self
     }
 
+    /// Bytes that all tensors take in memory, those that are not in 8 bits in `dtype`.
+    pub fn bytes_in(&self, dtype: DType) -> u64 {
+        let bytes = |(name, tensor): (&String, &StoredTensor)| {
+            let rounded = self.rounding.is_some_and(|(part, _)| is_rounded(part, name, &tensor.shape));
+            let of_each = if tensor.dtype == StoredDtype::I8 || rounded { 1 } else { dtype.size_in_bytes() };
+            (tensor.shape.iter().product::<usize>() * of_each) as u64
+        };
+        self.tensors().iter().map(bytes).sum()
+    }
+
     /// The scheme that these weights are stored in.
     pub fn scheme(&self) -> Option<Scheme> {
         self.scheme

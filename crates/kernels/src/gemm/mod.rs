@@ -37,6 +37,7 @@ use crate::Isa;
 use crate::isa::Body;
 use crate::memory::{Line, LineWords, Scratch, Shared, ZERO};
 use crate::simd::{Element, LANES, Simd};
+use crate::threads::threads_for;
 
 /// Bytes of the left matrix that a thread works on at a time: half of a common second-level cache, beside which a panel
 /// of the right matrix finds room.
@@ -107,14 +108,15 @@ fn gemm_as<P: Words, T: Element>(
     out: &mut [T],
     finish: &impl Finish<T>,
 ) {
-    let rows = left.shape().0;
+    let (rows, depth) = left.shape();
     let row_words = padded_stride(right.steps);
     let tile_rows = isa.tile_rows(P::GROUP);
     let tiles = (LEFT_BYTES / (4 * row_words * tile_rows)).clamp(1, LEFT_TILES);
     let rows_at_once = rows.min(tiles * tile_rows);
     let work = Work::new(rows.div_ceil(rows_at_once), right.panels());
     let out = &Shared::new(out);
-    (0..rayon::current_num_threads()).into_par_iter().with_max_len(1).for_each(|_| {
+    let threads = threads_for(rows * depth * right.columns, P::GROUP);
+    (0..threads).into_par_iter().with_max_len(1).for_each(|_| {
         let mut room = scratch.take();
         while let Some(block) = work.block() {
             let first = block * rows_at_once;

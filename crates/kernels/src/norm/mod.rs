@@ -21,18 +21,17 @@ use rayon::prelude::*;
 use crate::simd::{Element, LANES, Simd};
 use crate::sweep::for_each_vector;
 
-/// Elements that a thread takes at once: enough to be worth handing over, few enough to stay in its cache.
-pub(crate) const ELEMENTS_PER_TASK: usize = 1 << 14;
+/// Elements that a thread takes at once: enough to be worth waking one that sleeps, few enough that threads end together.
+pub(crate) const ELEMENTS_PER_TASK: usize = 1 << 16;
 
 /// Rows of `width` that a thread takes at once where each is computed for itself.
 pub(crate) fn rows_per_task(width: usize) -> usize {
     (ELEMENTS_PER_TASK / width).max(1)
 }
 
-/// Rows of `width` that are summed in f32 before the sums are added up in f64. More than [`rows_per_task`], since a
-/// piece leaves a row of sums behind, and not so many that f32 loses digits.
+/// Rows of `width` that are summed in f32 before the sums are added up in f64: not so many that f32 loses digits.
 fn rows_per_sum(width: usize) -> usize {
-    (4 * ELEMENTS_PER_TASK / width).clamp(1, 256)
+    (ELEMENTS_PER_TASK / width).clamp(1, 256)
 }
 
 /// Panics unless `len` is a number of whole rows of `width`; gives that number.

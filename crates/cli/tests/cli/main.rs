@@ -1,5 +1,7 @@
 //! The program as a user meets it: what it draws, prints and leaves behind, and one clear line for bad input.
 
+mod memory;
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

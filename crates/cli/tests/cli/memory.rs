@@ -1,0 +1,61 @@
+//! A limit of memory: what is drawn within it takes no more, and what would take more is refused.
+
+use std::path::Path;
+
+use candle_core::{Device, Tensor};
+use pixart_weights::write_tensors;
+
+use super::{fail, pixels, succeed};
+
+/// The peak in bytes that a command's line of result names.
+fn peak(result: &str) -> f64 {
+    let (_, after) = result.rsplit_once("peak ").unwrap();
+    1e9 * after.split_whitespace().next().unwrap().parse::<f64>().unwrap()
+}
+
+#[test]
+fn decodes_the_same_picture_within_a_limit() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let latents = Tensor::randn(0f32, 0.5, (1, 8, 256, 256), &Device::Cpu).unwrap();
+    write_tensors(&folder.join("latents.safetensors"), &[("latents", &latents)]).unwrap();
+    let decode = |output: &str, limit: &[&str]| {
+        peak(&succeed(
+            &[&["decode", "latents.safetensors", "--dtype", "f32", "--output", output], limit].concat(),
+            folder,
+        ))
+    };
+    let whole = decode("whole.png", &[]);
+    let limited = decode("limited.png", &["--memory-limit", "1.8GB"]);
+    assert!(whole > 1.8e9, "{whole} bytes: this says nothing about the limit");
+    assert!(limited <= 1.8e9, "{limited} bytes");
+    assert!(pixels(&folder.join("whole.png")) == pixels(&folder.join("limited.png")));
+
+    let told = fail(
+        &["decode", "latents.safetensors", "--dtype", "f32", "--output", "refused.png", "--memory-limit", "500MB"],
+        folder,
+    );
+    assert!(told.contains("2048x2048") && told.contains("the limit is 0.5 GB"), "{told}");
+}
+
+/// What is offered in place of what does not fit does fit, and takes no more than the limit.
+#[test]
+fn what_does_not_fit_is_refused_before_any_work_with_what_would() {
+    let folder = tempfile::tempdir().unwrap();
+    let generate = |width: &str, height: &str| {
+        ["generate", "a red circle", "--dtype", "f32", "--width", width, "--height", height]
+            .into_iter()
+            .chain(["--steps", "1", "--no-resolution-binning", "--memory-limit", "300MB", "--output", "picture.png"])
+            .map(String::from)
+            .collect::<Vec<_>>()
+    };
+    let run = |arguments: Vec<String>, run: fn(&[&str], &Path) -> String| {
+        run(&arguments.iter().map(String::as_str).collect::<Vec<_>>(), folder.path())
+    };
+    let told = run(generate("4096", "2048"), fail);
+    assert!(told.contains("a picture of 4096x2048 in f32 takes about"), "{told}");
+    let offered = told.split_whitespace().rev().find_map(|word| word.split_once('x')).unwrap();
+    assert!(offered.0.parse::<usize>().unwrap() > offered.1.parse::<usize>().unwrap(), "of the same shape: {told}");
+    let drawn = run(generate(offered.0, offered.1), succeed);
+    assert!(peak(&drawn) <= 0.3e9, "{drawn}");
+}

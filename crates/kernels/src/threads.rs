@@ -1,0 +1,15 @@
+//! What an operation is shared among threads for.
+
+/// Multiplications of f32 that are worth a thread: to wake one that sleeps takes some fifty microseconds on a virtual machine, and
+/// these as long.
+const MULTIPLICATIONS: usize = 6 << 20;
+
+/// Threads among which so many multiplications are shared, of which `group` are done at once where one of f32 would be.
+pub(crate) fn threads_for(multiplications: usize, group: usize) -> usize {
+    (multiplications / (MULTIPLICATIONS * group)).clamp(1, rayon::current_num_threads())
+}
+
+/// How many pieces of an operation a thread takes at least, each of so many multiplications.
+pub(crate) fn pieces_per_thread(multiplications: usize, group: usize) -> usize {
+    MULTIPLICATIONS * group / multiplications.max(1)
+}
