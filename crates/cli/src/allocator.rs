@@ -1,6 +1,8 @@
 //! The memory of the program. Tensors of many megabytes come and go several times a second; mimalloc keeps their pages and
 //! asks for large ones, where the system's allocator returns them and pays for every 4 kB again.
 
+use std::ffi::c_long;
+
 use libmimalloc_sys::{mi_option_large_os_pages, mi_option_set_default, mi_option_t};
 use mimalloc::MiMalloc;
 
@@ -12,12 +14,21 @@ static ALLOCATOR: MiMalloc = MiMalloc;
 const PURGE_DELAY: mi_option_t = 15;
 
 /// Asks for large pages from now on, and keeps what is freed until the program ends.
-#[allow(unsafe_code, reason = "the only way to set an option of the allocator")]
 pub fn keep_large_pages() {
-    // SAFETY: these set numbers that the allocator reads when it asks the system for memory or returns it; they may be set
-    // at any time.
-    unsafe {
-        mi_option_set_default(mi_option_large_os_pages, 1);
-        mi_option_set_default(PURGE_DELAY, -1);
-    }
+    set(mi_option_large_os_pages, 1);
+    set(PURGE_DELAY, -1);
+}
+
+/// Returns what is freed to the system from now on, unless it is asked for again within a moment: pieces of the images that a
+/// decoder goes through row by row are of many sizes, and would be kept for each.
+pub fn return_memory() {
+    set(PURGE_DELAY, 10);
+}
+
+/// Sets an option that the user's environment does not set.
+#[allow(unsafe_code, reason = "the only way to set an option of the allocator")]
+fn set(option: mi_option_t, value: c_long) {
+    // SAFETY: this sets a number that the allocator reads when it asks the system for memory or returns it; it may be set at any
+    // time.
+    unsafe { mi_option_set_default(option, value) };
 }

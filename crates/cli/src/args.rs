@@ -344,6 +344,9 @@ pub struct DecodeArgs {
 pub struct InfoArgs {
     /// Model folder [default: the small one that comes with the program]
     pub folder: Option<PathBuf>,
+    /// Estimate what pictures of several sizes take of memory on a CPU, too
+    #[arg(long)]
+    pub memory: bool,
 }
 
 #[derive(Debug, ClapArgs)]

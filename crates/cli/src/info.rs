@@ -1,7 +1,9 @@
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use anyhow::Result;
 use candle_core::DType;
+use pixart::{DeviceChoice, MemoryEstimate, Pipeline, Precision, Request};
 use pixart_diffusion::{SchedulerConfig, StepOptions};
 use pixart_nn::t5::T5Config;
 use pixart_nn::transformer::TransformerConfig;
@@ -32,7 +34,36 @@ pub fn run(args: InfoArgs) -> Result<()> {
     for problem in problems {
         print(&format!("problem        {problem}"))?;
     }
-    Ok(())
+    if args.memory { print(&memory_table(folder.path())?) } else { Ok(()) }
+}
+
+/// What the stages of a picture take of memory, by dtype and size (Markdown).
+fn memory_table(folder: &Path) -> Result<String> {
+    const SIZES: [usize; 4] = [512, 1024, 2048, 4096];
+    type Stage = (&'static str, fn(&MemoryEstimate) -> u64);
+    let stages: [Stage; 4] = [
+        ("encoding a prompt", |estimate| estimate.encode),
+        ("denoising", |estimate| estimate.denoise),
+        ("decoding", |estimate| estimate.decode),
+        ("decoding in rows, the transformer gone", |estimate| estimate.decode_least),
+    ];
+    let mut table = format!("\n| GB | {:38} | {} |\n", "", SIZES.map(|size| format!("{size:5}²")).join(" | "));
+    table += &format!("| --- | {} | {} |", "-".repeat(38), ["-----:"; SIZES.len()].join(" | "));
+    for (name, precision) in [("f32", Precision::F32), ("bf16", Precision::Bf16), ("int8", Precision::Int8)] {
+        let pipeline = Pipeline::builder(folder).device(DeviceChoice::Cpu).precision(precision).open()?;
+        let estimates = SIZES.map(|size| {
+            let size = Some(size);
+            let request = Request { width: size, height: size, resolution_binning: false, ..Request::new("") };
+            pipeline.memory_estimate(&request)
+        });
+        let estimates = estimates.into_iter().collect::<pixart::Result<Vec<_>>>()?;
+        for (stage, bytes) in stages {
+            let bytes: Vec<String> =
+                estimates.iter().map(|estimate| format!("{:6.2}", bytes(estimate) as f64 / 1e9)).collect();
+            table += &format!("\n| {name} | {stage:38} | {} |", bytes.join(" | "));
+        }
+    }
+    Ok(table)
 }
 
 /// Class, size and dtypes of a part; what is wrong with it goes to `problems`.

@@ -9,6 +9,7 @@ use image::{DynamicImage, ImageReader};
 use pixart::{Pipeline, PipelineBuilder};
 use pixart_weights::{Part, Weights};
 
+use crate::allocator;
 use crate::args::{ComputeArgs, ModelArgs};
 use crate::progress::Progress;
 
@@ -32,6 +33,9 @@ pub fn configured(args: &ModelArgs, keep_loaded: bool, progress: &Arc<Progress>)
 
 /// What opens the model in `folder` on the device and in the precision that `args` name.
 pub fn builder(folder: &Path, args: &ModelArgs, progress: &Arc<Progress>) -> PipelineBuilder {
+    if args.vae_tiling || args.memory_limit.is_some() {
+        allocator::return_memory();
+    }
     let loading = progress.clone();
     Pipeline::builder(folder)
         .device(args.compute.device)

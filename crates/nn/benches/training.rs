@@ -5,6 +5,7 @@
 //! milliseconds.
 
 #[path = "../../cli/src/allocator.rs"]
+#[expect(dead_code, reason = "training keeps its memory")]
 mod allocator;
 
 use std::time::Instant;

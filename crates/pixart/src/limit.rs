@@ -95,7 +95,7 @@ impl Pipeline {
             }
         }
         Ok(match least((SIZES, SIZES), rounded)? {
-            MemoryEstimate { encode, denoise, decode } if encode > limit && denoise.max(decode) <= limit => {
+            MemoryEstimate { encode, denoise, decode, .. } if encode > limit && denoise.max(decode) <= limit => {
                 format!("prompts that another machine has encoded fit (`pixart encode`, --prompt-embeds){in_8_bits}")
             }
             _ => "no size fits".into(),

@@ -23,7 +23,7 @@ pub(crate) const BAND_ELEMENTS: usize = 1 << 24;
 /// an image as large as the picture with as many channels as the last layers have, and bands beside it. Measured
 /// (docs/memory.md, "Estimates").
 const WHOLE_IMAGES: f64 = 3.8;
-const BANDED_IMAGES: f64 = 2.0;
+const BANDED_IMAGES: f64 = 1.3;
 const BANDS: f64 = 8.0;
 
 /// Numbers that are held at once for each of a token's in the transformer, in f32 and in its dtype.
@@ -39,10 +39,12 @@ pub struct MemoryEstimate {
     pub denoise: u64,
     /// Decoding, a picture after another.
     pub decode: u64,
+    /// Decoding in bands with the transformer gone, which a limit of memory leads to where nothing else fits.
+    pub decode_least: u64,
 }
 
 impl MemoryEstimate {
-    /// The most at any time.
+    /// The most at any time, pictures decoded as by `decode`.
     pub fn peak(&self) -> u64 {
         self.encode.max(self.denoise).max(self.decode)
     }
@@ -129,12 +131,15 @@ impl Needs {
             0 => (0, 0),
             picture => (self.vae, kept + self.vae + picture),
         };
-        let transformer = if decoding.alone { 0 } else { self.transformer[0] };
-        let pictures = if decoding.in_bands { self.bands } else { self.whole };
+        let decode = |Decoding { in_bands, alone }| {
+            let transformer = if alone { 0 } else { self.transformer[0] };
+            PROGRAM + kept + transformer + self.vae + if in_bands { self.bands } else { self.whole }
+        };
         MemoryEstimate {
             encode: PROGRAM + self.text_encoder.iter().sum::<u64>().max(encoded),
             denoise: PROGRAM + kept + vae + self.transformer.iter().sum::<u64>(),
-            decode: PROGRAM + kept + transformer + self.vae + pictures,
+            decode: decode(decoding),
+            decode_least: decode(Decoding { in_bands: true, alone: true }),
         }
     }
 }
