@@ -48,8 +48,8 @@ pub use convolution::{
 pub use elementwise::{activate, activate_backward};
 pub use gated_residual::{gated_residual, gated_residual_backward};
 pub use gemm::{
-    Arithmetic, ByteMatrix, Epilogue, Gate, LeftRows, Packed, QuantisedRows, Residual, SharedBytes, column_maxima,
-    column_sums, gemm, gemm_quantised, outer_product,
+    Arithmetic, ByteMatrix, Epilogue, Gate, Packed, Residual, SharedBytes, column_maxima, column_sums, gemm,
+    outer_product,
 };
 pub use isa::Isa;
 pub use matrix::Matrix;

@@ -133,12 +133,6 @@ pub(crate) fn line_bytes(lines: &[Line]) -> &[u8] {
     unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), size_of_val(lines)) }
 }
 
-/// Lines as numbers.
-pub(crate) fn line_floats_mut(lines: &mut [Line]) -> &mut [f32] {
-    // SAFETY: a line is sixteen words and nothing else, and every bit pattern is a number.
-    unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * LANES) }
-}
-
 /// Lines as the 32-bit words they are made of.
 pub(crate) struct LineWords<'a>(&'a mut [Line]);
 

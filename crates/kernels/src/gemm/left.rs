@@ -6,33 +6,11 @@ use super::Words;
 use crate::Matrix;
 use crate::simd::{Element, LANES, Simd};
 
-/// The left operand of a product: a [`Matrix`] or [`QuantisedRows`](crate::QuantisedRows).
-pub trait LeftRows: Sync {
-    /// Rows and columns.
-    #[doc(hidden)]
-    fn shape(&self) -> (usize, usize);
-
-    /// Copies `rows` to where tiles read them, as the words that the product is made of: to `words`, each row `row_words`
+impl<A: Element> Matrix<'_, A> {
+    /// Copies `rows` to where tiles of a product read them, as the words that it is made of: to `words`, each row `row_words`
     /// after the one before, with a scale for each. `factors` multiply the columns first, if the product is in int8.
-    #[doc(hidden)]
-    fn copy<S: Simd, P: Words>(
-        &self,
-        s: S,
-        factors: Option<&[f32]>,
-        rows: Range<usize>,
-        words: &mut [u32],
-        row_words: usize,
-        scales: &mut [f32],
-    );
-}
-
-impl<A: Element> LeftRows for Matrix<'_, A> {
-    fn shape(&self) -> (usize, usize) {
-        (self.rows, self.columns)
-    }
-
     #[inline(always)]
-    fn copy<S: Simd, P: Words>(
+    pub(super) fn copy<S: Simd, P: Words>(
         &self,
         s: S,
         factors: Option<&[f32]>,

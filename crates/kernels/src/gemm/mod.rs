@@ -1,6 +1,7 @@
 //! Matrix products.
 
 mod bytes;
+mod column_maxima;
 mod epilogue;
 mod left;
 mod outer;
@@ -8,14 +9,13 @@ mod outer_matrices;
 mod outer_product;
 mod pack;
 mod packed;
-mod quantised;
 mod tile;
 mod words;
 
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::atomic::AtomicUsize;
-use std::sync::atomic::Ordering::{AcqRel, Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 
 use rayon::prelude::*;
 
@@ -27,17 +27,16 @@ pub(crate) use tile::*;
 pub(crate) use words::{Words, ZERO_POINT};
 
 pub use bytes::{ByteMatrix, SharedBytes};
+pub use column_maxima::column_maxima;
 pub use epilogue::{Epilogue, Gate, Residual};
-pub use left::LeftRows;
 pub use outer_product::{column_sums, outer_product};
 pub use packed::{Arithmetic, Packed};
-pub use quantised::{QuantisedRows, column_maxima, gemm_quantised};
 
-use crate::Isa;
 use crate::isa::Body;
 use crate::memory::{Line, LineWords, Scratch, Shared, ZERO};
 use crate::simd::{Element, LANES, Simd};
 use crate::threads::threads_for;
+use crate::{Isa, Matrix};
 
 /// Bytes of the left matrix that a thread works on at a time: half of a common second-level cache, beside which a panel
 /// of the right matrix finds room.
@@ -46,45 +45,19 @@ const LEFT_BYTES: usize = 512 << 10;
 /// The most rows of the left matrix that a thread works on at a time.
 const LEFT_TILES: usize = 16;
 
-/// `out = epilogue(left · rightᵀ)`: `left` is `[rows, depth]`, a [`Matrix`](crate::Matrix) or [`QuantisedRows`], `right` a
-/// packed `[columns, depth]`, `out` `[rows, columns]`.
+/// `out = epilogue(left · rightᵀ)`: `left` is `[rows, depth]`, `right` a packed `[columns, depth]`, `out` `[rows, columns]`.
 ///
 /// # Panics
-/// The shapes do not belong together, or rows are quantised for a product that is not in int8.
-pub fn gemm<T: Element>(
+/// The shapes do not belong together.
+pub fn gemm<A: Element, T: Element>(
     isa: Isa,
     scratch: &Scratch,
-    left: impl LeftRows,
+    left: Matrix<A>,
     right: &Packed,
     epilogue: &Epilogue<T>,
     out: &mut [T],
 ) {
-    gemm_then(isa, scratch, &left, right, epilogue, out, &Nothing);
-}
-
-/// What is done with rows of a result when they are complete.
-trait Finish<T>: Sync {
-    fn finish<S: Simd>(&self, s: S, rows: Range<usize>, out: &Shared<T>);
-}
-
-struct Nothing;
-
-impl<T> Finish<T> for Nothing {
-    #[inline(always)]
-    fn finish<S: Simd>(&self, _: S, _: Range<usize>, _: &Shared<T>) {}
-}
-
-/// [`gemm`], and `finish` for each block of rows of the result, by the thread that completes it.
-fn gemm_then<T: Element>(
-    isa: Isa,
-    scratch: &Scratch,
-    left: &impl LeftRows,
-    right: &Packed,
-    epilogue: &Epilogue<T>,
-    out: &mut [T],
-    finish: &impl Finish<T>,
-) {
-    let (rows, depth) = left.shape();
+    let (rows, depth) = (left.rows, left.columns);
     assert_eq!(depth, right.depth, "a left matrix of depth {depth} for a right one of {}", right.depth);
     assert_eq!(right.taps, 1, "these weights were packed for a convolution");
     assert_eq!(out.len(), rows * right.columns, "the result is {rows}×{}", right.columns);
@@ -93,22 +66,21 @@ fn gemm_then<T: Element>(
         return;
     }
     match right.arithmetic {
-        Arithmetic::F32 => gemm_as::<F32, T>(isa, scratch, left, right, epilogue, out, finish),
-        Arithmetic::Bf16 => gemm_as::<Bf16, T>(isa, scratch, left, right, epilogue, out, finish),
-        Arithmetic::Int8 => gemm_as::<Int8, T>(isa, scratch, left, right, epilogue, out, finish),
+        Arithmetic::F32 => gemm_as::<F32, A, T>(isa, scratch, &left, right, epilogue, out),
+        Arithmetic::Bf16 => gemm_as::<Bf16, A, T>(isa, scratch, &left, right, epilogue, out),
+        Arithmetic::Int8 => gemm_as::<Int8, A, T>(isa, scratch, &left, right, epilogue, out),
     }
 }
 
-fn gemm_as<P: Words, T: Element>(
+fn gemm_as<P: Words, A: Element, T: Element>(
     isa: Isa,
     scratch: &Scratch,
-    left: &impl LeftRows,
+    left: &Matrix<A>,
     right: &Packed,
     epilogue: &Epilogue<T>,
     out: &mut [T],
-    finish: &impl Finish<T>,
 ) {
-    let (rows, depth) = left.shape();
+    let (rows, depth) = (left.rows, left.columns);
     let row_words = padded_stride(right.steps);
     let tile_rows = isa.tile_rows(P::GROUP);
     let tiles = (LEFT_BYTES / (4 * row_words * tile_rows)).clamp(1, LEFT_TILES);
@@ -125,7 +97,6 @@ fn gemm_as<P: Words, T: Element>(
                 right,
                 epilogue,
                 out,
-                finish,
                 rows: first..rows.min(first + rows_at_once),
                 panels: &work.blocks[block],
                 words: LineWords::new(scratch.take().lines(rows_at_once * row_words / LANES)),
@@ -165,13 +136,11 @@ struct Panels {
     all: usize,
     /// How many of them, the last ones, no thread has taken.
     left: AtomicUsize,
-    /// How many are not computed yet.
-    unfinished: AtomicUsize,
 }
 
 impl Panels {
     fn new(all: usize) -> Self {
-        Self { all, left: AtomicUsize::new(all), unfinished: AtomicUsize::new(all) }
+        Self { all, left: AtomicUsize::new(all) }
     }
 
     /// Takes the next few: fewer towards the end.
@@ -179,11 +148,6 @@ impl Panels {
         let after = |left: usize| left - left.div_ceil(8);
         let left = self.left.fetch_update(Relaxed, Relaxed, |left| (left > 0).then(|| after(left))).ok()?;
         Some(self.all - left..self.all - after(left))
-    }
-
-    /// Tells that `panels` of them are computed, and whether all are. To who learns that, all are visible.
-    fn finish(&self, panels: usize) -> bool {
-        self.unfinished.fetch_sub(panels, AcqRel) == panels
     }
 }
 
@@ -194,12 +158,11 @@ pub(crate) fn padded_stride(words: usize) -> usize {
 }
 
 /// Some rows of a product.
-struct Block<'a, P, L, T, F> {
-    left: &'a L,
+struct Block<'a, P, A, T> {
+    left: &'a Matrix<'a, A>,
     right: &'a Packed,
     epilogue: &'a Epilogue<'a, T>,
     out: &'a Shared<'a, T>,
-    finish: &'a F,
     rows: Range<usize>,
     panels: &'a Panels,
     words: LineWords<'a>,
@@ -212,7 +175,7 @@ struct Block<'a, P, L, T, F> {
 /// The most rows of a block.
 const MAX_BLOCK_ROWS: usize = LEFT_TILES * MAX_ROWS;
 
-impl<P: Words, L: LeftRows, T: Element, F: Finish<T>> Body for Block<'_, P, L, T, F> {
+impl<P: Words, A: Element, T: Element> Body for Block<'_, P, A, T> {
     type Output = ();
 
     #[inline(always)]
@@ -223,7 +186,7 @@ impl<P: Words, L: LeftRows, T: Element, F: Finish<T>> Body for Block<'_, P, L, T
         let mut tile = [ZERO; TILE_LINES];
         let tile_rows = s.tile_rows(P::GROUP);
         while let Some(panels) = self.panels.take() {
-            for panel in panels.clone() {
+            for panel in panels {
                 let Panel { lines, vectors, sums } = self.right.panel_in::<S, P>(s, panel, self.room);
                 let tiles = self.rows.len().div_ceil(tile_rows);
                 let mut soon = Soon::new(self.right.memory_after(panel), tiles, lines.len());
@@ -254,9 +217,6 @@ impl<P: Words, L: LeftRows, T: Element, F: Finish<T>> Body for Block<'_, P, L, T
                     unsafe { write_tile(s, &tile, place, self.right, quantised, self.epilogue, self.out) };
                     soon.advance();
                 }
-            }
-            if self.panels.finish(panels.len()) {
-                self.finish.finish(s, self.rows.clone(), self.out);
             }
         }
     }

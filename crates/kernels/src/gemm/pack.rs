@@ -2,7 +2,7 @@
 
 use std::marker::PhantomData;
 
-use super::{LeftRows, Words, padded_stride};
+use super::{Words, padded_stride};
 use crate::Matrix;
 use crate::isa::Body;
 use crate::memory::Line;

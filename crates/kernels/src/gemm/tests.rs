@@ -186,38 +186,6 @@ fn rows_that_are_not_finite_have_no_scale() {
     }
 }
 
-/// A result in 8 bits is the result, quantised; and a product takes rows in 8 bits as it takes the rows themselves.
-#[test]
-fn quantised_rows_in_and_out() {
-    let scratch = crate::testing::soiled_scratch();
-    for isa in Isa::available() {
-        for (rows, depth, columns) in [(1, 1, 1), (7, 33, 15), (31, 17, 129), (300, 31, 70)] {
-            let (left, up, down) = (numbers(rows * depth, 1), numbers(columns * depth, 2), numbers(17 * columns, 3));
-            let (bias, left) = (numbers(columns, 4), Matrix::new(&left, rows, depth));
-            let up = Packed::new(isa, Arithmetic::Int8, Matrix::new(&up, columns, depth));
-            let down = Packed::new(isa, Arithmetic::Int8, Matrix::new(&down, 17, columns));
-            let epilogue = Epilogue { bias: Some(&bias), activation: Activation::GeluTanh, ..Epilogue::default() };
-            let mut plain = vec![f32::NAN; rows * columns];
-            gemm(isa, &scratch, left, &up, &epilogue, &mut plain);
-            let plain = Matrix::new(&plain, rows, columns);
-
-            let (mut expected, mut found) = (QuantisedRows::new(), QuantisedRows::new());
-            expected.quantise(isa, plain);
-            gemm_quantised(isa, &scratch, left, &up, &epilogue, &mut found);
-            assert_eq!(found, expected, "{isa:?} {rows}×{depth}×{columns}");
-            for (row, scale) in found.scales().iter().enumerate() {
-                let largest = (0..columns).fold(0f32, |largest, column| largest.max(plain.at(row, column).abs()));
-                assert_eq!(*scale, if largest == 0.0 { 1.0 } else { largest / 127.0 });
-            }
-
-            let (mut a, mut b) = (vec![f32::NAN; rows * 17], vec![f32::NAN; rows * 17]);
-            gemm(isa, &scratch, plain, &down, &Epilogue::default(), &mut a);
-            gemm(isa, &scratch, &found, &down, &Epilogue::default(), &mut b);
-            assert_eq!(a, b, "{isa:?} {rows}×{depth}×{columns}");
-        }
-    }
-}
-
 /// bf16 operands that are exact give the exact product, in f32 and in bf16.
 #[test]
 fn bf16_in_and_out() {
