@@ -445,6 +445,8 @@ pub enum EvalCommand {
     Reconstruction(ReconstructionArgs),
     /// Draw held-out scenes along their edges, and compare the edges of the pictures with them
     Control(Box<AgreementArgs>),
+    /// Draw with --dtype (or a model in 8 bits) and in f32, and tell how far apart the results are, part by part
+    Precision(Box<PrecisionArgs>),
 }
 
 #[derive(Debug, ClapArgs)]
@@ -499,6 +501,27 @@ pub struct AgreementArgs {
     /// Folder for pictures: each scene, its edges, what is drawn along them and what without
     #[arg(long, short, value_name = "DIR")]
     pub output: Option<PathBuf>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct PrecisionArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// The same model with all its digits, if --model is in 8 bits [default: --model]
+    #[arg(long, value_name = "PATH")]
+    pub exact: Option<PathBuf>,
+    /// File with one prompt per line [default: held-out prompts of the world of scenes]
+    #[arg(long, value_name = "FILE")]
+    pub prompts_file: Option<PathBuf>,
+    /// How many held-out prompts
+    #[arg(long, value_name = "N", default_value_t = 20, conflicts_with = "prompts_file")]
+    pub prompts: usize,
+    /// Solver steps [default: the model's]
+    #[arg(long, value_name = "N")]
+    pub steps: Option<usize>,
+    /// Strength of guidance [default: the model's]
+    #[arg(long, value_name = "G", allow_negative_numbers = true)]
+    pub guidance_scale: Option<f64>,
 }
 
 #[derive(Debug, ClapArgs)]

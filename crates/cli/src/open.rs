@@ -21,14 +21,19 @@ pub fn pipeline(args: &ModelArgs, keep_loaded: bool, progress: &Arc<Progress>) -
 /// What opens the model with all that `args` say of it.
 pub fn configured(args: &ModelArgs, keep_loaded: bool, progress: &Arc<Progress>) -> Result<PipelineBuilder> {
     set_threads(&args.compute)?;
-    let mut builder = builder(&model(args.model.as_deref())?, args, progress).keep_loaded(keep_loaded);
+    let builder = builder(&model(args.model.as_deref())?, args, progress).keep_loaded(keep_loaded);
+    Ok(with_parts(builder, args))
+}
+
+/// With the parts and the LoRA that are named.
+pub fn with_parts(mut builder: PipelineBuilder, args: &ModelArgs) -> PipelineBuilder {
     for (part, path) in args.parts.named() {
         builder = builder.part(part, path);
     }
     if let Some(lora) = &args.parts.lora {
         builder = builder.lora(lora, args.parts.lora_scale);
     }
-    Ok(builder)
+    builder
 }
 
 /// What opens the model in `folder` on the device and in the precision that `args` name.

@@ -29,6 +29,7 @@ mod memory;
 mod parts;
 mod pipeline;
 mod plan;
+mod precision;
 mod predictor;
 mod prompt;
 mod request;
@@ -47,5 +48,6 @@ pub use image::{Image, Parameters, cover, from_pixels, pixels_to_png, save_pixel
 pub use memory::{MemoryEstimate, peak_rss_bytes};
 pub use parts::LoadProgress;
 pub use pipeline::{Generated, Pipeline, StepInfo, Timings};
+pub use precision::PrecisionErrors;
 pub use prompt::{Tokens, tokenize};
 pub use request::{Request, Seeds};

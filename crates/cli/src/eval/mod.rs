@@ -1,5 +1,6 @@
 mod comparison;
 mod control;
+mod precision;
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -23,6 +24,7 @@ pub fn run(what: EvalCommand) -> Result<()> {
         EvalCommand::Faithfulness(args) => run_faithfulness(&args),
         EvalCommand::Reconstruction(args) => run_reconstruction(&args),
         EvalCommand::Control(args) => control::run(&args),
+        EvalCommand::Precision(args) => precision::run(&args),
     }
 }
 

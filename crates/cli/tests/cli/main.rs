@@ -705,6 +705,23 @@ const ONE_OBJECT: [(&str, Kind, Colour); 10] = [
     ("a white cloud in the sky", Kind::Cloud, Colour::White),
 ];
 
+/// What is computed in f32 twice is the same; 8 bits are told from it, and do not get worse unseen.
+#[test]
+fn measures_what_a_precision_changes() {
+    let folder = tempfile::tempdir().unwrap();
+    let errors = |dtype: &str| -> Vec<f64> {
+        let said = succeed(&["eval", "precision", "--prompts", "4", "--dtype", dtype], folder.path());
+        let numbers = said.lines().skip(1).map(|line| line.trim_end_matches(" dB").split_whitespace().last().unwrap());
+        numbers.map(|number| number.parse().unwrap()).collect()
+    };
+    let exact = errors("f32");
+    assert_eq!(exact[1..4], [0.0; 3]);
+    assert!(exact[0] > 0.99999 && exact[4].is_infinite(), "{exact:?}");
+    let rounded = errors("int8");
+    assert!(rounded[0] > 0.999 && rounded[0] < 1.0, "{rounded:?}");
+    assert!(rounded[1..4].iter().all(|error| *error > 0.0 && *error < 0.5), "{rounded:?}");
+}
+
 #[test]
 fn measures_faithfulness_and_reconstruction() {
     let folder = tempfile::tempdir().unwrap();
