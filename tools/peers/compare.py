@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -72,8 +73,8 @@ class Comparison:
     def measure_networks(self, dtype: str) -> None:
         """In each round everybody has one turn, so that whatever else the machine does meets all of them."""
         options = self.options
-        with_pixart = dtype in pixart.DTYPES
         say(f"{dtype}: preparing the networks")
+        ours = self.checkpoint(dtype)
         calls = {}
         for part in self.networks():
             for peer, call in models.peers(part, options.model, options.size, dtype, options.threads, options.peers).items():
@@ -83,16 +84,28 @@ class Comparison:
             say(f"{dtype}: round {round_ + 1} of {options.runs}")
             for (part, peer), call in calls.items():
                 self.seconds[part, dtype][peer].append(seconds(call))
-            with_pixart = with_pixart and self.measure_pixart(dtype)
+            if ours and not self.measure_pixart(dtype, ours):
+                ours = None
 
     def networks(self) -> list[str]:
         return [part for part in NETWORKS if part in self.options.only or "image" in self.options.only]
 
-    def measure_pixart(self, dtype: str) -> bool:
+    def checkpoint(self, dtype: str) -> Path | None:
+        """What the program draws with; none, and a note, if it cannot be made."""
+        options = self.options
+        if dtype != "int8":
+            return options.model
+        try:
+            return pixart.in_8_bits(options.pixart, options.model, options.scratch / "int8", options.threads)
+        except pixart.Unavailable as reason:
+            self.note(reason)
+            return None
+
+    def measure_pixart(self, dtype: str, checkpoint: Path) -> bool:
         """One round of the program; false, and a note, if it gives no figures."""
         options = self.options
         try:
-            report = pixart.bench(options.pixart, options.model, options.size, dtype, STEPS, options.threads)
+            report = pixart.bench(options.pixart, checkpoint, options.size, dtype, STEPS, options.threads)
         except pixart.Unavailable as reason:
             self.note(reason)
             return False
@@ -237,7 +250,7 @@ def full_size_checkpoint(pixels: int) -> Path:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="tools/peers/run", description=__doc__.splitlines()[0])
-    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["f32", "bf16"], help="int8: OpenVINO with NNCF [f32 bf16]")
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["f32", "bf16"], help="int8: OpenVINO by NNCF, and pixart, not PyTorch [f32 bf16]")
     parser.add_argument("--size", type=int, default=512, metavar="PIXELS", help="width and height of the image [512]")
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="for everybody [2]")
     parser.add_argument("--runs", type=int, default=5, metavar="N", help="rounds, of which the medians are taken [5]")
@@ -269,7 +282,10 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     described = machine.describe(options.pixart, options.threads)
     comparison = Comparison(options)
-    comparison.measure()
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="scratch-", dir=CACHE) as scratch:
+        options.scratch = Path(scratch)
+        comparison.measure()
     comparison.print(described)
     if options.json:
         options.json.write_text(json.dumps(comparison.as_json(described), indent=2) + "\n")

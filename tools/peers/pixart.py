@@ -9,7 +9,6 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROGRAM = REPOSITORY / "target" / "release" / "pixart"
-DTYPES = ("f32", "bf16")
 OPS_BENCHMARK = ["cargo", "bench", "-p", "pixart-kernels", "--bench", "kernels", "--", "--tsv"]
 TRAINING_BENCHMARK = ["cargo", "bench", "-p", "pixart-nn", "--bench", "training", "--", "--tsv"]
 
@@ -38,6 +37,12 @@ def output_of(command: list[str], threads: int) -> str:
         reason = [line for line in done.stderr.splitlines() if "error" in line.lower()] or done.stderr.splitlines()
         raise Unavailable(f"`{shlex.join(command)}` failed: {reason[0] if reason else f'exit code {done.returncode}'}")
     return done.stdout
+
+
+def in_8_bits(program: Path, folder: Path, output: Path, threads: int) -> Path:
+    """The checkpoint with the transformer and the autoencoder in 8 bits, as the peers have them."""
+    output_of([str(program), "quantize", "--model", str(folder), "--parts", "transformer,vae", "--output", str(output)], threads)
+    return output
 
 
 def bench(program: Path, folder: Path, pixels: int, dtype: str, steps: int, threads: int) -> dict:

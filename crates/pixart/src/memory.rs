@@ -168,7 +168,7 @@ fn weights(loader: &Loader, part: Part, scheme: Option<Scheme>) -> Result<u64> {
         weights = weights.rounded(part, scheme);
     }
     let bytes = weights.bytes_in(loader.dtype);
-    let passing = if bytes < weights.size_in_bytes() { bytes / 5 } else { bytes / 20 };
+    let passing = if bytes < weights.size_in_bytes() { bytes / 5 } else { bytes / 16 };
     Ok(bytes + passing)
 }
 
