@@ -10,7 +10,8 @@ use crate::progress::Progress;
 
 pub fn run(args: DecodeArgs) -> Result<()> {
     let progress = Arc::new(Progress::new(args.model.compute.quiet));
-    let mut pipeline = open::pipeline(&args.model, false, &progress)?;
+    let builder = open::configured(&args.model, false, &progress)?;
+    let mut pipeline = open::limited(builder, &args.limit).open()?;
     let latents = open::latents(&args.latents, pipeline.device())?;
     let count = latents.dims().first().copied().unwrap_or(0);
     let mut names = Names::new(Some(&args.output), count)?;

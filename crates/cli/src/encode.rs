@@ -14,7 +14,8 @@ pub fn run(args: EncodeArgs) -> Result<()> {
         (None, None) => vec![],
     };
     let progress = Arc::new(Progress::new(args.model.compute.quiet));
-    let mut pipeline = open::pipeline(&args.model, false, &progress)?;
+    let builder = open::configured(&args.model, false, &progress)?;
+    let mut pipeline = open::limited(builder, &args.limit).open()?;
     check_writable(&args.output)?;
     let embeds = pipeline.encode(&prompts, Some(&args.text.negative_prompt), args.text.clean_caption)?;
     progress.clear();

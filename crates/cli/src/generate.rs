@@ -18,7 +18,7 @@ use crate::{control, interrupt, open};
 pub fn run(args: Box<GenerateArgs>) -> Result<()> {
     let progress = Arc::new(Progress::new(args.model.compute.quiet));
     let scheduler = args.scheduler_config.as_deref().map(pixart::read_scheduler).transpose()?;
-    let builder = open::configured(&args.model, args.keep_loaded, &progress)?;
+    let builder = open::limited(open::configured(&args.model, args.keep_loaded, &progress)?, &args.limit);
     let mut pipeline = open::with_control(builder, args.control.control.as_deref()).open()?;
     if let Some(scheduler) = scheduler {
         pipeline.set_scheduler(scheduler);
@@ -33,7 +33,6 @@ pub fn run(args: Box<GenerateArgs>) -> Result<()> {
         bail!("--latents goes with one prompt, there are {prompts}");
     }
     pipeline.check(&Request { latents: latents.clone(), ..all.clone() })?;
-    pipeline.memory_estimate(&one_prompt(&all)?)?;
     let mut names = Names::new(args.output.as_deref(), prompts.saturating_mul(args.num_images))?;
     if let Some(path) = &args.output_latents {
         check_writable(path)?;
@@ -84,12 +83,6 @@ pub fn run(args: Box<GenerateArgs>) -> Result<()> {
         write_tensors(path, &[("latents", &Tensor::cat(&final_latents, 0)?)])?;
     }
     Ok(())
-}
-
-/// The request for one of its prompts: they are drawn one after another.
-fn one_prompt(all: &Request) -> Result<Request> {
-    let prompt_embeds = all.prompt_embeds.as_ref().map(|embeds| embeds.row(0)).transpose()?;
-    Ok(Request { prompts: all.prompts.iter().take(1).cloned().collect(), prompt_embeds, ..all.clone() })
 }
 
 /// The request with all prompts in it.

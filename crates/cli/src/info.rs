@@ -47,10 +47,14 @@ fn memory_table(folder: &Path) -> Result<String> {
         ("decoding", |estimate| estimate.decode),
         ("decoding in rows, the transformer gone", |estimate| estimate.decode_least),
     ];
-    let mut table = format!("\n| GB | {:38} | {} |\n", "", SIZES.map(|size| format!("{size:5}²")).join(" | "));
-    table += &format!("| --- | {} | {} |", "-".repeat(38), ["-----:"; SIZES.len()].join(" | "));
+    let mut table =
+        format!("\n| GB           | {:38} | {} |\n", "", SIZES.map(|size| format!("{size:5}²")).join(" | "));
+    table += &format!("| ------------ | {} | {} |", "-".repeat(38), ["-----:"; SIZES.len()].join(" | "));
     for (name, precision) in [("f32", Precision::F32), ("bf16", Precision::Bf16), ("int8", Precision::Int8)] {
         let pipeline = Pipeline::builder(folder).device(DeviceChoice::Cpu).precision(precision).open()?;
+        // Weights that are stored in 8 bits stay so.
+        let stored = pipeline.precision_name();
+        let name = if stored == name { name.to_string() } else { format!("{stored}, {name}") };
         let estimates = SIZES.map(|size| {
             let size = Some(size);
             let request = Request { width: size, height: size, resolution_binning: false, ..Request::new("") };
@@ -60,7 +64,7 @@ fn memory_table(folder: &Path) -> Result<String> {
         for (stage, bytes) in stages {
             let bytes: Vec<String> =
                 estimates.iter().map(|estimate| format!("{:6.2}", bytes(estimate) as f64 / 1e9)).collect();
-            table += &format!("\n| {name} | {stage:38} | {} |", bytes.join(" | "));
+            table += &format!("\n| {name:12} | {stage:38} | {} |", bytes.join(" | "));
         }
     }
     Ok(table)

@@ -10,7 +10,7 @@ use pixart::{Pipeline, PipelineBuilder};
 use pixart_weights::{Part, Weights};
 
 use crate::allocator;
-use crate::args::{ComputeArgs, ModelArgs};
+use crate::args::{ComputeArgs, LimitArgs, ModelArgs};
 use crate::progress::Progress;
 
 /// Opens the pipeline, loading bars shown on `progress`.
@@ -38,7 +38,7 @@ pub fn with_parts(mut builder: PipelineBuilder, args: &ModelArgs) -> PipelineBui
 
 /// What opens the model in `folder` on the device and in the precision that `args` name.
 pub fn builder(folder: &Path, args: &ModelArgs, progress: &Arc<Progress>) -> PipelineBuilder {
-    if args.vae_tiling || args.memory_limit.is_some() {
+    if args.vae_tiling {
         allocator::return_memory();
     }
     let loading = progress.clone();
@@ -46,8 +46,15 @@ pub fn builder(folder: &Path, args: &ModelArgs, progress: &Arc<Progress>) -> Pip
         .device(args.compute.device)
         .precision(args.dtype)
         .vae_tiling(args.vae_tiling)
-        .memory_limit(args.memory_limit.map(|limit| limit.as_u64()))
         .on_load(move |load| loading.load(load))
+}
+
+/// With a limit of memory, if there is one.
+pub fn limited(builder: PipelineBuilder, args: &LimitArgs) -> PipelineBuilder {
+    if args.memory_limit.is_some() {
+        allocator::return_memory();
+    }
+    builder.memory_limit(args.memory_limit.map(|limit| limit.as_u64()))
 }
 
 /// With the ControlNet that is named, if one is.
@@ -69,7 +76,11 @@ pub fn model(named: Option<&Path>) -> Result<PathBuf> {
 /// Sets how many threads compute; without a number, one for each core does. The one that calls is one of them: were all others
 /// than it, it would hand over each operation and sleep, and a small one takes less time than its sleep.
 pub fn set_threads(args: &ComputeArgs) -> Result<()> {
-    let threads = args.threads.map_or(0, Into::into);
+    start_threads(args.threads.map_or(0, Into::into))
+}
+
+/// So many threads; 0 for one of each core.
+pub fn start_threads(threads: usize) -> Result<()> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).use_current_thread();
     pool.build_global().context("cannot start threads")
 }

@@ -58,6 +58,7 @@ fn calibration(args: &QuantizeArgs, folder: &Path, parts: &[Part], progress: &Pr
         bail!("{} exists already; name a new folder", args.output.display());
     }
     let prompts = open::prompts(path)?;
+    open::start_threads(0)?;
     let drawn = |done| progress.pictures("drawing prompts", done, prompts.len());
     drawn(0);
     let calibration = pixart::calibrate(Pipeline::builder(folder), parts, &prompts, drawn);

@@ -1,4 +1,4 @@
-//! What an operation is shared among threads for.
+//! When an operation is worth sharing among threads.
 
 /// Multiplications of f32 that are worth a thread: to wake one that sleeps takes some fifty microseconds on a virtual machine, and
 /// these as long.
@@ -10,6 +10,6 @@ pub(crate) fn threads_for(multiplications: usize, group: usize) -> usize {
 }
 
 /// How many pieces of an operation a thread takes at least, each of so many multiplications.
-pub(crate) fn pieces_per_thread(multiplications: usize, group: usize) -> usize {
+pub(crate) fn least_pieces_per_thread(multiplications: usize, group: usize) -> usize {
     MULTIPLICATIONS * group / multiplications.max(1)
 }

@@ -82,8 +82,8 @@ impl PipelineBuilder {
         self
     }
 
-    /// Refuses, before any work, what would take more bytes of memory than this. A large picture is decoded in bands, as by
-    /// [`PipelineBuilder::vae_tiling`], and without the transformer, where only that fits.
+    /// Refuses, before any work, what would take more bytes of memory than this. Where only that fits, parts are dropped when
+    /// another one computes, and a large picture is decoded in bands, as by [`PipelineBuilder::vae_tiling`].
     pub fn memory_limit(mut self, bytes: Option<u64>) -> Self {
         self.memory_limit = bytes;
         self

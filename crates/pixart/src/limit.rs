@@ -1,104 +1,136 @@
-//! A limit of memory: respected by decoding in bands and without the transformer, or refused before any work.
+//! A limit of memory: respected by decoding in bands and by parts that make room for one another, or refused before any work.
 
-use pixart_weights::Scheme;
+use pixart_nn::t5::T5Config;
+use pixart_weights::{Part, Scheme};
 
-use crate::memory::{self, Decoding, MemoryEstimate, Needs, refusal};
+use crate::memory::{self, MemoryEstimate, PartSizes, Sharing, Work, refusal};
 use crate::plan::Plan;
 use crate::{Pipeline, Request, Result};
 
 /// Sizes that are offered in place of one that does not fit are multiples of this.
 const SIZES: usize = 64;
 
+/// What takes least.
+const LEAST: Sharing = Sharing { in_bands: true, alone: true };
+
 impl Pipeline {
-    /// About what `request` will take of memory, decoded as it will be: an estimate for a CPU.
+    /// About what `request` will take of memory, drawn as it will be: an estimate for a CPU.
     ///
     /// # Errors
     /// A request that makes no sense; a checkpoint's file that is missing or broken; what the limit does not allow.
     pub fn memory_estimate(&self, request: &Request) -> Result<MemoryEstimate> {
         let plan = self.plan(request)?;
-        let decoding = self.decoding(request, &plan)?;
-        Ok(self.needs(request, &plan, plan.drawn, self.parts.loader.scheme)?.estimate(decoding))
+        let sharing = self.sharing(request, &plan)?;
+        self.estimate(request, &plan, &self.part_sizes(request, &plan, self.parts.loader.scheme)?, sharing)
     }
 
-    /// How a request's latents become pictures.
-    pub(crate) fn decoding(&self, request: &Request, plan: &Plan) -> Result<Decoding> {
-        let ways = Decoding::ways(self.vae_tiling);
+    /// How a request's stages share memory: in the fastest way that the limit allows.
+    pub(crate) fn sharing(&self, request: &Request, plan: &Plan) -> Result<Sharing> {
+        let ways = Sharing::ways(self.vae_tiling);
         let Some(limit) = self.memory_limit else { return Ok(ways[0]) };
-        let needs = self.needs(request, plan, plan.drawn, self.parts.loader.scheme)?;
-        if let Some(way) = ways.into_iter().find(|way| needs.estimate(*way).peak() <= limit) {
-            return Ok(way);
+        let sizes = self.part_sizes(request, plan, self.parts.loader.scheme)?;
+        for way in ways {
+            if self.estimate(request, plan, &sizes, way)?.peak() <= limit {
+                return Ok(way);
+            }
         }
-        let instead = self.what_fits(request, plan, limit)?;
-        let (height, width) = plan.drawn;
+        let (height, width) = plan.wanted;
         let what = match plan.latents_shape.0 {
             1 => format!("a picture of {width}x{height} in {}", self.precision_name),
-            images => format!("{images} pictures of {width}x{height} at once in {}", self.precision_name),
+            images => format!("{images} pictures of {width}x{height} in {}", self.precision_name),
         };
-        Err(refusal(&what, &needs.estimate(ways[3]), limit, &instead))
+        let estimate = self.estimate(request, plan, &sizes, LEAST)?;
+        Err(refusal(&what, &estimate, limit, &self.what_fits(request, plan, limit)?))
     }
 
     /// Whether latents that are given become pictures of so many pixels in bands.
     pub(crate) fn decodes_in_bands(&self, (height, width): (usize, usize)) -> Result<bool> {
         let Some(limit) = self.memory_limit else { return Ok(self.vae_tiling) };
-        let (pixels, dtype) = ((height * width) as u64, self.dtype());
-        let weights = memory::autoencoder(&self.parts.loader)?;
-        let bytes = |in_bands| weights + memory::decoding(&self.vae_config, pixels, dtype, in_bands);
-        match [self.vae_tiling, true].into_iter().find(|in_bands| bytes(*in_bands) <= limit) {
-            Some(in_bands) => Ok(in_bands),
-            None => {
-                let estimate = MemoryEstimate { decode: bytes(true), ..MemoryEstimate::default() };
-                Err(refusal(&format!("a picture of {width}x{height}"), &estimate, limit, "smaller ones may fit"))
+        let mut least = 0;
+        for in_bands in [self.vae_tiling, true] {
+            let pixels = (height * width) as u64;
+            least = memory::autoencoder(&self.parts.loader, &self.vae_config, pixels, in_bands)?;
+            if least <= limit {
+                return Ok(in_bands);
             }
         }
+        let estimate = MemoryEstimate { decode: least, ..MemoryEstimate::default() };
+        Err(refusal(&format!("a picture of {width}x{height}"), &estimate, limit, "smaller ones may fit"))
     }
 
     /// Refuses to encode so many prompts where the limit does not allow it.
     pub(crate) fn check_encoding(&self, prompts: usize, length: usize) -> Result<()> {
         let Some(limit) = self.memory_limit else { return Ok(()) };
-        let encode = memory::text_encoder(&self.parts.loader, prompts, length)?;
+        let loader = &self.parts.loader;
+        let encode = memory::text_encoder(loader, loader.scheme, prompts, length)?;
         if encode <= limit {
             return Ok(());
         }
-        let estimate = MemoryEstimate { encode, ..MemoryEstimate::default() };
-        let instead = match self.parts.loader.scheme {
-            Some(_) => "there is no smaller form",
-            None => "--dtype int8 takes about a quarter of f32 and half of bf16",
+        let instead = match memory::text_encoder(loader, Some(Scheme::Int8), prompts, length)? {
+            rounded if rounded <= limit => "it fits with --dtype int8",
+            _ if prompts > memory::PROMPTS_AT_ONCE => "fewer prompts may fit",
+            _ => "nothing smaller is known",
         };
-        Err(refusal("this text encoder", &estimate, limit, instead))
+        let estimate = MemoryEstimate { encode, ..MemoryEstimate::default() };
+        Err(refusal(&format!("encoding {prompts} prompts"), &estimate, limit, instead))
     }
 
-    fn needs(&self, request: &Request, plan: &Plan, drawn: (usize, usize), scheme: Option<Scheme>) -> Result<Needs> {
-        let (parts, transformer) = (&self.parts, &self.transformer_config);
-        Needs::new(&parts.loader, request, plan, drawn, scheme, parts.keep_loaded, transformer, &self.vae_config)
+    fn part_sizes(&self, request: &Request, plan: &Plan, scheme: Option<Scheme>) -> Result<PartSizes> {
+        let loader = &self.parts.loader;
+        let kept = self.parts.keep_loaded && loader.folder.part_path(Part::TextEncoder).exists();
+        PartSizes::of(loader, scheme, kept || needs_encoder(request, plan), request.control.is_some())
+    }
+
+    fn estimate(&self, request: &Request, plan: &Plan, sizes: &PartSizes, sharing: Sharing) -> Result<MemoryEstimate> {
+        let encoder: Option<T5Config> = match needs_encoder(request, plan) {
+            true => Some(self.parts.loader.folder.config(Part::TextEncoder)?),
+            false => None,
+        };
+        let length = self.text_length(request)?;
+        let configs = (&self.transformer_config, &self.vae_config);
+        let work = Work::new(request, plan, length, encoder.as_ref(), configs, self.dtype());
+        Ok(MemoryEstimate::new(sizes, &work, self.parts.keep_loaded, sharing))
     }
 
     /// What someone could ask for instead of a request that does not fit.
     fn what_fits(&self, request: &Request, plan: &Plan, limit: u64) -> Result<String> {
-        let own = self.parts.loader.scheme;
-        let least = |drawn, scheme| -> Result<MemoryEstimate> {
-            Ok(self.needs(request, plan, drawn, scheme)?.estimate(Decoding { in_bands: true, alone: true }))
+        let own = self.part_sizes(request, plan, self.parts.loader.scheme)?;
+        let rounded = self.part_sizes(request, plan, Some(Scheme::Int8))?;
+        let fits = |request: &Request, sizes: &PartSizes| -> Result<bool> {
+            Ok(self.estimate(request, &self.plan(request)?, sizes, LEAST)?.peak() <= limit)
         };
-        let rounded = own.or(Some(Scheme::Int8));
-        let in_8_bits = if own == rounded { "" } else { " with --dtype int8" };
-        if own != rounded && least(plan.drawn, rounded)?.peak() <= limit {
-            return Ok(format!("it fits{in_8_bits}"));
+        if fits(request, &rounded)? {
+            return Ok("it fits with --dtype int8".into());
         }
-        let smaller = (1..plan.drawn.0.div_ceil(SIZES)).rev().map(|rows| {
-            let height = rows * SIZES;
-            (height, (plan.drawn.1 * height / plan.drawn.0 / SIZES * SIZES).max(SIZES))
-        });
-        for (scheme, with) in [(own, ""), (rounded, in_8_bits)] {
-            for drawn in smaller.clone() {
-                if least(drawn, scheme)?.peak() <= limit {
-                    return Ok(format!("{}x{}{with} fits", drawn.1, drawn.0));
+        let rows = (1..plan.wanted.0.div_ceil(SIZES)).rev();
+        let smaller = rows.map(|rows| (rows * SIZES, (plan.wanted.1 * rows / plan.wanted.0).max(1) * SIZES));
+        for (sizes, with) in [(&own, ""), (&rounded, " with --dtype int8")] {
+            for (binned, and) in [(request.resolution_binning, ""), (false, " with --no-resolution-binning")] {
+                for (height, width) in smaller.clone() {
+                    let request = Request {
+                        width: Some(width),
+                        height: Some(height),
+                        resolution_binning: binned,
+                        latents: None,
+                        ..request.clone()
+                    };
+                    if fits(&request, sizes)? {
+                        return Ok(format!("{width}x{height} fits{with}{and}"));
+                    }
                 }
             }
         }
-        Ok(match least((SIZES, SIZES), rounded)? {
-            MemoryEstimate { encode, denoise, decode, .. } if encode > limit && denoise.max(decode) <= limit => {
-                format!("prompts that another machine has encoded fit (`pixart encode`, --prompt-embeds){in_8_bits}")
+        Ok(match needs_encoder(request, plan) {
+            true => {
+                "no size fits; embeddings of the prompts that are there already may (`pixart encode`, --prompt-embeds)"
+                    .into()
             }
-            _ => "no size fits".into(),
+            false => "no size fits".into(),
         })
     }
+}
+
+/// Whether a request's texts are not all encoded yet.
+pub(crate) fn needs_encoder(request: &Request, plan: &Plan) -> bool {
+    request.prompt_embeds.as_ref().is_none_or(|embeds| plan.is_guided() && embeds.negative.is_none())
 }

@@ -6,7 +6,7 @@ use pixart_nn::transformer::TransformerConfig;
 use pixart_nn::vae::VaeConfig;
 use pixart_weights::{Part, Scheme};
 
-use crate::parts::{Loader, is_rounded_if_asked};
+use crate::parts::Loader;
 use crate::plan::Plan;
 use crate::{Error, Request, Result};
 
@@ -30,6 +30,9 @@ const BANDS: f64 = 8.0;
 const STREAM: u64 = 5;
 const HIDDEN: u64 = 10;
 
+/// Pictures in f32 that are held while one is resized.
+const RESIZED: u64 = 4;
+
 /// Bytes of memory that the stages of a request take, with the weights that stay in memory beside each.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct MemoryEstimate {
@@ -37,9 +40,9 @@ pub struct MemoryEstimate {
     pub encode: u64,
     /// The steps of the solver.
     pub denoise: u64,
-    /// Decoding, a picture after another.
+    /// Sharing, a picture after another.
     pub decode: u64,
-    /// Decoding in bands with the transformer gone, which a limit of memory leads to where nothing else fits.
+    /// Sharing in bands with no other part in memory, which a limit of memory leads to where nothing else fits.
     pub decode_least: u64,
 }
 
@@ -50,16 +53,16 @@ impl MemoryEstimate {
     }
 }
 
-/// How latents become pictures.
+/// How the stages of a request share memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Decoding {
-    /// A band of rows after another.
+pub(crate) struct Sharing {
+    /// Pictures are decoded a band of rows after another.
     pub in_bands: bool,
-    /// Without the transformer in memory.
+    /// No part stays in memory beside the one that computes.
     pub alone: bool,
 }
 
-impl Decoding {
+impl Sharing {
     /// From the fastest way to the one that takes least; `in_bands` in any case where that is asked for.
     pub(crate) fn ways(in_bands: bool) -> [Self; 4] {
         [(in_bands, false), (in_bands, true), (true, false), (true, true)]
@@ -67,120 +70,131 @@ impl Decoding {
     }
 }
 
-/// What the stages of a pipeline take, apart from one another.
+/// Bytes of the parts' weights in memory.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Needs {
-    /// Weights, and what is computed.
-    text_encoder: [u64; 2],
-    transformer: [u64; 2],
-    vae: u64,
-    encoded_picture: u64,
-    whole: u64,
-    bands: u64,
-    keep_loaded: bool,
+pub(crate) struct PartSizes {
+    pub text_encoder: u64,
+    /// With its ControlNet, if that is asked for.
+    pub transformer: u64,
+    pub vae: u64,
 }
 
-impl Needs {
-    /// Of `request`, drawn at `drawn` (height, width) with weights that are not in 8 bits in `dtype`, and those that are not yet
-    /// rounded by `scheme`.
-    #[allow(clippy::too_many_arguments, reason = "all that decides it")]
-    pub(crate) fn new(
-        loader: &Loader,
-        request: &Request,
-        plan: &Plan,
-        drawn: (usize, usize),
-        scheme: Option<Scheme>,
-        keep_loaded: bool,
-        transformer: &TransformerConfig,
-        vae: &VaeConfig,
-    ) -> Result<Self> {
-        let dtype = loader.dtype;
-        let length = request.max_sequence_length.unwrap_or(loader.folder.kind().max_sequence_length());
-        let text_encoder = match request.prompt_embeds {
-            Some(_) => [0, 0],
-            None => {
-                let config: T5Config = loader.folder.config(Part::TextEncoder)?;
-                let prompts = request.prompts.len().min(PROMPTS_AT_ONCE);
-                [weights(loader, Part::TextEncoder, scheme)?, encoding(&config, prompts, length)]
-            }
-        };
-        let mut weights_of_transformer = weights(loader, Part::Transformer, scheme)?;
-        if request.control.is_some() {
-            weights_of_transformer += weights(loader, Part::ControlNet, scheme)?;
-        }
-        let rows = plan.latents_shape.0 * if plan.is_guided() { 2 } else { 1 };
-        let tokens = drawn.0 * drawn.1 / (vae.downscale() * transformer.patch_size).pow(2);
-        let pixels = (drawn.0 * drawn.1) as u64;
-        let needs_encoder = request.control.is_some() || request.init.is_some();
+impl PartSizes {
+    /// Of the parts that a pipeline for such requests has, rounded by `scheme`.
+    pub(crate) fn of(loader: &Loader, scheme: Option<Scheme>, with_text: bool, controlled: bool) -> Result<Self> {
+        let of = |part, wanted| if wanted { weights(loader, part, scheme) } else { Ok(0) };
         Ok(Self {
-            text_encoder,
-            transformer: [weights_of_transformer, denoising(transformer, rows, tokens, length, dtype)],
-            vae: weights(loader, Part::Vae, None)?,
-            encoded_picture: if needs_encoder { image_bytes(vae, 0, pixels, dtype, WHOLE_IMAGES) } else { 0 },
-            whole: whole(vae, pixels, dtype),
-            bands: bands(vae, pixels, dtype),
-            keep_loaded,
+            text_encoder: of(Part::TextEncoder, with_text)?,
+            transformer: of(Part::Transformer, true)? + of(Part::ControlNet, controlled)?,
+            vae: of(Part::Vae, true)?,
         })
     }
+}
 
-    /// What the stages take if pictures are decoded so.
-    pub(crate) fn estimate(&self, decoding: Decoding) -> MemoryEstimate {
-        let kept = if self.keep_loaded { self.text_encoder[0] } else { 0 };
-        // An autoencoder that has encoded a picture stays.
-        let (vae, encoded) = match self.encoded_picture {
-            0 => (0, 0),
-            picture => (self.vae, kept + self.vae + picture),
-        };
-        let decode = |Decoding { in_bands, alone }| {
-            let transformer = if alone { 0 } else { self.transformer[0] };
-            PROGRAM + kept + transformer + self.vae + if in_bands { self.bands } else { self.whole }
-        };
-        MemoryEstimate {
-            encode: PROGRAM + self.text_encoder.iter().sum::<u64>().max(encoded),
-            denoise: PROGRAM + kept + vae + self.transformer.iter().sum::<u64>(),
-            decode: decode(decoding),
-            decode_least: decode(Decoding { in_bands: true, alone: true }),
+/// Bytes of what the stages compute, beside weights.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Work {
+    /// Embeddings of prompts.
+    pub texts: u64,
+    /// Latents of pictures that are followed or started from.
+    pub pictures: u64,
+    pub denoise: u64,
+    pub decode_whole: u64,
+    pub decode_in_bands: u64,
+}
+
+impl Work {
+    /// Of `request` as `plan` has it, with texts of `length` tokens; `encoder` is there if it encodes any.
+    pub(crate) fn new(
+        request: &Request,
+        plan: &Plan,
+        length: usize,
+        encoder: Option<&T5Config>,
+        (transformer, vae): (&TransformerConfig, &VaeConfig),
+        dtype: DType,
+    ) -> Self {
+        let (prompts, rows) = (request.num_prompts() as u64, if plan.is_guided() { 2 } else { 1 });
+        let pixels = (plan.drawn.0 * plan.drawn.1) as u64;
+        let wanted = (plan.wanted.0 * plan.wanted.1) as u64;
+        // All pictures stay until the last one is there.
+        let resized = if plan.wanted == plan.drawn { 0 } else { RESIZED * 12 * wanted };
+        let pictures = resized + plan.latents_shape.0 as u64 * 3 * wanted;
+        let from_pictures = request.control.is_some() || request.init.is_some();
+        Self {
+            texts: encoder.map_or(0, |encoder| encoding(encoder, request.num_prompts(), length, rows)),
+            pictures: if from_pictures { image_bytes(vae, 0, pixels, dtype, WHOLE_IMAGES) } else { 0 },
+            denoise: denoising(transformer, plan, prompts * rows, rows, length, vae, dtype),
+            decode_whole: pictures + decoding(vae, pixels, dtype, false),
+            decode_in_bands: pictures + decoding(vae, pixels, dtype, true),
         }
     }
 }
 
-/// What decoding a picture of so many pixels takes beside weights.
-pub(crate) fn decoding(vae: &VaeConfig, pixels: u64, dtype: DType, in_bands: bool) -> u64 {
-    if in_bands { bands(vae, pixels, dtype) } else { whole(vae, pixels, dtype) }
+impl MemoryEstimate {
+    /// Of a pipeline that draws so, for the first and for any later request.
+    pub(crate) fn new(parts: &PartSizes, work: &Work, keep_loaded: bool, way: Sharing) -> Self {
+        let PartSizes { text_encoder, transformer, vae } = *parts;
+        let all = (if keep_loaded { text_encoder } else { 0 }) + transformer + vae;
+        let beside = |own: u64, alone: bool| PROGRAM + if alone { own } else { all.max(own) };
+        // The transformer gives way to a text encoder, unless all stay.
+        let texts = match (way.alone, keep_loaded) {
+            (true, _) => text_encoder,
+            (false, true) => all,
+            (false, false) => text_encoder + vae,
+        };
+        let encoded_picture = if work.pictures > 0 { beside(vae, way.alone) + work.pictures } else { 0 };
+        let decode = |Sharing { in_bands, alone }| {
+            beside(vae, alone) + if in_bands { work.decode_in_bands } else { work.decode_whole }
+        };
+        Self {
+            encode: (PROGRAM + texts + work.texts).max(encoded_picture),
+            denoise: beside(transformer, way.alone) + work.denoise,
+            decode: decode(way),
+            decode_least: decode(Sharing { in_bands: true, alone: true }),
+        }
+    }
 }
 
-/// The program and an autoencoder.
-pub(crate) fn autoencoder(loader: &Loader) -> Result<u64> {
-    Ok(PROGRAM + weights(loader, Part::Vae, None)?)
-}
-
-/// The program and a text encoder, and what it computes of prompts.
-pub(crate) fn text_encoder(loader: &Loader, prompts: usize, length: usize) -> Result<u64> {
+/// What encoding prompts takes, weights and all.
+pub(crate) fn text_encoder(loader: &Loader, scheme: Option<Scheme>, prompts: usize, length: usize) -> Result<u64> {
     let config: T5Config = loader.folder.config(Part::TextEncoder)?;
-    let computed = encoding(&config, prompts.min(PROMPTS_AT_ONCE), length);
-    Ok(PROGRAM + weights(loader, Part::TextEncoder, loader.scheme)? + computed)
+    Ok(PROGRAM + weights(loader, Part::TextEncoder, scheme)? + encoding(&config, prompts, length, 2))
+}
+
+/// What decoding a picture of so many pixels takes, weights and all.
+pub(crate) fn autoencoder(loader: &Loader, vae: &VaeConfig, pixels: u64, in_bands: bool) -> Result<u64> {
+    Ok(PROGRAM + weights(loader, Part::Vae, None)? + decoding(vae, pixels, loader.dtype, in_bands) + 3 * pixels)
 }
 
 /// A part's weights. Those that are stored in another dtype pass through memory as they are read.
 fn weights(loader: &Loader, part: Part, scheme: Option<Scheme>) -> Result<u64> {
-    let mut weights = loader.folder.weights(part, loader.dtype)?;
-    if let (Some(scheme), true) = (scheme, is_rounded_if_asked(part)) {
-        weights = weights.rounded(part, scheme);
-    }
+    let weights = loader.weights(part, scheme)?;
     let bytes = weights.bytes_in(loader.dtype);
     let passing = if bytes < weights.size_in_bytes() { bytes / 5 } else { bytes / 16 };
     Ok(bytes + passing)
 }
 
-fn encoding(config: &T5Config, prompts: usize, length: usize) -> u64 {
+/// Some prompts at once, and the embeddings of all: `texts` for each, in two copies as they are put together.
+fn encoding(config: &T5Config, prompts: usize, length: usize, texts: u64) -> u64 {
     let of_token = 6 * config.d_model + 3 * config.d_ff + config.num_heads * length;
-    4 * (prompts * length * of_token) as u64
+    let at_once = (prompts.min(PROMPTS_AT_ONCE) * length * of_token) as u64;
+    4 * (at_once + 2 * texts * (prompts * length * config.d_model) as u64)
 }
 
-fn denoising(config: &TransformerConfig, rows: usize, tokens: usize, length: usize, dtype: DType) -> u64 {
+/// A picture at a time, with the keys and values of `texts`.
+fn denoising(
+    config: &TransformerConfig,
+    plan: &Plan,
+    texts: u64,
+    rows: u64,
+    length: usize,
+    vae: &VaeConfig,
+    dtype: DType,
+) -> u64 {
     let size = dtype.size_in_bytes() as u64;
-    let text = (config.num_layers * 2 * length) as u64 * size;
-    (rows * config.width()) as u64 * (tokens as u64 * (4 * STREAM + size * HIDDEN) + text)
+    let tokens = (plan.drawn.0 * plan.drawn.1 / (vae.downscale() * config.patch_size).pow(2)) as u64;
+    let of_text = (config.num_layers * 2 * length) as u64 * size;
+    config.width() as u64 * (rows * tokens * (4 * STREAM + size * HIDDEN) + texts * of_text)
 }
 
 /// `images` of so many pixels with as many channels as the last block but `before` has.
@@ -189,15 +203,15 @@ fn image_bytes(vae: &VaeConfig, before: usize, pixels: u64, dtype: DType, images
     (images * (pixels * (channels * dtype.size_in_bytes()) as u64) as f64) as u64
 }
 
-/// The largest image between two layers is the one that has been doubled for the last block: it has the channels of the block
-/// before.
-fn whole(vae: &VaeConfig, pixels: u64, dtype: DType) -> u64 {
-    image_bytes(vae, 1, pixels, dtype, WHOLE_IMAGES)
-}
-
-fn bands(vae: &VaeConfig, pixels: u64, dtype: DType) -> u64 {
+/// Sharing of a picture. The largest image between two layers is the one that has been doubled for the last block: it has the
+/// channels of the block before.
+fn decoding(vae: &VaeConfig, pixels: u64, dtype: DType, in_bands: bool) -> u64 {
+    let whole = image_bytes(vae, 1, pixels, dtype, WHOLE_IMAGES);
+    if !in_bands {
+        return whole;
+    }
     let bands = BANDS * (BAND_ELEMENTS * dtype.size_in_bytes()) as f64;
-    (image_bytes(vae, 0, pixels, dtype, BANDED_IMAGES) + bands as u64).min(whole(vae, pixels, dtype))
+    (image_bytes(vae, 0, pixels, dtype, BANDED_IMAGES) + bands as u64).min(whole)
 }
 
 /// What is said to someone whose limit is too low for `estimate`.

@@ -8,7 +8,7 @@ use pixart_nn::controlnet::{ControlNet, ControlNetConfig};
 use pixart_nn::t5::{T5Config, T5Encoder};
 use pixart_nn::transformer::{PixArtTransformer, TransformerConfig};
 use pixart_nn::vae::{AutoencoderKl, VaeConfig};
-use pixart_weights::{Part, PipelineFolder, Scheme, read_tokenizer};
+use pixart_weights::{Part, PipelineFolder, Scheme, Weights, read_tokenizer};
 use tokenizers::Tokenizer;
 
 use crate::{Error, Result, dtype_name};
@@ -42,10 +42,8 @@ pub(crate) struct Loader {
 /// Is told, whenever a linear layer of a part is used, the names of its weights and its largest inputs by column.
 pub(crate) type PartObserver = Arc<dyn Fn(Part, &[String], &[f32]) + Send + Sync>;
 
-/// Whether a part is rounded to 8 bits where that is asked for; in the autoencoder it is seen.
-pub(crate) fn is_rounded_if_asked(part: Part) -> bool {
-    [Part::TextEncoder, Part::Transformer, Part::ControlNet].contains(&part)
-}
+/// The parts that are rounded to 8 bits where that is asked for; in the autoencoder it is seen.
+const ROUNDED: [Part; 3] = [Part::TextEncoder, Part::Transformer, Part::ControlNet];
 
 impl Loader {
     /// In what the transformer computes, by name: the scheme of its 8 bits, or its dtype.
@@ -55,12 +53,18 @@ impl Loader {
         Ok(stored.or(self.scheme).map_or_else(|| dtype_name(self.dtype).into(), |scheme| scheme.to_string()))
     }
 
+    /// A part's weights as they are read, where `scheme` rounds those that are not in 8 bits.
+    pub(crate) fn weights(&self, part: Part, scheme: Option<Scheme>) -> Result<Weights> {
+        let weights = self.folder.weights(part, self.dtype)?;
+        Ok(match scheme {
+            Some(scheme) if ROUNDED.contains(&part) => weights.rounded(part, scheme),
+            _ => weights,
+        })
+    }
+
     fn load<T>(&mut self, part: Part, build: impl FnOnce(NamedWeights) -> candle_core::Result<T>) -> Result<T> {
         let start = Instant::now();
-        let mut weights = self.folder.weights(part, self.dtype)?;
-        if let (Some(scheme), true) = (self.scheme, is_rounded_if_asked(part)) {
-            weights = weights.rounded(part, scheme);
-        }
+        let mut weights = self.weights(part, self.scheme)?;
         if let Some(on_load) = self.on_load.clone() {
             let (read, total) = (AtomicU64::new(0), weights.size_in_bytes());
             weights = weights.on_read(move |bytes| {
@@ -158,8 +162,17 @@ impl Parts {
         Ok((tokenizer, encoder))
     }
 
-    pub(crate) fn release_transformer(&mut self) {
-        self.transformer = None;
+    /// Drops all parts but this one; a ControlNet is with its transformer.
+    pub(crate) fn keep_only(&mut self, part: Part) {
+        if part != Part::TextEncoder {
+            self.text_encoder = None;
+        }
+        if part != Part::Transformer {
+            self.transformer = None;
+        }
+        if part != Part::Vae {
+            self.vae = None;
+        }
     }
 
     pub(crate) fn release_text_encoder(&mut self) {

@@ -7,9 +7,10 @@ use image::RgbImage;
 use pixart_diffusion::{Generator, NoiseSource, SchedulerConfig};
 use pixart_nn::transformer::TransformerConfig;
 use pixart_nn::vae::{Posterior, VaeConfig};
-use pixart_weights::PipelineKind;
+use pixart_weights::{Part, PipelineKind};
 
 use crate::image::{cover, from_pixels, resize_and_crop, to_pixels};
+use crate::limit::needs_encoder;
 use crate::memory::{BAND_ELEMENTS, PROMPTS_AT_ONCE};
 use crate::parts::Parts;
 use crate::plan::{MAX_PIXELS, Plan, check_finite};
@@ -119,6 +120,18 @@ impl Pipeline {
         &self.precision_name
     }
 
+    /// Whether one of its parts is in 8 bits.
+    ///
+    /// # Errors
+    /// A part that is broken.
+    pub fn is_rounded(&self) -> Result<bool> {
+        let loader = &self.parts.loader;
+        let there = Part::ALL.into_iter().filter(|part| loader.folder.part_path(*part).exists());
+        let stored = there.map(|part| Ok(loader.weights(part, None)?.scheme().is_some()));
+        let stored: Vec<bool> = stored.collect::<Result<_>>()?;
+        Ok(loader.scheme.is_some() || stored.contains(&true))
+    }
+
     /// The dtype it computes in, but for what is in 8 bits.
     pub fn dtype(&self) -> DType {
         self.parts.loader.dtype
@@ -139,9 +152,12 @@ impl Pipeline {
         &self.vae_config
     }
 
-    /// Checks everything about a request that can be checked without weights, but for its memory.
+    /// Checks everything about a request that can be checked without reading weights, its memory among it.
+    ///
+    /// # Errors
+    /// What is wrong with it; with a limit of memory, a checkpoint's file that is missing or broken.
     pub fn check(&self, request: &Request) -> Result<()> {
-        self.plan(request).map(|_| ())
+        self.sharing(request, &self.plan(request)?).map(|_| ())
     }
 
     /// Draws what `request` asks for.
@@ -160,19 +176,25 @@ impl Pipeline {
         on_step: impl FnMut(StepInfo) -> ControlFlow<()>,
     ) -> Result<Generated> {
         let mut plan = self.plan(request)?;
-        self.parts.check_files(request.prompt_embeds.is_none(), request.control.is_some())?;
-        let decoding = self.decoding(request, &plan)?;
+        self.parts.check_files(needs_encoder(request, &plan), request.control.is_some())?;
+        let sharing = self.sharing(request, &plan)?;
+        let make_room = |this: &mut Self, part| {
+            if sharing.alone {
+                this.parts.keep_only(part);
+            }
+        };
         let mut timings = Timings::default();
         self.parts.loader.time = Duration::ZERO;
 
+        make_room(self, Part::TextEncoder);
         let text = self.timed(&mut timings.encode, |this| this.text_of(request, &plan))?;
+        make_room(self, Part::Vae);
         let images = self.timed(&mut timings.encode, |this| this.images_of(request, &plan))?;
+        make_room(self, Part::Transformer);
         let latents =
             self.timed(&mut timings.denoise, |this| this.denoise(&mut plan, request, text, images, on_step))?;
-        if decoding.alone {
-            self.parts.release_transformer();
-        }
-        let decode = |this: &mut Self| this.decode_to(&latents, plan.wanted, decoding.in_bands);
+        make_room(self, Part::Vae);
+        let decode = |this: &mut Self| this.decode_to(&latents, plan.wanted, sharing.in_bands);
         let pixels = self.timed(&mut timings.decode, decode)?;
 
         timings.load = self.parts.loader.time;
@@ -217,7 +239,11 @@ impl Pipeline {
         }
         check_finite(latents, "the latents")?;
         let size = (height * scale, width * scale);
-        self.decode_to(latents, size, self.decodes_in_bands(size)?)
+        let in_bands = self.decodes_in_bands(size)?;
+        if self.memory_limit.is_some() {
+            self.parts.keep_only(Part::Vae);
+        }
+        self.decode_to(latents, size, in_bands)
     }
 
     pub(crate) fn plan(&self, request: &Request) -> Result<Plan> {
@@ -225,8 +251,11 @@ impl Pipeline {
     }
 
     /// Tokens that a request's prompts are cut or padded to.
-    pub(crate) fn text_length(&self, request: &Request) -> usize {
-        request.max_sequence_length.unwrap_or(self.parts.loader.folder.kind().max_sequence_length())
+    pub(crate) fn text_length(&self, request: &Request) -> Result<usize> {
+        Ok(match &request.prompt_embeds {
+            Some(embeds) => embeds.prompt_embeds.dim(1)?,
+            None => request.max_sequence_length.unwrap_or(self.parts.loader.folder.kind().max_sequence_length()),
+        })
     }
 
     /// Runs a stage; what it spent on loading counts as loading.
@@ -240,9 +269,10 @@ impl Pipeline {
     /// Encodes a request's prompts in one go, and what to steer away from if its guidance needs that.
     pub fn encode_request(&mut self, request: &Request) -> Result<(PromptEmbeds, Timings)> {
         let plan = self.plan(request)?;
-        self.parts.check_files(request.prompt_embeds.is_none(), request.control.is_some())?;
-        if request.prompt_embeds.is_none() {
-            self.check_encoding(request.prompts.len(), self.text_length(request))?;
+        let with_text = needs_encoder(request, &plan);
+        self.parts.check_files(with_text, request.control.is_some())?;
+        if with_text {
+            self.check_encoding(request.num_prompts(), self.text_length(request)?)?;
         }
         let mut timings = Timings::default();
         self.parts.loader.time = Duration::ZERO;
@@ -256,7 +286,7 @@ impl Pipeline {
         let mut text = match &request.prompt_embeds {
             Some(embeds) => embeds.clone(),
             None => {
-                let length = self.text_length(request);
+                let length = self.text_length(request)?;
                 let (prompt_embeds, prompt_attention_mask) =
                     self.encode_texts(&request.prompts, length, request.clean_caption)?;
                 PromptEmbeds { prompt_embeds, prompt_attention_mask, negative: None }

@@ -60,7 +60,9 @@ fn least_cosine(a: &PromptEmbeds, b: &PromptEmbeds) -> Result<f64> {
     let cosines = (product(a, b)? / (product(a, a)? * product(b, b)?)?.sqrt()?)?;
     let cosines = cosines.flatten_all()?.to_vec1::<f64>()?;
     let mask = a.prompt_attention_mask.flatten_all()?.to_vec1::<f32>()?;
-    Ok(cosines.into_iter().zip(mask).filter(|(_, mask)| *mask > 0.0).map(|(cosine, _)| cosine).fold(1.0, f64::min))
+    let counted = cosines.into_iter().zip(mask).filter(|(_, mask)| *mask > 0.0).map(|(cosine, _)| cosine);
+    // One that is no number stays.
+    Ok(counted.fold(1.0, |least, cosine| if cosine < least || cosine.is_nan() { cosine } else { least }))
 }
 
 fn psnr(found: &[RgbImage], exact: &[RgbImage]) -> f64 {

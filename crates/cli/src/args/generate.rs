@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args as ClapArgs;
 use pixart::{ControlType, DeviceChoice};
 
-use super::{ModelArgs, TextArgs};
+use super::{LimitArgs, ModelArgs, TextArgs};
 
 #[derive(Debug, ClapArgs)]
 pub struct GenerateArgs {
@@ -20,6 +20,8 @@ pub struct GenerateArgs {
     pub prompt_embeds: Option<PathBuf>,
     #[command(flatten)]
     pub model: ModelArgs,
+    #[command(flatten)]
+    pub limit: LimitArgs,
     #[command(flatten)]
     pub text: TextArgs,
     /// Solver steps [default: 20; 4 for LCM]

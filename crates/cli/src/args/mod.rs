@@ -12,7 +12,7 @@ use pixart_weights::{Part, Scheme, StoredDtype};
 
 pub use eval::{AgreementArgs, EvalCommand, FaithfulnessArgs, PrecisionArgs, ReconstructionArgs};
 pub use generate::{ControlArgs, ControlImageArgs, DetectorArgs, GenerateArgs, InitArgs};
-pub use model::{ComputeArgs, ModelArgs, PartArgs, TextArgs};
+pub use model::{ComputeArgs, LimitArgs, ModelArgs, PartArgs, TextArgs};
 
 /// Draws images from text with PixArt-α, -δ and -Σ.
 #[derive(Debug, Parser)]
@@ -107,6 +107,8 @@ pub struct EncodeArgs {
     #[command(flatten)]
     pub model: ModelArgs,
     #[command(flatten)]
+    pub limit: LimitArgs,
+    #[command(flatten)]
     pub text: TextArgs,
     /// Safetensors file to write
     #[arg(long, short, value_name = "FILE")]
@@ -119,6 +121,8 @@ pub struct DecodeArgs {
     pub latents: PathBuf,
     #[command(flatten)]
     pub model: ModelArgs,
+    #[command(flatten)]
+    pub limit: LimitArgs,
     /// PNG file, or folder for several
     #[arg(long, short, value_name = "FILE.png|FOLDER")]
     pub output: PathBuf,

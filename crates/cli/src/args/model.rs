@@ -21,12 +21,16 @@ pub struct ModelArgs {
     /// Decode a few rows of pixels after another: less memory for large pictures, nearly twice the time, the same picture
     #[arg(long)]
     pub vae_tiling: bool,
-    /// Refuse, before any work, what would take more memory than this; decode large pictures in rows where only that fits
-    /// (8GB, 7500MB, 6GiB)
-    #[arg(long, value_name = "SIZE", value_parser = str::parse::<ByteSize>)]
-    pub memory_limit: Option<ByteSize>,
     #[command(flatten)]
     pub compute: ComputeArgs,
+}
+
+/// How much memory may be taken.
+#[derive(Debug, ClapArgs)]
+pub struct LimitArgs {
+    /// Refuse what would take more memory than this (8GB, 7500MB, 6GiB); decode large pictures in rows where only that fits
+    #[arg(long, value_name = "SIZE", value_parser = str::parse::<ByteSize>)]
+    pub memory_limit: Option<ByteSize>,
 }
 
 /// What is taken from elsewhere than the model folder.

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
-use candle_core::DType;
 use pixart::{Precision, PrecisionErrors, Request, Seeds};
 use pixart_scenes::test_prompts;
 
@@ -22,9 +21,10 @@ pub(super) fn run(args: &PrecisionArgs) -> Result<()> {
     let mut rounded = open::configured(&args.model, false, &progress)?.open()?;
     let folder = open::model(args.exact.as_deref().or(args.model.model.as_deref()))?;
     let exact = open::builder(&folder, &args.model, &progress).precision(Precision::F32);
-    let mut exact = open::with_parts(exact, &args.model).open()?;
-    if exact.precision_name() != pixart::dtype_name(DType::F32) {
-        bail!("{} is in {}; name the model with all its digits by --exact", folder.display(), exact.precision_name());
+    let exact = if args.exact.is_some() { exact } else { open::with_parts(exact, &args.model) };
+    let mut exact = exact.open()?;
+    if exact.is_rounded()? {
+        bail!("{} has parts in 8 bits; name the model with all its digits by --exact", folder.display());
     }
     let request = Request {
         seeds: Seeds::PerImage((0..prompts.len() as u64).collect()),

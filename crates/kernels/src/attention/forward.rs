@@ -15,7 +15,7 @@ use crate::isa::Body;
 use crate::math::exp2;
 use crate::memory::{Line, LineWords, Scratch, Shared, ZERO};
 use crate::simd::{Element, LANES, Simd, load_up_to, store_up_to};
-use crate::threads::pieces_per_thread;
+use crate::threads::least_pieces_per_thread;
 use crate::{Arithmetic, Isa};
 
 /// Groups of keys that a thread works on at a time; a multiple of [`LANES`].
@@ -130,7 +130,7 @@ fn attention_as<P: Weights, T: Element>(isa: Isa, scratch: &Scratch, heads: &Hea
     let mut buffer = scratch.take();
     let packed = buffer.lines(heads.batch * heads.heads * sizes.head_lines());
     // Packing an element costs about as much as some multiplications.
-    let heads_per_thread = pieces_per_thread(64 * sizes.keys * sizes.size, P::GROUP);
+    let heads_per_thread = least_pieces_per_thread(64 * sizes.keys * sizes.size, P::GROUP);
     packed.par_chunks_mut(sizes.head_lines()).enumerate().with_min_len(heads_per_thread).for_each(|(head, lines)| {
         let (image, head) = (head / heads.heads, head % heads.heads);
         isa.run(PackHead::<P, T> { heads, image, head, sizes, lines, product: PhantomData });
@@ -138,9 +138,11 @@ fn attention_as<P: Weights, T: Element>(isa: Isa, scratch: &Scratch, heads: &Hea
     let packed = &*packed;
     let at_once = QUERY_TILES * sizes.vectors * LANES;
     let blocks = heads.queries().div_ceil(at_once);
-    let blocks_per_thread = pieces_per_thread(2 * at_once.min(heads.queries()) * sizes.keys * sizes.size, P::GROUP);
+    let blocks_per_thread =
+        least_pieces_per_thread(2 * at_once.min(heads.queries()) * sizes.keys * sizes.size, P::GROUP);
     let out = &Shared::new(out);
     let pieces = (0..heads.batch * heads.heads * blocks).into_par_iter();
+    // Where both cannot be, the minimum holds.
     pieces.with_max_len(4).with_min_len(blocks_per_thread).for_each_init(
         || scratch.take(),
         |buffer, piece| {
