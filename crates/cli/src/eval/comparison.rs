@@ -34,8 +34,9 @@ struct Way {
     guidance_scale: f64,
 }
 
-const WAYS: [Way; 7] = [
+const WAYS: [Way; 8] = [
     Way { name: "teacher", network: Network::Teacher, scheduler: "dpm-solver++", steps: 14, guidance_scale: 4.5 },
+    Way { name: "teacher", network: Network::Teacher, scheduler: "dpm-solver++", steps: 14, guidance_scale: 2.0 },
     lcm("LCM", Network::Distilled, 1),
     lcm("LCM", Network::Distilled, 2),
     lcm("LCM", Network::Distilled, 4),
@@ -75,8 +76,8 @@ pub(super) fn run(args: &FaithfulnessArgs, drawing: &Drawing) -> Result<()> {
 }
 
 const HEAD: &str = "\
-|                         | steps | guidance | one object | two, in a relation | equal ones | three or four | all right | solver  | picture |
-| ----------------------- | ----: | -------: | ---------: | -----------------: | ---------: | ------------: | --------: | ------: | ------: |";
+|                         | steps | guidance | one object | two, in a relation | equal ones | three or four | relations | all right | solver  | picture |
+| ----------------------- | ----: | -------: | ---------: | -----------------: | ---------: | ------------: | --------: | --------: | ------: | ------: |";
 
 impl Way {
     fn open(&self, args: &ModelArgs, folder: &Path, drawing: &Drawing) -> Result<Pipeline> {
@@ -97,7 +98,7 @@ impl Way {
         let percent = |share: Share| format!("{:.1} %", share.percent());
         let ms = |time: std::time::Duration| format!("{:.0} ms", 1e3 * time.as_secs_f64());
         format!(
-            "| {:23} | {:5} | {:8} | {:>10} | {:>18} | {:>10} | {:>13} | {:>9} | {:>7} | {:>7} |",
+            "| {:23} | {:5} | {:8} | {:>10} | {:>18} | {:>10} | {:>13} | {:>9} | {:>9} | {:>7} | {:>7} |",
             self.name,
             self.steps,
             if self.guidance_scale > 1.0 { self.guidance_scale.to_string() } else { "none".into() },
@@ -105,6 +106,7 @@ impl Way {
             percent(found.two_objects),
             percent(found.counts),
             percent(found.several),
+            percent(found.relations),
             percent(found.all_right),
             ms(found.denoise),
             ms(found.time),

@@ -104,6 +104,8 @@ fn table(found: &Faithfulness) -> String {
         line("three or four objects, all right", found.several),
         line("all pictures, all right", found.all_right),
         line("objects that are there, by kind", found.objects),
+        line("colours that are there", found.colours),
+        line("relations that hold", found.relations),
         line("pictures with the right number of objects", found.right_count),
         format!("{:44} {:5.2} s", "time for a picture, without loading", found.time.as_secs_f64()),
     ]

@@ -35,6 +35,10 @@ pub struct Faithfulness {
     pub all_right: Share,
     /// Of all objects that were asked for, those that are there, by kind.
     pub objects: Share,
+    /// Of all colours that were asked for, those that are there.
+    pub colours: Share,
+    /// Of all relations that were asked for, those that hold between the objects that are taken for those.
+    pub relations: Share,
     /// Of all pictures, those with as many objects as were asked for.
     pub right_count: Share,
     /// Time for a picture, from its prompt to its pixels, without loading.
@@ -116,6 +120,10 @@ impl Faithfulness {
         let objects = claims.objects.len();
         self.all_right.add(all_right, 1);
         self.objects.add((verdict.objects * objects as f32).round() as usize, objects);
+        let colours = claims.objects.iter().filter(|object| object.colour.is_some()).count();
+        self.colours.add((verdict.colours * colours as f32).round() as usize, colours);
+        let relations = claims.relations.len();
+        self.relations.add((verdict.relations * relations as f32).round() as usize, relations);
         self.right_count.add(usize::from(verdict.counts), 1);
         Ok(())
     }
