@@ -29,8 +29,8 @@ fn the_same_seed_gives_the_same_bytes() {
 }
 
 /// The hashes of what was drawn and said when this was written. Whoever changes the pictures changes them.
-const BYTES: u64 = 0xf7e43d526fb47546;
-const WORDS: u64 = 0x85eac1038674ed54;
+const BYTES: u64 = 0x31be12b7dffa498b;
+const WORDS: u64 = 0xecfb2ba4326c7a7e;
 
 #[test]
 fn objects_lie_inside_the_picture_and_apart() {
@@ -110,7 +110,7 @@ fn scenes_have_as_many_objects_as_they_should() {
             other => panic!("{other:?}"),
         }
     }
-    for (found, wanted) in [(singles, 1800), (pairs, 1400), (counts, 400), (several, 400)] {
+    for (found, wanted) in [(singles, 1080), (pairs, 1880), (counts, 520), (several, 520)] {
         assert!(i32::abs(found - wanted) < 120, "{found} is not about {wanted}");
     }
 }
