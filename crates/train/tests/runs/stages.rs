@@ -122,7 +122,7 @@ fn captions_may_stay_words() -> pixart_train::Result<()> {
     }
     // Embeddings on disk are f16.
     for (stored, made) in losses[0].iter().zip(&losses[1]) {
-        assert!((stored.loss / made.loss - 1.0).abs() < 5e-3, "{} and {}", stored.loss, made.loss);
+        assert!((stored.loss / made.loss - 1.0).abs() < 1e-2, "{} and {}", stored.loss, made.loss);
     }
     Ok(())
 }
