@@ -21,7 +21,9 @@ impl Pipeline {
     pub fn memory_estimate(&self, request: &Request) -> Result<MemoryEstimate> {
         let plan = self.plan(request)?;
         let sharing = self.sharing(request, &plan)?;
-        self.estimate(request, &plan, &self.part_sizes(request, &plan, self.parts.loader.scheme)?, sharing)
+        let sizes = self.part_sizes(request, &plan, self.parts.loader.scheme)?;
+        let work = self.work(request, &plan, self.encoder_config(request, &plan)?.as_ref())?;
+        Ok(MemoryEstimate::new(&sizes, &work, self.parts.keep_loaded, sharing))
     }
 
     /// How a request's stages share memory: in the fastest way that the limit allows.
@@ -29,18 +31,19 @@ impl Pipeline {
         let ways = Sharing::ways(self.vae_tiling);
         let Some(limit) = self.memory_limit else { return Ok(ways[0]) };
         let sizes = self.part_sizes(request, plan, self.parts.loader.scheme)?;
-        for way in ways {
-            if self.estimate(request, plan, &sizes, way)?.peak() <= limit {
-                return Ok(way);
-            }
+        let encoder = self.encoder_config(request, plan)?;
+        let work = self.work(request, plan, encoder.as_ref())?;
+        let estimate = |way| MemoryEstimate::new(&sizes, &work, self.parts.keep_loaded, way);
+        if let Some(way) = ways.into_iter().find(|way| estimate(*way).peak() <= limit) {
+            return Ok(way);
         }
         let (height, width) = plan.wanted;
         let what = match plan.latents_shape.0 {
             1 => format!("a picture of {width}x{height} in {}", self.precision_name),
             images => format!("{images} pictures of {width}x{height} in {}", self.precision_name),
         };
-        let estimate = self.estimate(request, plan, &sizes, LEAST)?;
-        Err(refusal(&what, &estimate, limit, &self.what_fits(request, plan, limit)?))
+        let instead = self.what_fits(request, plan, &sizes, encoder.as_ref(), limit)?;
+        Err(refusal(&what, &estimate(LEAST), limit, &instead))
     }
 
     /// Whether latents that are given become pictures of so many pixels in bands.
@@ -81,30 +84,39 @@ impl Pipeline {
         PartSizes::of(loader, scheme, kept || needs_encoder(request, plan), request.control.is_some())
     }
 
-    fn estimate(&self, request: &Request, plan: &Plan, sizes: &PartSizes, sharing: Sharing) -> Result<MemoryEstimate> {
-        let encoder: Option<T5Config> = match needs_encoder(request, plan) {
+    /// Of the text encoder, if the request needs it.
+    fn encoder_config(&self, request: &Request, plan: &Plan) -> Result<Option<T5Config>> {
+        Ok(match needs_encoder(request, plan) {
             true => Some(self.parts.loader.folder.config(Part::TextEncoder)?),
             false => None,
-        };
-        let length = self.text_length(request)?;
+        })
+    }
+
+    fn work(&self, request: &Request, plan: &Plan, encoder: Option<&T5Config>) -> Result<Work> {
         let configs = (&self.transformer_config, &self.vae_config);
-        let work = Work::new(request, plan, length, encoder.as_ref(), configs, self.dtype());
-        Ok(MemoryEstimate::new(sizes, &work, self.parts.keep_loaded, sharing))
+        Ok(Work::new(request, plan, self.text_length(request)?, encoder, configs, self.dtype()))
     }
 
     /// What someone could ask for instead of a request that does not fit.
-    fn what_fits(&self, request: &Request, plan: &Plan, limit: u64) -> Result<String> {
-        let own = self.part_sizes(request, plan, self.parts.loader.scheme)?;
+    fn what_fits(
+        &self,
+        request: &Request,
+        plan: &Plan,
+        own: &PartSizes,
+        encoder: Option<&T5Config>,
+        limit: u64,
+    ) -> Result<String> {
         let rounded = self.part_sizes(request, plan, Some(Scheme::Int8))?;
         let fits = |request: &Request, sizes: &PartSizes| -> Result<bool> {
-            Ok(self.estimate(request, &self.plan(request)?, sizes, LEAST)?.peak() <= limit)
+            let work = self.work(request, &self.plan(request)?, encoder)?;
+            Ok(MemoryEstimate::new(sizes, &work, self.parts.keep_loaded, LEAST).peak() <= limit)
         };
         if fits(request, &rounded)? {
             return Ok("it fits with --dtype int8".into());
         }
         let rows = (1..plan.wanted.0.div_ceil(SIZES)).rev();
         let smaller = rows.map(|rows| (rows * SIZES, (plan.wanted.1 * rows / plan.wanted.0).max(1) * SIZES));
-        for (sizes, with) in [(&own, ""), (&rounded, " with --dtype int8")] {
+        for (sizes, with) in [(own, ""), (&rounded, " with --dtype int8")] {
             for (binned, and) in [(request.resolution_binning, ""), (false, " with --no-resolution-binning")] {
                 for (height, width) in smaller.clone() {
                     let request = Request {

@@ -40,9 +40,9 @@ pub struct MemoryEstimate {
     pub encode: u64,
     /// The steps of the solver.
     pub denoise: u64,
-    /// Sharing, a picture after another.
+    /// Decoding, a picture after another.
     pub decode: u64,
-    /// Sharing in bands with no other part in memory, which a limit of memory leads to where nothing else fits.
+    /// Decoding in bands with no other part in memory, which a limit of memory leads to where nothing else fits.
     pub decode_least: u64,
 }
 
@@ -203,7 +203,7 @@ fn image_bytes(vae: &VaeConfig, before: usize, pixels: u64, dtype: DType, images
     (images * (pixels * (channels * dtype.size_in_bytes()) as u64) as f64) as u64
 }
 
-/// Sharing of a picture. The largest image between two layers is the one that has been doubled for the last block: it has the
+/// Decoding of a picture. The largest image between two layers is the one that has been doubled for the last block: it has the
 /// channels of the block before.
 fn decoding(vae: &VaeConfig, pixels: u64, dtype: DType, in_bands: bool) -> u64 {
     let whole = image_bytes(vae, 1, pixels, dtype, WHOLE_IMAGES);

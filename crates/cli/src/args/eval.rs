@@ -19,6 +19,17 @@ pub enum EvalCommand {
     Precision(Box<PrecisionArgs>),
 }
 
+/// How pictures are drawn.
+#[derive(Debug, ClapArgs)]
+pub struct SamplingArgs {
+    /// Solver steps [default: the model's]
+    #[arg(long, value_name = "N")]
+    pub steps: Option<usize>,
+    /// Strength of guidance [default: the model's]
+    #[arg(long, value_name = "G", allow_negative_numbers = true)]
+    pub guidance_scale: Option<f64>,
+}
+
 #[derive(Debug, ClapArgs)]
 pub struct FaithfulnessArgs {
     #[command(flatten)]
@@ -26,12 +37,8 @@ pub struct FaithfulnessArgs {
     /// How many prompts
     #[arg(long, value_name = "N", default_value_t = 500)]
     pub prompts: usize,
-    /// Solver steps [default: the model's]
-    #[arg(long, value_name = "N")]
-    pub steps: Option<usize>,
-    /// Strength of guidance [default: the model's]
-    #[arg(long, value_name = "G", allow_negative_numbers = true)]
-    pub guidance_scale: Option<f64>,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
     /// Solver, as `generate` takes it [default: the model's]
     #[arg(long, value_name = "NAME")]
     pub scheduler: Option<String>,
@@ -45,7 +52,7 @@ impl FaithfulnessArgs {
     pub fn names_nothing(&self) -> bool {
         self.model.model.is_none()
             && self.model.parts.are_none()
-            && (self.steps.is_none() && self.guidance_scale.is_none() && self.scheduler.is_none())
+            && (self.sampling.steps.is_none() && self.sampling.guidance_scale.is_none() && self.scheduler.is_none())
     }
 }
 
@@ -62,12 +69,8 @@ pub struct AgreementArgs {
     /// How many scenes
     #[arg(long, value_name = "N", default_value_t = 300)]
     pub scenes: u64,
-    /// Solver steps [default: the model's]
-    #[arg(long, value_name = "N")]
-    pub steps: Option<usize>,
-    /// Strength of guidance [default: the model's]
-    #[arg(long, value_name = "G", allow_negative_numbers = true)]
-    pub guidance_scale: Option<f64>,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
     /// Folder for pictures: each scene, its edges, what is drawn along them and what without
     #[arg(long, short, value_name = "DIR")]
     pub output: Option<PathBuf>,
@@ -86,12 +89,8 @@ pub struct PrecisionArgs {
     /// How many held-out prompts
     #[arg(long, value_name = "N", default_value_t = 20, conflicts_with = "prompts_file")]
     pub prompts: usize,
-    /// Solver steps [default: the model's]
-    #[arg(long, value_name = "N")]
-    pub steps: Option<usize>,
-    /// Strength of guidance [default: the model's]
-    #[arg(long, value_name = "G", allow_negative_numbers = true)]
-    pub guidance_scale: Option<f64>,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -22,8 +22,8 @@ pub(super) fn run(args: &AgreementArgs) -> Result<()> {
     let builder = open::configured(&args.model, true, &progress)?;
     let mut pipeline = open::with_control(builder, args.control.as_deref()).open()?;
     let request = Request {
-        steps: args.steps,
-        guidance_scale: args.guidance_scale,
+        steps: args.sampling.steps,
+        guidance_scale: args.sampling.guidance_scale,
         // Only its scale is looked at: every scene has a map of its own.
         control: Some(Control { scale: args.control_scale, ..Control::new(GrayImage::new(8, 8)) }),
         ..Request::default()

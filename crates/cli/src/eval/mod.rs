@@ -49,7 +49,8 @@ fn run_faithfulness(args: &FaithfulnessArgs) -> Result<()> {
     if let Some(name) = &args.scheduler {
         pipeline.use_scheduler(name)?;
     }
-    let request = Request { steps: args.steps, guidance_scale: args.guidance_scale, ..Request::default() };
+    let request =
+        Request { steps: args.sampling.steps, guidance_scale: args.sampling.guidance_scale, ..Request::default() };
     let found = drawing.measure("drawing", &mut pipeline, &request, |first, pictures| match &args.output {
         Some(folder) => pictures.iter().enumerate().try_for_each(|(i, picture)| save(folder, first + i, picture)),
         None => Ok(()),

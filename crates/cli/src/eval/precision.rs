@@ -29,8 +29,8 @@ pub(super) fn run(args: &PrecisionArgs) -> Result<()> {
     let request = Request {
         seeds: Seeds::PerImage((0..prompts.len() as u64).collect()),
         prompts,
-        steps: args.steps,
-        guidance_scale: args.guidance_scale,
+        steps: args.sampling.steps,
+        guidance_scale: args.sampling.guidance_scale,
         ..Request::default()
     };
     let errors = PrecisionErrors::between(&mut exact, &mut rounded, &request);
