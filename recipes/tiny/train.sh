@@ -16,6 +16,7 @@ train() { pixart train "recipes/tiny/$1.toml" --output "$runs/$1" "${@:2}"; }
 train autoencoder "$@"
 train autoencoder-whole "$@"
 pixart features --scenes 51200 --size 128 --vae $runs/autoencoder-whole/network --output $runs/features "$@"
+train text-encoder "$@"
 train teacher "$@"
 train lcm "$@"
 train lcm-lora "$@"

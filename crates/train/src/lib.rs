@@ -38,13 +38,13 @@ pub use grid::grid;
 pub use initialise::{Initialise, PixArtInitialise, UniformFanIn, Zeros};
 pub use objective::{
     AutoencoderObjective, ConsistencyInputs, ConsistencyLoss, ConsistencyObjective, ConsistencySettings,
-    ConsistencyTerms, DiffusionObjective, HybridLoss, Loss, Losses, Objective,
+    ConsistencyTerms, DiffusionObjective, HybridLoss, Loss, Losses, Objective, TextEncoderObjective,
 };
 pub use optimizer::{Optimizer, OptimizerSettings};
 pub use parameters::Parameters;
 pub use recipe::{
     AutoencoderRecipe, ConsistencyRecipe, ControlNetRecipe, Data, DiffusionRecipe, LayoutRecipe, LogitNormal,
-    LoraRecipe, NewModelRecipe, Precision, Recipe, Sampling, Stage,
+    LoraRecipe, NewModelRecipe, Precision, Recipe, Sampling, Stage, TextEncoderRecipe, TextEncoderSource,
 };
 pub use schedule::Schedule;
 pub use trainer::{Outcome, StepReport, estimate, train};

@@ -103,6 +103,11 @@ impl Features {
         self.items.iter().map(|item| item.captions.as_slice())
     }
 
+    /// The captions of an item, at least one.
+    pub fn captions_of(&self, index: usize) -> &[String] {
+        &self.items[index].captions
+    }
+
     /// Embeddings of the empty text, `[tokens, width]`, f32, where captions are encoded.
     pub fn null(&self) -> Option<&Tensor> {
         self.null.as_ref()

@@ -7,7 +7,8 @@ use image::RgbImage;
 use pixart_nn::transformer::{PixArtTransformer, ProjectedText};
 
 use super::diffusion::{Data, draw_validation};
-use super::model::{Model, Text, Trained};
+use super::model::{Model, Trained};
+use super::word_encoder::Text;
 use super::{ConsistencyInputs, ConsistencyLoss, Loss, Objective};
 use crate::features::Batch;
 use crate::random::generator;

@@ -17,7 +17,7 @@ use crate::random::generator;
 use crate::{ControlNetRecipe, DiffusionRecipe, Error, Footprint, Parameters, Recipe, Result, Sampling};
 
 /// Pictures of the validation grid.
-const VALIDATION_PICTURES: usize = 8;
+pub(crate) const VALIDATION_PICTURES: usize = 8;
 
 /// Training of a diffusion transformer on features, with its text encoder if both are new.
 pub struct DiffusionObjective {
@@ -52,7 +52,8 @@ impl Data {
         self.features.batch(&self.items(step, part, parts))
     }
 
-    fn items(&self, step: u64, part: usize, parts: usize) -> Vec<usize> {
+    /// The items of that part.
+    pub(crate) fn items(&self, step: u64, part: usize, parts: usize) -> Vec<usize> {
         let items = self.order.batch(step);
         let size = items.len() / parts;
         items[part * size..(part + 1) * size].to_vec()

@@ -22,17 +22,22 @@ impl LayoutLoss {
         Ok(Self { head: Linear::new(width, outputs, weights)?, classes: classes.to_vec(), patch })
     }
 
+    /// What it makes of tokens `[batch, n, width]`: logits `[batch, n, patch² · classes]`, f32.
+    pub(crate) fn logits(&self, tokens: &Tensor) -> Result<Tensor> {
+        let (batch, _, width) = tokens.dims3()?;
+        let zeros = Tensor::zeros((batch, 1, width), DType::F32, tokens.device())?.to_dtype(tokens.dtype())?;
+        let normalised = layer_norm_modulate(tokens, &zeros, &zeros, 1e-6, tokens.dtype())?;
+        Ok(self.head.forward(&normalised)?.to_dtype(DType::F32)?)
+    }
+
     /// The cross-entropy, a scalar: on the average over latent pixels, the sum over maps. `tokens` is `[batch, n, width]`, `layout`
     /// `[batch, maps, height, width]`.
     pub(crate) fn loss(&self, tokens: &Tensor, layout: &Tensor) -> Result<Tensor> {
-        let (batch, _, width) = tokens.dims3()?;
+        let batch = tokens.dim(0)?;
         let (_, maps, rows, columns) = layout.dims4()?;
         let patch = self.patch;
-        let zeros = Tensor::zeros((batch, 1, width), DType::F32, tokens.device())?.to_dtype(tokens.dtype())?;
-        let normalised = layer_norm_modulate(tokens, &zeros, &zeros, 1e-6, tokens.dtype())?;
-        let logits = self.head.forward(&normalised)?.to_dtype(DType::F32)?;
         let cells = batch * rows * columns;
-        let logits = logits.reshape((cells, ()))?;
+        let logits = self.logits(tokens)?.reshape((cells, ()))?;
         // By token, then by latent pixel in it, as the last layer has them.
         let layout = layout
             .reshape(&[batch, maps, rows / patch, patch, columns / patch, patch][..])?

@@ -6,7 +6,10 @@ mod consistency_loss;
 mod diffusion;
 mod hybrid_loss;
 mod layout_loss;
+mod layout_reader;
 mod model;
+mod text_encoder;
+mod word_encoder;
 
 pub use autoencoder::AutoencoderObjective;
 pub use consistency::ConsistencyObjective;
@@ -14,6 +17,7 @@ pub use consistency_loss::{ConsistencyInputs, ConsistencyLoss, ConsistencySettin
 pub use diffusion::DiffusionObjective;
 pub(crate) use hybrid_loss::TIMESTEPS;
 pub use hybrid_loss::{HybridLoss, Losses};
+pub use text_encoder::TextEncoderObjective;
 
 use std::path::Path;
 
@@ -45,6 +49,9 @@ pub(crate) fn of(recipe: &Recipe, device: &Device) -> Result<Box<dyn Objective>>
         (Stage::Autoencoder(stage), Data::Scenes { size, crop }) => {
             Box::new(AutoencoderObjective::new(recipe, stage, (*size, *crop), device)?)
         }
+        (Stage::TextEncoder(stage), Data::Features(folder)) => {
+            Box::new(TextEncoderObjective::new(recipe, stage, folder, device)?)
+        }
         (Stage::Diffusion(stage), Data::Features(folder)) => {
             Box::new(DiffusionObjective::new(recipe, stage, folder, device)?)
         }
@@ -57,7 +64,7 @@ pub(crate) fn of(recipe: &Recipe, device: &Device) -> Result<Box<dyn Objective>>
         (Stage::Autoencoder(_), Data::Features(folder)) => {
             return Err(Error::folder(folder, "an autoencoder is not trained on features"));
         }
-        (Stage::Diffusion(_) | Stage::Consistency(_) | Stage::ControlNet(_), Data::Scenes { .. }) => {
+        (_, Data::Scenes { .. }) => {
             return Err(Error::recipe(Path::new("data.scenes"), "this stage is trained on features"));
         }
     })

@@ -1,10 +1,9 @@
 use std::path::PathBuf;
 
-use pixart_nn::t5::T5Config;
 use pixart_nn::transformer::TransformerConfig;
 use serde::{Deserialize, Serialize};
 
-use super::{LoraRecipe, Sampling};
+use super::{LoraRecipe, Sampling, TextEncoderSource};
 use crate::objective::TIMESTEPS;
 
 /// Training of a diffusion transformer: a new one with its text encoder, or that of a pipeline.
@@ -86,8 +85,8 @@ pub struct NewModelRecipe {
     pub vae: PathBuf,
     /// The fields of `transformer/config.json`.
     pub transformer: TransformerConfig,
-    /// The fields of `text_encoder/config.json`; `vocab_size` is at least the number of words in the captions and three.
-    pub text_encoder: T5Config,
+    /// The text encoder: its config, or one that was trained before.
+    pub text_encoder: TextEncoderSource,
 }
 
 impl LogitNormal {
@@ -143,10 +142,8 @@ impl DiffusionRecipe {
         if let Some(new) = &self.new {
             let of = |part: &'static str| move |message: String| format!("stage.diffusion.new.{part}: {message}");
             new.transformer.validate().map_err(of("transformer"))?;
-            new.text_encoder.validate().map_err(of("text_encoder"))?;
-            let (caption, text) = (new.transformer.caption_channels, new.text_encoder.d_model);
-            if caption != Some(text) {
-                return Err(format!("stage.diffusion.new: caption_channels is {caption:?}, d_model {text}"));
+            if let TextEncoderSource::New(config) = &new.text_encoder {
+                config.validate().map_err(of("text_encoder"))?;
             }
         }
         Ok(())

@@ -5,12 +5,14 @@ mod consistency;
 mod controlnet;
 mod diffusion;
 mod lora;
+mod text_encoder;
 
 pub use autoencoder::AutoencoderRecipe;
 pub use consistency::ConsistencyRecipe;
 pub use controlnet::ControlNetRecipe;
 pub use diffusion::{DiffusionRecipe, LayoutRecipe, LogitNormal, NewModelRecipe};
 pub use lora::LoraRecipe;
+pub use text_encoder::{TextEncoderRecipe, TextEncoderSource};
 
 use std::path::{Path, PathBuf};
 
@@ -130,6 +132,8 @@ pub enum Data {
 pub enum Stage {
     /// An autoencoder.
     Autoencoder(AutoencoderRecipe),
+    /// A text encoder.
+    TextEncoder(TextEncoderRecipe),
     /// A diffusion transformer.
     Diffusion(DiffusionRecipe),
     /// A latent consistency model.
@@ -204,11 +208,10 @@ impl Recipe {
         }
         match &self.stage {
             Stage::Autoencoder(stage) => stage.validate(&self.data),
-            Stage::Diffusion(_) | Stage::Consistency(_) | Stage::ControlNet(_)
-                if !matches!(self.data, Data::Features(_)) =>
-            {
+            _ if !matches!(self.data, Data::Features(_)) => {
                 Err("this stage takes data.features, a folder that `pixart features` makes".into())
             }
+            Stage::TextEncoder(stage) => stage.validate(),
             Stage::Diffusion(stage) => stage.validate(),
             Stage::Consistency(stage) => stage.validate(),
             Stage::ControlNet(stage) => stage.diffusion().validate(),

@@ -78,6 +78,46 @@ text_encoder = {{ vocab_size = 160, d_model = 16, d_kv = 8, d_ff = 32, num_heads
     Ok(())
 }
 
+/// A text encoder learns from layouts, and a new model goes on with it.
+#[test]
+fn a_text_encoder_may_come_first() -> pixart_train::Result<()> {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let data = features(folder.path(), false)?;
+    let config = r#"{ vocab_size = 160, d_model = 16, d_kv = 8, d_ff = 32, num_heads = 2, num_layers = 2, feed_forward_proj = "gated-gelu" }"#;
+    let stage = format!("{data}\n[stage.text-encoder]\nnetwork = {config}");
+    assert_goes_on(&recipe(folder.path(), &format!("{RUN}{stage}"))?, folder.path(), 3)?;
+    let longer = RUN.replace("steps = 6", "steps = 80").replace("lr = 1e-3", "lr = 3e-3");
+    let longer = recipe(folder.path(), &format!("{longer}{stage}"))?;
+    let output = folder.path().join("longer");
+    let (_, reports) = run(&longer, &output, u64::MAX)?;
+    let mean = |range: std::ops::Range<usize>| reports[range].iter().map(|report| report.loss).sum::<f64>() / 20.0;
+    assert!(mean(60..80) < 0.7 * mean(0..20), "from {} to {}", mean(0..20), mean(60..80));
+
+    // A step that moves nothing leaves it as it is.
+    let network = output.join("network");
+    let new = |channels: usize| {
+        let run = RUN.replace("steps = 6", "steps = 1").replace("lr = 1e-3", "lr = 1e-12").replace("warm_up = 2", "");
+        let transformer = format!(
+            "{{ num_attention_heads = 2, attention_head_dim = 8, in_channels = 4, out_channels = 8, num_layers = 2, cross_attention_dim = 16, sample_size = 8, caption_channels = {channels} }}"
+        );
+        let new = format!("vae = {:?}\ntransformer = {transformer}\ntext_encoder = {network:?}", checkpoint());
+        recipe(folder.path(), &format!("{run}{data}\n[stage.diffusion]\n{VALIDATION}\n[stage.diffusion.new]\n{new}"))
+    };
+    run(&new(16)?, &folder.path().join("model"), u64::MAX)?;
+    let weights = |folder: &Path| -> pixart_train::Result<Vec<f32>> {
+        let weights = pixart_weights::Weights::open(folder.join("text_encoder/model.safetensors"))?;
+        let name = "encoder.block.1.layer.0.SelfAttention.q.weight";
+        Ok(weights.tensor(name, candle_core::DType::F32, &Device::Cpu)?.flatten_all()?.to_vec1()?)
+    };
+    let (before, after) = (weights(&network)?, weights(&folder.path().join("model/network"))?);
+    assert!(before.iter().zip(&after).all(|(a, b)| (a - b).abs() < 1e-6));
+    let tokens = |folder: &Path| std::fs::read(folder.join("tokenizer/tokenizer.json")).expect("a tokenizer");
+    assert_eq!(tokens(&network), tokens(&folder.path().join("model/network")));
+    let error = run(&new(24)?, &folder.path().join("wide"), u64::MAX).expect_err("it does not fit").to_string();
+    assert!(error.contains("caption_channels is 24, the text encoder's d_model 16"), "{error}");
+    Ok(())
+}
+
 #[test]
 fn a_base_can_be_trained_on_and_adapted() -> pixart_train::Result<()> {
     let folder = tempfile::tempdir().expect("a temporary folder");

@@ -4,8 +4,6 @@ mod footprint;
 mod save;
 mod text;
 
-pub(crate) use text::Text;
-
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
@@ -16,12 +14,11 @@ use pixart_nn::t5::T5Config;
 use pixart_nn::transformer::{Condition, PixArtTransformer, ProjectedText, SizeConditions, TransformerConfig};
 use pixart_nn::vae::VaeConfig;
 use pixart_weights::{LoraConfig, Part, PipelineFolder, controlnet_config, controlnet_of, open_part};
-use tokenizers::Tokenizer;
 
 use super::layout_loss::LayoutLoss;
+use super::word_encoder::WordEncoder;
 use crate::features::{Batch, Features};
-use crate::vocabulary::word_tokenizer;
-use crate::{Error, NewModelRecipe, Parameters, PixArtInitialise, Recipe, Result, Zeros};
+use crate::{Error, NewModelRecipe, Parameters, PixArtInitialise, Recipe, Result, TextEncoderSource, Zeros};
 use text::FrozenEncoder;
 
 /// What is trained.
@@ -45,7 +42,7 @@ pub(crate) struct Model {
 
 enum Source {
     /// A new transformer with a new text encoder, for an autoencoder that is there.
-    New { vae: PathBuf, text_config: T5Config, tokenizer: Box<Tokenizer> },
+    New { vae: PathBuf, text_encoder: Box<WordEncoder> },
     /// The transformer of a pipeline, or something for it.
     Base { folder: PathBuf, trained: Trained },
 }
@@ -66,15 +63,17 @@ impl Model {
     pub(crate) fn new(run: &Recipe, recipe: &NewModelRecipe, features: &Features, device: &Device) -> Result<Self> {
         let (vae_config, _) = open_part::<VaeConfig>(&recipe.vae, Part::Vae, DType::F32)?;
         let inner = recipe.vae.join(Part::Vae.name());
-        let captions = features.captions().flatten().map(String::as_str);
-        let broken = |error: tokenizers::Error| Error::folder(&recipe.vae, format!("no tokenizer: {error}"));
-        let tokenizer = word_tokenizer(captions).map_err(broken)?;
-        let (words, room) = (tokenizer.get_vocab_size(true), recipe.text_encoder.vocab_size);
-        if words > room {
-            let message = format!("the captions have {words} words, text_encoder.vocab_size is {room}");
-            return Err(Error::folder(&recipe.vae, message));
+        let text_encoder = match &recipe.text_encoder {
+            TextEncoderSource::New(config) => WordEncoder::new(config, features, &recipe.vae)?,
+            TextEncoderSource::Trained(folder) => WordEncoder::trained(folder)?,
+        };
+        let T5Config { d_model, d_kv, .. } = text_encoder.config;
+        if recipe.transformer.caption_channels != Some(d_model) {
+            let found = recipe.transformer.caption_channels.unwrap_or(0);
+            let message =
+                format!("the transformer's caption_channels is {found}, the text encoder's d_model {d_model}");
+            return Err(Error::recipe(Path::new("stage.diffusion.new"), message));
         }
-        let T5Config { d_model, d_kv, .. } = recipe.text_encoder;
         let parameters = Parameters::fresh(PixArtInitialise { seed: run.seed, d_model, d_kv }, device);
         let model = Self {
             parameters,
@@ -83,8 +82,7 @@ impl Model {
             config: recipe.transformer.clone(),
             source: Source::New {
                 vae: if inner.is_dir() { inner } else { recipe.vae.clone() },
-                text_config: recipe.text_encoder.clone(),
-                tokenizer: Box::new(tokenizer),
+                text_encoder: Box::new(text_encoder),
             },
             frozen: None,
             encoder: None,
@@ -96,6 +94,9 @@ impl Model {
         // Asking for the parameters makes them.
         model.transformer()?;
         model.text_encoder()?;
+        if let TextEncoderSource::Trained(folder) = &recipe.text_encoder {
+            WordEncoder::load(&model.parameters, folder)?;
+        }
         Ok(model)
     }
 

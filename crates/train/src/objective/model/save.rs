@@ -3,32 +3,22 @@
 use std::path::Path;
 
 use pixart::{Pipeline, PipelineBuilder};
-use pixart_nn::t5::T5Config;
-use pixart_weights::{Part, controlnet_config_json, transformer_config_json, write_bytes, write_json, write_peft};
+use pixart_weights::{Part, controlnet_config_json, transformer_config_json, write_json, write_peft};
 use serde_json::{Value, json};
 
 use super::{Model, Source, Trained};
 use crate::objective::WEIGHTS;
 use crate::{Error, Result};
 
-/// The file of a text encoder's weights, by transformers' name.
-const TEXT_WEIGHTS: &str = "model.safetensors";
-
 impl Model {
     /// Writes the networks as diffusers reads them: a whole pipeline if they are new, else the transformer, or the LoRA as
     /// PEFT reads it.
     pub(crate) fn save(&self, folder: &Path) -> Result<()> {
         match &self.source {
-            Source::New { vae, text_config, tokenizer } => {
+            Source::New { vae, text_encoder } => {
                 write_json(&folder.join("model_index.json"), &model_index())?;
                 write_json(&folder.join("scheduler/scheduler_config.json"), &scheduler_config())?;
-                write_json(&folder.join("tokenizer/tokenizer_config.json"), &tokenizer_config())?;
-                let path = folder.join("tokenizer/tokenizer.json");
-                let text = tokenizer.to_string(true);
-                let text = text.map_err(|error| Error::folder(&path, error.to_string()))?;
-                write_bytes(&path, text.as_bytes())?;
-                write_json(&folder.join("text_encoder/config.json"), &text_encoder_config(text_config)?)?;
-                self.parameters.save_part("text_encoder.", &folder.join("text_encoder").join(TEXT_WEIGHTS))?;
+                text_encoder.save(&self.parameters, folder)?;
                 self.save_transformer("transformer.", &folder.join("transformer"))?;
                 let to = folder.join("vae");
                 std::fs::create_dir_all(&to).map_err(Error::io(&to))?;
@@ -98,37 +88,4 @@ fn scheduler_config() -> Value {
         "solver_type": "midpoint",
         "lower_order_final": true,
     })
-}
-
-fn tokenizer_config() -> Value {
-    json!({
-        "tokenizer_class": "T5TokenizerFast",
-        "pad_token": "<pad>",
-        "eos_token": "</s>",
-        "unk_token": "<unk>",
-        "extra_ids": 0,
-        "additional_special_tokens": [],
-        "model_max_length": 512,
-    })
-}
-
-fn text_encoder_config(config: &T5Config) -> Result<Value> {
-    let mut value = serde_json::to_value(config).map_err(|error| Error::Tensor(candle_core::Error::wrap(error)))?;
-    if let Some(fields) = value.as_object_mut() {
-        let more = json!({
-            "architectures": ["T5EncoderModel"],
-            "model_type": "t5",
-            "is_gated_act": true,
-            "dense_act_fn": "gelu_new",
-            "dropout_rate": 0.0,
-            "pad_token_id": 0,
-            "eos_token_id": 1,
-            "tie_word_embeddings": false,
-            "use_cache": false,
-        });
-        if let Value::Object(more) = more {
-            fields.extend(more);
-        }
-    }
-    Ok(value)
 }

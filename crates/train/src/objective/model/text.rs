@@ -1,30 +1,21 @@
 //! Captions as text encoders take and give them.
 
 use candle_core::{DType, Device, Tensor};
-use pixart::tokenize;
 use pixart_nn::t5::{T5Config, T5Encoder};
 use pixart_weights::{Part, PipelineFolder, read_tokenizer};
 use tokenizers::Tokenizer;
 
 use super::{Model, Source};
 use crate::features::{Batch, Features};
+use crate::objective::word_encoder::{Text, encode};
 use crate::{Error, Result};
-
-/// Captions as text encoders take and give them.
-pub(crate) struct Text {
-    /// `[batch, tokens, width]`.
-    pub embeds: Tensor,
-    /// `[batch, tokens]`: 1 for a token, 0 for padding.
-    pub mask: Tensor,
-}
 
 impl Model {
     /// The text encoder as it is now, with its tokenizer, where captions are words.
     pub(super) fn text_encoder(&self) -> Result<Option<(&Tokenizer, T5Encoder)>> {
         match &self.source {
-            Source::New { text_config, tokenizer, .. } => {
-                let builder = self.parameters.builder(self.dtype).pp("text_encoder");
-                Ok(Some((tokenizer, T5Encoder::new(text_config, builder)?)))
+            Source::New { text_encoder, .. } => {
+                Ok(Some((&text_encoder.tokenizer, text_encoder.network(self.parameters.builder(self.dtype))?)))
             }
             Source::Base { .. } => Ok(self.encoder.as_ref().map(|frozen| (&frozen.tokenizer, frozen.network.clone()))),
         }
@@ -44,14 +35,9 @@ impl Model {
             let texts: Vec<String> = texts
                 .map(|(captions, chosen)| chosen.map(|index| captions[index].clone()).unwrap_or_default())
                 .collect();
-            let longest = texts.iter().map(|text| Ok(tokenizer.encode(text.as_str(), false)?.len() + 1));
-            let longest = longest.collect::<Result<Vec<_>, tokenizers::Error>>();
-            let longest = longest.map_err(|error| candle_core::Error::Msg(error.to_string()))?;
             // As many as the pipeline shows its transformer.
             let most = self.encoder.as_ref().map_or(usize::MAX, |encoder| encoder.max_tokens);
-            let tokens = tokenize(tokenizer, &texts, longest.into_iter().max().unwrap_or(1).min(most), &self.device)?;
-            let embeds = encoder.forward(&tokens.input_ids, &tokens.attention_mask)?;
-            return Ok(Text { embeds, mask: tokens.attention_mask });
+            return encode(tokenizer, &encoder, &texts, most, &self.device);
         }
         let (Some(embeds), Some(null)) = (&batch.prompt_embeds, features.null()) else {
             return Err(candle_core::Error::Msg("the features have no embeddings of captions".into()).into());
