@@ -4,8 +4,8 @@ use std::path::Path;
 
 use anyhow::Result;
 use candle_core::Device;
-use image::{DynamicImage, GrayImage};
-use pixart::{Control, Detector, InitImage, save_pixels};
+use image::{DynamicImage, GrayImage, RgbImage, imageops};
+use pixart::{Control, ControlType, Detector, InitImage, Pipeline, Request, cover, save_pixels};
 
 use crate::args::{ControlArgs, ControlImageArgs, DetectorArgs, InitArgs};
 use crate::open;
@@ -14,31 +14,59 @@ use crate::output::print;
 /// Share of the way that is drawn anew unless the user says so: enough to change what a picture shows and keep where it is.
 const STRENGTH: f64 = 0.6;
 
+/// Behind what is transparent: paper, and what is not to be followed or drawn.
+const WHITE: u8 = 255;
+const BLACK: u8 = 0;
+
 pub fn run(args: ControlImageArgs) -> Result<()> {
-    let map = edges(&args.picture, &args.detector, &args.device.open()?)?;
+    let followed = Followed::open(&args.picture, &args.detector, &args.device.open()?)?;
+    let map = followed.detector.detect(&followed.picture)?;
     save(&map, &args.output)?;
-    print(&format!("{}  {}x{}", args.output.display(), map.width(), map.height()))
+    print(&format!("{}  {}x{}  {}", args.output.display(), map.width(), map.height(), followed.kind.name()))
 }
 
-/// The map of a picture's edges.
-fn edges(picture: &Path, args: &DetectorArgs, device: &Device) -> Result<GrayImage> {
-    let detector = Detector::open(args.control_type, args.hed.as_deref(), device)?;
-    Ok(detector.detect(&open::picture(picture)?.into_rgb8())?)
+/// A picture whose edges are followed.
+pub struct Followed {
+    picture: RgbImage,
+    detector: Detector,
+    kind: ControlType,
 }
 
-/// What a ControlNet is to follow, if anything.
-pub fn control(args: &ControlArgs, device: &Device) -> Result<Option<Control>> {
-    let Some(path) = &args.control_image else { return Ok(None) };
-    let map = edges(path, &args.detector, device)?;
-    Ok(Some(Control { map, scale: args.control_scale, start: args.control_start, end: args.control_end }))
+impl Followed {
+    fn open(path: &Path, args: &DetectorArgs, device: &Device) -> Result<Self> {
+        let background = if args.control_type == Some(ControlType::None) { BLACK } else { WHITE };
+        let picture = open::picture(path, background)?;
+        let kind = args.control_type.unwrap_or_else(|| ControlType::suited_to(&picture));
+        Ok(Self { picture, detector: Detector::open(kind, args.hed.as_deref(), device)?, kind })
+    }
+
+    /// The one that is named, if any.
+    pub fn named(args: &ControlArgs, device: &Device) -> Result<Option<Self>> {
+        args.control_image.as_deref().map(|path| Self::open(path, &args.detector, device)).transpose()
+    }
+
+    /// What is asked of the ControlNet, but for the edges: the picture stands for them, which has their shape.
+    pub fn control(&self, args: &ControlArgs) -> Control {
+        let map = imageops::grayscale(&self.picture);
+        Control { map, scale: args.control_scale, start: args.control_start, end: args.control_end }
+    }
+
+    /// The edges at the size that is drawn for `request`: a detector finds others in a larger picture, and ControlNets are trained
+    /// on those that it finds at their size.
+    pub fn edges(&self, pipeline: &Pipeline, request: &Request) -> Result<GrayImage> {
+        let (width, height) = pipeline.drawn_size(request)?;
+        tracing::info!("edges by {} at {width}x{height}", self.kind.name());
+        Ok(self.detector.detect(&cover(&self.picture, width, height))?)
+    }
 }
 
 /// The picture to start from, if any.
 pub fn init_image(args: &InitArgs) -> Result<Option<InitImage>> {
     let Some(path) = &args.init_image else { return Ok(None) };
-    let mask = args.mask.as_deref().map(open::picture).transpose()?.map(DynamicImage::into_luma8);
+    let mask = args.mask.as_deref().map(|path| open::picture(path, BLACK)).transpose()?;
+    let mask = mask.map(|mask| imageops::grayscale(&mask));
     let strength = args.strength.unwrap_or(if mask.is_some() { 1.0 } else { STRENGTH });
-    Ok(Some(InitImage { image: open::picture(path)?.into_rgb8(), strength, mask }))
+    Ok(Some(InitImage { image: open::picture(path, WHITE)?, strength, mask }))
 }
 
 /// Writes a map as a PNG.

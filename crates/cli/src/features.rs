@@ -1,7 +1,7 @@
 use std::sync::atomic::Ordering;
 
-use anyhow::{Context, Result};
-use pixart::{Detector, Pipeline};
+use anyhow::{Context, Result, bail};
+use pixart::{ControlType, Detector, Pipeline};
 use pixart_train::{Dataset, Extractor, ScenesDataset, open_dataset};
 
 use crate::args::FeaturesArgs;
@@ -27,6 +27,9 @@ pub fn run(args: FeaturesArgs) -> Result<()> {
     };
     let mut extractor = Extractor::new(vae, text, size, &device)?;
     if let Some(kind) = args.control_type {
+        if kind == ControlType::None {
+            bail!("--control-type none finds no edges; it is hed, canny or lineart here");
+        }
         extractor = extractor.with_control(Detector::open(kind, args.hed.as_deref(), &device)?, kind.name());
     }
     let interrupted = interrupt::flag()?;

@@ -7,13 +7,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Result, bail};
 use candle_core::Tensor;
-use pixart::{Image, Pipeline, PromptEmbeds, Request, Seeds, Timings};
+use pixart::{Control, Image, Pipeline, PromptEmbeds, Request, Seeds, Timings};
 use pixart_weights::write_tensors;
 
 use crate::args::GenerateArgs;
+use crate::control::{self, Followed};
 use crate::output::{Names, check_writable, peak_memory, print};
 use crate::progress::Progress;
-use crate::{control, interrupt, open};
+use crate::{interrupt, open};
 
 pub fn run(args: Box<GenerateArgs>) -> Result<()> {
     let progress = Arc::new(Progress::new(args.model.compute.quiet));
@@ -26,7 +27,8 @@ pub fn run(args: Box<GenerateArgs>) -> Result<()> {
     if let Some(name) = &args.scheduler {
         pipeline.use_scheduler(name)?;
     }
-    let all = request_for_all(&args, &pipeline)?;
+    let followed = Followed::named(&args.control, pipeline.device())?;
+    let mut all = request_for_all(&args, &pipeline, followed.as_ref())?;
     let prompts = all.prompt_embeds.as_ref().map_or(all.prompts.len(), PromptEmbeds::batch);
     let latents = args.latents.as_deref().map(|path| open::latents(path, pipeline.device())).transpose()?;
     if prompts > 1 && latents.is_some() {
@@ -40,8 +42,18 @@ pub fn run(args: Box<GenerateArgs>) -> Result<()> {
             bail!("{} cannot hold both the picture and the latents", path.display());
         }
     }
-    if let (Some(path), Some(control)) = (&args.control.save_control, &all.control) {
-        control::save(&control.map, path)?;
+    if let Some(path) = &args.control.save_control {
+        check_writable(path)?;
+        if args.output.as_ref() == Some(path) {
+            bail!("{} cannot hold both the picture and the edges", path.display());
+        }
+    }
+    if let Some(followed) = &followed {
+        let edges = followed.edges(&pipeline, &all)?;
+        if let Some(path) = &args.control.save_control {
+            control::save(&edges, path)?;
+        }
+        all.control = Some(Control { map: edges, ..followed.control(&args.control) });
     }
     let interrupted = interrupt::flag()?;
 
@@ -86,7 +98,7 @@ pub fn run(args: Box<GenerateArgs>) -> Result<()> {
 }
 
 /// The request with all prompts in it.
-fn request_for_all(args: &GenerateArgs, pipeline: &Pipeline) -> Result<Request> {
+fn request_for_all(args: &GenerateArgs, pipeline: &Pipeline, followed: Option<&Followed>) -> Result<Request> {
     let prompts = match (&args.prompt, &args.prompts_file) {
         (Some(prompt), _) => vec![prompt.clone()],
         (None, Some(path)) => open::prompts(path)?,
@@ -110,7 +122,7 @@ fn request_for_all(args: &GenerateArgs, pipeline: &Pipeline) -> Result<Request> 
         num_images_per_prompt: args.num_images,
         seeds: Seeds::Shared(0),
         latents: None,
-        control: control::control(&args.control, pipeline.device())?,
+        control: followed.map(|followed| followed.control(&args.control)),
         init: control::init_image(&args.init)?,
         clean_caption: args.text.clean_caption,
         max_sequence_length: None,

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device, Tensor};
-use image::{DynamicImage, ImageReader};
-use pixart::{Pipeline, PipelineBuilder};
+use image::{Rgb, RgbImage};
+use pixart::{Pipeline, PipelineBuilder, decode_picture};
 use pixart_weights::{Part, Weights};
 
 use crate::allocator;
@@ -102,10 +102,11 @@ pub fn prompts(path: &Path) -> Result<Vec<String>> {
     Ok(prompts)
 }
 
-/// A picture of any of the usual formats.
-pub fn picture(path: &Path) -> Result<DynamicImage> {
+/// A picture of any of the usual formats, before `background` (brightness) where it is transparent.
+pub fn picture(path: &Path, background: u8) -> Result<RgbImage> {
     let about = || format!("cannot read the picture {}", path.display());
-    ImageReader::open(path).with_context(about)?.with_guessed_format().with_context(about)?.decode().with_context(about)
+    let bytes = std::fs::read(path).with_context(about)?;
+    decode_picture(&bytes, Rgb([background; 3])).with_context(about)
 }
 
 /// The tensor `latents` of a safetensors file.

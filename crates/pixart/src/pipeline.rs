@@ -126,7 +126,8 @@ impl Pipeline {
     /// A part that is broken.
     pub fn is_rounded(&self) -> Result<bool> {
         let loader = &self.parts.loader;
-        let there = Part::ALL.into_iter().filter(|part| loader.folder.part_path(*part).exists());
+        let parts = Part::ALL.into_iter().chain([Part::ControlNet]);
+        let there = parts.filter(|part| loader.folder.part_path(*part).exists());
         let stored = there.map(|part| Ok(loader.weights(part, None)?.scheme().is_some()));
         let stored: Vec<bool> = stored.collect::<Result<_>>()?;
         Ok(loader.scheme.is_some() || stored.contains(&true))
@@ -158,6 +159,16 @@ impl Pipeline {
     /// What is wrong with it; with a limit of memory, a checkpoint's file that is missing or broken.
     pub fn check(&self, request: &Request) -> Result<()> {
         self.sharing(request, &self.plan(request)?).map(|_| ())
+    }
+
+    /// Width and height that are drawn for a request, before the picture is cut to what it asks for: what conditions are
+    /// fitted to.
+    ///
+    /// # Errors
+    /// A request that makes no sense.
+    pub fn drawn_size(&self, request: &Request) -> Result<(u32, u32)> {
+        let (height, width) = self.plan(request)?.drawn;
+        Ok((width as u32, height as u32))
     }
 
     /// Draws what `request` asks for.

@@ -64,7 +64,8 @@ pub fn convert_pipeline(
             std::fs::create_dir(&to).map_err(Error::io(&to))?;
             copy_folder(&from, &to, &|_| false)?;
         }
-        for part in Part::ALL {
+        let control = folder.part_path(Part::ControlNet).exists().then_some(Part::ControlNet);
+        for part in Part::ALL.into_iter().chain(control) {
             let to = temporary.join(part.name());
             std::fs::create_dir(&to).map_err(Error::io(&to))?;
             let from = folder.config_path(part);

@@ -115,8 +115,9 @@ pub struct ControlArgs {
 #[derive(Debug, ClapArgs)]
 pub struct DetectorArgs {
     /// Edges: hed (needs --hed), canny, lineart (dark lines on light paper), or none for a map that is ready (light on black)
-    #[arg(long, value_name = "TYPE", default_value = "none", value_parser = str::parse::<ControlType>)]
-    pub control_type: ControlType,
+    /// [default: none for a picture that is mostly black, lineart for one that is mostly light, else canny]
+    #[arg(long, value_name = "TYPE", value_parser = str::parse::<ControlType>)]
+    pub control_type: Option<ControlType>,
     /// Weights of the HED network
     #[arg(long, value_name = "FILE.pth")]
     pub hed: Option<PathBuf>,

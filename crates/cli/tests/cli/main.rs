@@ -503,10 +503,17 @@ fn follows_edges_and_draws_over_pictures() {
     image::GrayImage::new(48, 64).save(path("tall.png")).unwrap();
     image::GrayImage::new(900, 20).save(path("strip.png")).unwrap();
     std::fs::write(path("text.png"), "no picture").unwrap();
+    std::fs::write(path("empty.png"), "").unwrap();
 
     let said =
         succeed(&["control-image", "square.png", "--control-type", "canny", "--output", "edges.png"], folder.path());
-    assert_eq!(said.trim(), "edges.png  64x48");
+    assert_eq!(said.trim(), "edges.png  64x48  canny");
+    // Without a word it looks at the picture: a light one is a drawing, edges on black are ready.
+    for (picture, kind) in [("square.png", "lineart"), ("edges.png", "none")] {
+        let said = succeed(&["control-image", picture, "--output", "found.png"], folder.path());
+        assert_eq!(said.trim(), format!("found.png  64x48  {kind}"));
+    }
+    assert_eq!(pixels(&path("found.png")), pixels(&path("edges.png")));
     let edges = image::open(path("edges.png")).unwrap().into_luma8();
     assert_eq!((edges.get_pixel(32, 24)[0], edges.get_pixel(2, 2)[0]), (0, 0));
     assert!((17..=22).any(|x| edges.get_pixel(x, 24)[0] == 255));
@@ -545,8 +552,13 @@ fn follows_edges_and_draws_over_pictures() {
     let follow = ["--control", "run/network", "--control-image", "square.png", "--control-type", "canny"];
     let controlled = draw("controlled", &[&follow[..], &["--save-control", "seen.png"]].concat());
     assert!(controlled != plain);
-    assert_eq!(pixels(&path("seen.png")), pixels(&path("edges.png")));
-    let ready = ["--control", "run/network", "--control-image", "edges.png"];
+    // Edges are found at the size that is drawn: they are as thin there as ever, and the ones that are followed.
+    let seen = image::open(path("seen.png")).unwrap().into_luma8();
+    let edge = |pixel: &&image::Luma<u8>| pixel[0] == 255;
+    let dark = |pixel: &image::Luma<u8>| matches!(pixel[0], 0 | 255);
+    assert!(seen.width() > 200 && seen.pixels().all(dark) && seen.pixels().filter(edge).count() > 300);
+    assert!(seen.rows().nth(seen.height() as usize / 2).unwrap().filter(edge).count() <= 4);
+    let ready = ["--control", "run/network", "--control-image", "seen.png"];
     assert!(draw("ready", &ready) == controlled);
     assert!(draw("never", &[&follow[..], &["--control-end", "0"]].concat()) == plain);
 
@@ -557,10 +569,26 @@ fn follows_edges_and_draws_over_pictures() {
     let converted = ["convert", &fixture("control/original.pth"), "--output", "converted"];
     assert_eq!(succeed(&converted, folder.path()).trim(), "converted  ControlNet: 2 copied blocks");
     assert!(path("converted/config.json").exists());
+    // A folder's own ControlNet goes with it.
+    let whole = ["convert", &model, "--output", "whole"];
+    succeed(&whole, folder.path());
+    assert!(!path("whole/controlnet").exists());
+    std::fs::create_dir(path("whole/controlnet")).unwrap();
+    for file in ["config.json", "diffusion_pytorch_model.safetensors"] {
+        std::fs::copy(path("run/network").join(file), path("whole/controlnet").join(file)).unwrap();
+    }
+    succeed(&["convert", "whole", "--output", "again"], folder.path());
+    let own = &["a red fox", "--seed", "3", "--control-image", "seen.png", "--output", "own.png"];
+    succeed(&generate("again", own), folder.path());
+    assert!(pixels(&path("own.png")) == controlled);
+    let grey = ["features", "photos", "--model", &model, "--control-type", "none", "--output", "grey"];
+    assert!(fail(&grey, folder.path()).contains("finds no edges"));
 
     for (more, message) in [
         (&["--control-image", "square.png"][..], "name one with --control"),
         (&["--control-image", "missing.png", "--control", "run/network"], "missing.png"),
+        (&["--control-image", "empty.png", "--control", "run/network"], "empty.png"),
+        (&["--control-image", "square.png", "--control", "run/network", "--save-control", "bad.png"], "both the picture"),
         (&["--control-image", "text.png", "--control", "run/network"], "text.png"),
         (&["--control-image", "strip.png", "--control", "run/network"], "900x20"),
         (&["--control-image", "square.png", "--control", "converted"], "[16, 16]"),

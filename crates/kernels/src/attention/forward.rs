@@ -324,7 +324,7 @@ impl<P: Weights, T: Element> Block<'_, P, T> {
             let left =
                 Left { words, start: key * size_steps, row_stride: size_steps, segments: &[0], steps: size_steps };
             let next = &words[(key + rows) * size_steps..];
-            let soon = Soon::new(&next[..next.len().min(rows * size_steps)], 1, lines.len());
+            let soon = soon::<S, P>(s, &next[..next.len().min(rows * size_steps)], lines.len());
             let scores = &mut self.work.scores[(key - keys.start) * S::TILE_VECTORS..];
             multiply::<S, P>(s, left, Right { lines, soon }, (rows, S::TILE_VECTORS), scores, S::TILE_VECTORS);
         }
@@ -380,7 +380,7 @@ impl<P: Weights, T: Element> Block<'_, P, T> {
             let rows = height.min(size - column);
             let left = Left { words, start: column * key_groups, row_stride: key_groups, segments: &[0], steps };
             let next = &words[(column + rows) * key_groups..];
-            let soon = Soon::new(&next[..next.len().min(rows * key_groups)], 1, lines.len());
+            let soon = soon::<S, P>(s, &next[..next.len().min(rows * key_groups)], lines.len());
             let vectors = S::TILE_VECTORS;
             multiply::<S, P>(s, left, Right { lines, soon }, (rows, vectors), &mut products, vectors);
             for (sums, products) in sums.chunks_exact_mut(vectors).zip(products.chunks_exact(vectors)) {
@@ -415,6 +415,16 @@ impl<P: Weights, T: Element> Block<'_, P, T> {
                 }
             }
         }
+    }
+}
+
+/// What to bring nearer during a product of so many `vectors`. Instructions for whole matrices read so fast that the hints would
+/// only stand in their way: keys and values are in the second-level cache.
+#[inline(always)]
+fn soon<S: Simd, P: Words>(s: S, words: &[u32], vectors: usize) -> Soon {
+    match P::GROUP > 1 && s.has_matrices() {
+        true => Soon::new::<u32>(&[], 1, vectors),
+        false => Soon::new(words, 1, vectors),
     }
 }
 

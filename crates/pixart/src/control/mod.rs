@@ -10,7 +10,7 @@ use image::{GrayImage, RgbImage};
 use crate::{Error, Result};
 
 /// How a picture becomes a map of edges: light lines on black.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ControlType {
     /// Soft edges by the HED network, which PixArt-δ's own ControlNets were trained with.
     Hed,
@@ -19,12 +19,27 @@ pub enum ControlType {
     /// Lines that are darker than what is around them, such as those of a drawing.
     Lineart,
     /// The picture is a map already.
-    #[default]
     None,
 }
 
+/// The most and the least that the middle pixel of a map and of a drawing have in brightness: their grounds are even.
+const MAP_BLACK: u8 = 8;
+const DRAWING_LIGHT: u8 = 225;
+
 impl ControlType {
     const ALL: [Self; 4] = [Self::Hed, Self::Canny, Self::Lineart, Self::None];
+
+    /// What suits a picture of which nothing is said: one that is mostly black is a map, one that is mostly light a drawing; of
+    /// others Canny's edges.
+    pub fn suited_to(picture: &RgbImage) -> Self {
+        let mut brightness: Vec<u8> = image::imageops::grayscale(picture).into_raw();
+        brightness.sort_unstable();
+        match brightness.get(brightness.len() / 2) {
+            Some(..=MAP_BLACK) => Self::None,
+            Some(DRAWING_LIGHT..) => Self::Lineart,
+            _ => Self::Canny,
+        }
+    }
 
     /// Its name on the command line.
     pub fn name(self) -> &'static str {
@@ -142,6 +157,16 @@ mod tests {
         assert_eq!(steps(0.0, 0.5, 4), [1, 1, 0, 0]);
         assert_eq!(steps(0.25, 0.8, 4), [0, 1, 1, 0]);
         assert_eq!(steps(0.0, 0.0, 2), [0, 0]);
+    }
+
+    #[test]
+    fn a_picture_tells_how_its_edges_are_found() {
+        let lines = |ground: u8, line: u8| {
+            RgbImage::from_fn(32, 32, |x, _| image::Rgb([if x % 8 == 0 { line } else { ground }; 3]))
+        };
+        let photo = RgbImage::from_fn(32, 32, |x, y| image::Rgb([8 * x as u8, 8 * y as u8, 128]));
+        let kinds = [lines(0, 255), lines(250, 40), photo].map(|picture| ControlType::suited_to(&picture));
+        assert_eq!(kinds, [ControlType::None, ControlType::Lineart, ControlType::Canny]);
     }
 
     #[test]

@@ -31,7 +31,7 @@ pub struct Agreement {
 pub struct Drawn {
     /// The mean over all pictures of the F1 score of their edges against those of the scenes, 0 to 1.
     pub f1: f64,
-    /// Of the objects that were asked for, those whose colour is there.
+    /// Of the objects that were asked for in a colour, those whose colour is there.
     pub colours: Share,
     /// Time that the solver took for a picture.
     pub denoise: Duration,
@@ -90,8 +90,7 @@ pub fn agreement(
 impl Drawn {
     fn count_colours(&mut self, prompt: &Prompt, picture: &RgbImage) -> Result<()> {
         let verdict = judge(&prompt.claims, &read(&to_picture(picture)?));
-        let objects = prompt.claims.objects.len();
-        self.colours.add((verdict.colours * objects as f32).round() as usize, objects);
+        self.colours.add_colours(&prompt.claims, &verdict);
         Ok(())
     }
 }

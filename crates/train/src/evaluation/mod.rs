@@ -12,7 +12,7 @@ use candle_core::{DType, Device};
 use image::RgbImage;
 use pixart::{Pipeline, Request, Seeds};
 use pixart_nn::vae::{AutoencoderKl, VaeConfig};
-use pixart_scenes::{Claims, Picture, Prompt, Scene, Split, judge, read};
+use pixart_scenes::{Claims, Picture, Prompt, Scene, Split, Verdict, judge, read};
 use pixart_weights::{Part, open_part};
 
 use crate::{Error, Result};
@@ -60,6 +60,12 @@ impl Share {
     fn add(&mut self, right: usize, all: usize) {
         self.right += right;
         self.all += all;
+    }
+
+    /// Counts the objects that were asked for in a colour, and whether it is there.
+    fn add_colours(&mut self, claims: &Claims, verdict: &Verdict) {
+        let coloured = claims.objects.iter().filter(|object| object.colour.is_some()).count();
+        self.add((verdict.colours * coloured as f32).round() as usize, coloured);
     }
 
     /// In percent; 100 of none.
@@ -120,8 +126,7 @@ impl Faithfulness {
         let objects = claims.objects.len();
         self.all_right.add(all_right, 1);
         self.objects.add((verdict.objects * objects as f32).round() as usize, objects);
-        let colours = claims.objects.iter().filter(|object| object.colour.is_some()).count();
-        self.colours.add((verdict.colours * colours as f32).round() as usize, colours);
+        self.colours.add_colours(claims, &verdict);
         let relations = claims.relations.len();
         self.relations.add((verdict.relations * relations as f32).round() as usize, relations);
         self.right_count.add(usize::from(verdict.counts), 1);
