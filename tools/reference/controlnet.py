@@ -17,6 +17,7 @@ original.pth has exactly the weights of base and adapter. Everything is computed
 import copy
 import shutil
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from checkpoints import FOLDERS, T5_WIDTH, Folder, randomise, to_original, transformer_config, write_transformer
@@ -154,14 +155,18 @@ def write_bases() -> None:
         write_transformer(folder_of(name), base_transformer(name).half(), CONTROL / name, variant=None, safe=True)
 
 
+def write_adapter(path: Path, controlled: Controlled) -> None:
+    layers = len(controlled.controlnet_blocks)
+    write_json(
+        path / "config.json",
+        {"_class_name": "PixArtControlNetAdapterModel", "_diffusers_version": "0.32.0.dev0", "num_layers": layers},
+    )
+    save_file(controlled.adapter_state(), path / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+
+
 def write_adapters() -> None:
     for name, adapter in ADAPTERS.items():
-        path = CONTROL / name
-        write_json(
-            path / "config.json",
-            {"_class_name": "PixArtControlNetAdapterModel", "_diffusers_version": "0.32.0.dev0", "num_layers": adapter.layers},
-        )
-        save_file(adapter.load().adapter_state(), path / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+        write_adapter(CONTROL / name, adapter.load())
 
 
 def write_original() -> None:

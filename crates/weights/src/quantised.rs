@@ -231,20 +231,17 @@ impl BytesByName for Weights {
             // The tensor itself is asked for next, and its shape refused.
             return Ok(None);
         }
-        let weight = match (stored.dtype, self.rounding) {
-            (StoredDtype::I8, _) => {
-                let mut weight = self.stored_bytes(name, stored).map_err(candle_core::Error::wrap)?;
-                weight.low_rank.extend(self.corrections(name)?);
-                weight
-            }
+        let mut weight = match (stored.dtype, self.rounding) {
+            (StoredDtype::I8, _) => self.stored_bytes(name, stored).map_err(candle_core::Error::wrap)?,
             (_, Some((part, scheme))) if is_rounded(part, name, &stored.shape) => {
-                let tensor = self.tensor(name, DType::F32, &Device::Cpu).map_err(candle_core::Error::wrap)?;
+                let tensor = self.uncorrected(name, DType::F32, &Device::Cpu).map_err(candle_core::Error::wrap)?;
                 let matrix = quantise(&tensor.reshape((rows, depth))?)?;
                 self.check_finite(name, stored, &matrix).map_err(candle_core::Error::wrap)?;
                 ByteWeight::new(matrix, rounds_inputs(scheme, name))
             }
             _ => return Ok(None),
         };
+        weight.low_rank.extend(self.corrections(name)?);
         // Keys and values of a text are computed once an image, so that it costs nothing to look at what they are made of.
         let of_text = name.ends_with(".attn2.to_k.weight") || name.ends_with(".attn2.to_v.weight");
         let finds_outliers = weight.rounds_inputs && of_text;

@@ -200,8 +200,18 @@ impl Weights {
         self.files.first().map(|file| file.path().to_path_buf()).unwrap_or_default()
     }
 
-    /// Reads one tensor. Errors: no tensor of that name.
+    /// Reads one tensor, with the LoRAs added. Errors: no tensor of that name.
     pub fn tensor(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
+        if self.loras.is_empty() {
+            return self.uncorrected(name, dtype, device);
+        }
+        let tensor = self.uncorrected(name, DType::F32, device)?;
+        let corrected = self.loras.iter().try_fold(tensor, |tensor, lora| lora.correct(name, tensor))?;
+        Ok(corrected.to_dtype(dtype)?)
+    }
+
+    /// As [`Weights::tensor`], without the LoRAs.
+    pub(crate) fn uncorrected(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
         let stored = self.tensors.get(name).ok_or_else(|| {
             let of_all = match self.files.len() {
                 0 | 1 => String::new(),
@@ -212,20 +222,11 @@ impl Weights {
         let (file, start) = (&self.files[stored.file], stored.bytes.start);
         let release = |range: Range<usize>| file.release(start + range.start..start + range.end);
         let is_rounded = stored.dtype == StoredDtype::I8 && name.ends_with("weight");
-        let read = |dtype| match is_rounded {
-            true => Ok::<_, Error>(self.dequantised(name, stored, device)?.to_dtype(dtype)?),
-            false => Ok(elements::tensor(self.bytes(stored), stored.dtype, dtype, &stored.shape, device, release)?),
-        };
-        let tensor = match self.loras.as_slice() {
-            [] => read(dtype)?,
-            loras => {
-                let corrected = loras.iter().try_fold(read(DType::F32)?, |tensor, lora| lora.correct(name, tensor))?;
-                corrected.to_dtype(dtype)?
-            }
-        };
-        if !is_rounded {
-            self.mark_read(name, stored);
+        if is_rounded {
+            return Ok(self.dequantised(name, stored, device)?.to_dtype(dtype)?);
         }
+        let tensor = elements::tensor(self.bytes(stored), stored.dtype, dtype, &stored.shape, device, release)?;
+        self.mark_read(name, stored);
         Ok(tensor)
     }
 

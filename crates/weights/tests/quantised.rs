@@ -189,6 +189,13 @@ fn a_lora_goes_beside_weights_in_8_bits() -> Result {
     let plain = pass(&transformer(&folder, in_f32(&folder, Part::Transformer)?)?, "alpha-256")?;
     let corrected = weights.with_lora(Lora::open(&path)?)?;
     let beside = pass(&transformer(&folder, corrected.named(DType::F32, &Device::Cpu))?, "alpha-256")?;
+    // Rounded as they are read, as if they had been stored so.
+    let original = original("alpha-256")?;
+    let read = original.weights(Part::Transformer, DType::F32)?.with_lora(Lora::open(&path)?)?;
+    let read = read.rounded(Part::Transformer, Scheme::Int8Weights);
+    let read = pass(&transformer(&original, read.named(DType::F32, &Device::Cpu))?, "alpha-256")?;
+    let error = relative_error(&read, &beside)?;
+    assert!(error < 1e-6, "{error}");
     // The same weights as numbers, into which the adapter is added.
     let whole: Vec<_> = corrected
         .tensors()

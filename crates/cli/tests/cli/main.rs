@@ -588,7 +588,10 @@ fn follows_edges_and_draws_over_pictures() {
         (&["--control-image", "square.png"][..], "name one with --control"),
         (&["--control-image", "missing.png", "--control", "run/network"], "missing.png"),
         (&["--control-image", "empty.png", "--control", "run/network"], "empty.png"),
-        (&["--control-image", "square.png", "--control", "run/network", "--save-control", "bad.png"], "both the picture"),
+        (
+            &["--control-image", "square.png", "--control", "run/network", "--save-control", "bad.png"],
+            "both the picture",
+        ),
         (&["--control-image", "text.png", "--control", "run/network"], "text.png"),
         (&["--control-image", "strip.png", "--control", "run/network"], "900x20"),
         (&["--control-image", "square.png", "--control", "converted"], "[16, 16]"),

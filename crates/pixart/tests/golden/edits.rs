@@ -1,10 +1,11 @@
-//! Image-to-image and inpainting, against diffusers' schedulers and what its pipelines for other models compute with them
-//! (`tools/reference/edits.py`).
+//! Image-to-image, inpainting and control by a map, against diffusers' schedulers and what its pipelines for other models compute
+//! with them (`tools/reference/edits.py`).
 
 use std::ops::ControlFlow;
 
 use candle_core::{Device, Tensor};
-use pixart::{InitImage, Pipeline, Precision, Request, Seeds};
+use pixart::{Control, InitImage, Pipeline, Precision, Request, Seeds};
+use pixart_weights::Part;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -18,28 +19,50 @@ struct Case {
     scheduler_kwargs: Map<String, Value>,
     prompt: String,
     negative_prompt: Option<String>,
-    image: String,
+    image: Option<String>,
     mask: Option<String>,
     steps: usize,
     strength: f64,
     guidance_scale: f64,
     seed: u64,
+    control: Option<Follow>,
+}
+
+/// How the map is followed.
+#[derive(Debug, Deserialize)]
+struct Follow {
+    scale: f64,
+    start: f64,
+    end: f64,
 }
 
 impl Case {
     fn request(&self) -> Result<Request> {
         let folder = fixtures().join("edits");
-        let image = image::open(folder.join(&self.image))?.into_rgb8();
-        let mask = match &self.mask {
-            Some(mask) => Some(image::open(folder.join(mask))?.into_luma8()),
+        let grey = |file: &str| -> Result<_> { Ok(image::open(folder.join(file))?.into_luma8()) };
+        let init = match &self.image {
+            Some(image) => Some(InitImage {
+                image: image::open(folder.join(image))?.into_rgb8(),
+                strength: self.strength,
+                mask: self.mask.as_deref().map(grey).transpose()?,
+            }),
             None => None,
         };
+        let control = match &self.control {
+            Some(Follow { scale, start, end }) => {
+                Some(Control { map: grey("edges.png")?, scale: *scale, start: *start, end: *end })
+            }
+            None => None,
+        };
+        let sizes = [init.as_ref().map(|init| init.image.dimensions()), control.as_ref().map(|it| it.map.dimensions())];
+        let (width, height) = sizes.into_iter().flatten().next().ok_or("neither an image nor a map")?;
         Ok(Request {
             negative_prompt: self.negative_prompt.clone().unwrap_or_default(),
-            width: Some(image.width() as usize),
-            height: Some(image.height() as usize),
+            width: Some(width as usize),
+            height: Some(height as usize),
             resolution_binning: false,
-            init: Some(InitImage { image, strength: self.strength, mask }),
+            init,
+            control,
             steps: Some(self.steps),
             guidance_scale: Some(self.guidance_scale),
             seeds: Seeds::Shared(self.seed),
@@ -51,6 +74,11 @@ impl Case {
         let path = fixtures().join("edits").join(format!("{}.safetensors", self.name));
         let golden = pixart_weights::read_tensors(&path, &Device::Cpu)?;
         let builder = Pipeline::builder(fixtures().join("checkpoints").join(&self.model)).precision(Precision::F32);
+        let controlnet = fixtures().join("edits").join(format!("controlnet-{}", self.model));
+        let builder = match self.control {
+            Some(_) => builder.part(Part::ControlNet, &controlnet),
+            None => builder,
+        };
         let mut pipeline = open(builder, self.scheduler.as_deref(), &self.scheduler_kwargs)?;
         let (mut timesteps, mut steps) = (Vec::new(), Vec::new());
         let latents = pipeline
@@ -85,7 +113,8 @@ impl Case {
 #[test]
 fn pictures_are_drawn_over_as_by_diffusers() -> Result {
     let cases: Vec<Case> = serde_json::from_str(&std::fs::read_to_string(fixtures().join("edits/cases.json"))?)?;
-    assert!(cases.len() >= 20 && cases.iter().any(|case| case.mask.is_some()));
+    assert!(cases.len() >= 30 && cases.iter().any(|case| case.mask.is_some()));
+    assert!(cases.iter().filter(|case| case.control.is_some()).count() >= 6);
     let mut wrong = Vec::new();
     for case in &cases {
         match case.check() {
