@@ -21,6 +21,8 @@ train teacher "$@"
 train lcm "$@"
 train lcm-lora "$@"
 train decoder "$@"
+pixart features --scenes 8192 --size 128 --vae $runs/autoencoder-whole/network --control-type canny --output $runs/features-with-edges "$@"
+train controlnet "$@"
 
 # Written beside and moved, so that a half-made model never takes the place of a whole one.
 new=$(mktemp -d $runs/assembled-XXXXXX)
@@ -30,6 +32,7 @@ pixart convert $runs/teacher/network --transformer $runs/lcm/network --vae $runs
     --dtype f16 --output "$new/tiny"
 mv "$new/teacher/transformer" "$new/tiny/teacher"
 pixart convert $runs/lcm-lora/network --dtype f16 --output "$new/tiny/lcm-lora"
+pixart convert $runs/controlnet/network --dtype f16 --output "$new/tiny/controlnet"
 rm -rf assets/tiny
 mv "$new/tiny" assets/tiny
 du -sb assets/tiny

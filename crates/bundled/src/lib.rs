@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use include_dir::{Dir, DirEntry, include_dir};
 
-/// `assets/tiny`: a diffusers folder, and beside its parts `teacher/` and `lcm-lora/`.
+/// `assets/tiny`: a diffusers folder, and beside its parts `teacher/` and `lcm-lora/`; `controlnet/` is a part.
 static MODEL: Dir<'static> = include_dir!("$CARGO_MANIFEST_DIR/../../assets/tiny");
 
 /// The transformer, in the model's folder, that the model was distilled from: a part in diffusers' layout.
@@ -109,6 +109,18 @@ mod tests {
         // Nothing is left beside it.
         assert_eq!(fs::read_dir(cache.path().join("a/b"))?.count(), 1);
         Ok(())
+    }
+
+    #[test]
+    fn the_model_is_small() {
+        fn bytes(dir: &Dir) -> usize {
+            let of = |entry: &DirEntry| match entry {
+                DirEntry::Dir(dir) => bytes(dir),
+                DirEntry::File(file) => file.contents().len(),
+            };
+            dir.entries().iter().map(of).sum()
+        }
+        assert!((1_000_000..=24_000_000).contains(&bytes(&MODEL)), "{}", bytes(&MODEL));
     }
 
     #[test]

@@ -68,7 +68,7 @@ Examples:
   pixart generate \"a red fox\" --model PixArt-XL-2-512x512 --num-images 4 --output foxes/
   pixart generate --prompts-file prompts.txt --model PixArt-XL-2-512x512 --scheduler unipc --output pictures/
   pixart generate \"a red fox\" --model PixArt-XL-2-512x512 --transformer PixArt-XL-2-512x512.pth
-  pixart generate \"a blue house\" --control-image sketch.png --control-type lineart
+  pixart generate \"a blue house\" --control-image sketch.png
   pixart generate \"a red fox\" --model PixArt-XL-2-512x512 --init-image dog.png --strength 0.6 --mask head.png";
 
 const CONVERT_EXAMPLES: &str = "\

@@ -7,6 +7,7 @@ use anyhow::{Result, bail};
 use image::GrayImage;
 use pixart::{Control, Detector, Request};
 use pixart_train::{Drawn, agreement, grid};
+use pixart_weights::write_bytes;
 
 use super::{go_on_if, save};
 use crate::args::AgreementArgs;
@@ -33,9 +34,11 @@ pub(super) fn run(args: &AgreementArgs) -> Result<()> {
     }
     let interrupted = interrupt::flag()?;
     let mut written = Ok(());
-    let found = agreement(&mut pipeline, &request, &Detector::Canny, args.scenes, |done, pictures| {
+    let mut prompts = String::new();
+    let found = agreement(&mut pipeline, &request, &Detector::Canny, args.scenes, |done, prompt, pictures| {
         progress.pictures("drawing", done as usize, args.scenes as usize);
         if let Some(folder) = &args.output {
+            prompts += &format!("{prompt}\n");
             written = save(folder, done as usize - 1, &grid(&[pictures.into()]));
         }
         go_on_if(!interrupted.load(Ordering::SeqCst) && written.is_ok())
@@ -43,6 +46,9 @@ pub(super) fn run(args: &AgreementArgs) -> Result<()> {
     progress.clear();
     written?;
     let found = found?;
+    if let Some(folder) = &args.output {
+        write_bytes(&folder.join("prompts.txt"), prompts.as_bytes())?;
+    }
     print("                      edges, F1 at 2 pixels   colours that are there   solver's time")?;
     print(&line("along the edges", &found.controlled))?;
     print(&line("without them", &found.free))

@@ -753,6 +753,42 @@ fn measures_what_a_precision_changes() {
     assert!(rounded[1..4].iter().all(|error| *error > 0.0 && *error < 0.5), "{rounded:?}");
 }
 
+/// The program's own ControlNet draws what a sketch outlines, where it is, and along the edges of scenes.
+#[test]
+fn its_own_controlnet_is_followed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let said = succeed(&["eval", "control", "--scenes", "12", "--output", "drawn", "--quiet"], folder.path());
+    let share = |name: &str| -> f64 {
+        let line = said.lines().find(|line| line.starts_with(name)).unwrap();
+        line[name.len()..].split_whitespace().next().unwrap().parse().unwrap()
+    };
+    let (followed, free) = (share("along the edges"), share("without them"));
+    assert!(followed > 0.6 && free < followed - 0.2, "{followed}, {free}");
+    assert_eq!(entries(&path("drawn")).len(), 13, "a picture of each scene, and the prompts");
+    assert_eq!(std::fs::read_to_string(path("drawn/prompts.txt")).unwrap().lines().count(), 12);
+    assert_eq!(pixels(&path("drawn/0000.png")).len(), 3 * 4 * 128 * 128);
+
+    // A dark outline on white, in the right upper quarter of a larger picture.
+    let on_ring = |x: u32, y: u32| {
+        let distance = ((x as f32 - 360.0).powi(2) + (y as f32 - 150.0).powi(2)).sqrt();
+        (96.0..104.0).contains(&distance)
+    };
+    let sketch = image::GrayImage::from_fn(512, 512, |x, y| image::Luma([if on_ring(x, y) { 20 } else { 255 }]));
+    sketch.save(path("sketch.png")).unwrap();
+    let draw = ["generate", "a red circle", "--control-image", "sketch.png", "--seed", "4", "--output", "circle.png"];
+    succeed(&draw, folder.path());
+    let circle = image::open(path("circle.png")).unwrap().into_rgb8();
+    let red = |pixel: &image::Rgb<u8>| pixel[0] > 150 && pixel[1] < 110 && pixel[2] < 110;
+    let near = |x: u32, y: u32| ((x as f32 - 90.0).powi(2) + (y as f32 - 37.5).powi(2)).sqrt() < 22.0;
+    let (mut inside, mut outside) = ((0, 0), (0, 0));
+    for (x, y, pixel) in circle.enumerate_pixels() {
+        let count = if near(x, y) { &mut inside } else { &mut outside };
+        *count = (count.0 + usize::from(red(pixel)), count.1 + 1);
+    }
+    assert!(inside.0 * 10 > inside.1 * 8 && outside.0 * 10 < outside.1, "{inside:?}, {outside:?}");
+}
+
 #[test]
 fn measures_faithfulness_and_reconstruction() {
     let folder = tempfile::tempdir().unwrap();

@@ -38,8 +38,8 @@ pub struct Drawn {
 }
 
 /// Draws `scenes` held-out scenes as `request` says: by their captions alone, and along their edges too, which `detector` finds
-/// in the scenes and in what is drawn. `on_progress` is told how many are done and given the scene, its edges and both
-/// pictures; its `Break` ends with [`pixart::Error::Cancelled`].
+/// in the scenes and in what is drawn. `on_progress` is told how many are done and given the prompt, and the scene, its
+/// edges and both pictures; its `Break` ends with [`pixart::Error::Cancelled`].
 ///
 /// # Errors
 /// What [`Pipeline::generate`] refuses.
@@ -48,7 +48,7 @@ pub fn agreement(
     request: &Request,
     detector: &Detector,
     scenes: u64,
-    mut on_progress: impl FnMut(u64, [RgbImage; 4]) -> ControlFlow<()>,
+    mut on_progress: impl FnMut(u64, &str, [RgbImage; 4]) -> ControlFlow<()>,
 ) -> Result<Agreement> {
     let size = pipeline.native_size() as u32;
     let scale = request.control.as_ref().map_or(1.0, |control| control.scale);
@@ -76,7 +76,7 @@ pub fn agreement(
         let control = Control { scale, ..Control::new(edges.clone()) };
         let controlled = draw(Some(control), &mut found.controlled)?;
         let edges = image::DynamicImage::ImageLuma8(edges).into_rgb8();
-        if on_progress(seed + 1, [picture, edges, controlled, free]).is_break() {
+        if on_progress(seed + 1, &prompt.text, [picture, edges, controlled, free]).is_break() {
             return Err(pixart::Error::Cancelled.into());
         }
     }

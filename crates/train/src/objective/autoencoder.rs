@@ -28,6 +28,8 @@ pub struct AutoencoderObjective {
     parameters: Parameters,
     dtype: DType,
     recipe: AutoencoderRecipe,
+    /// The base's, whose latents stay what they are where the decoder alone is trained.
+    kept_scale: Option<f64>,
     seed: u64,
     batch_size: usize,
     size: usize,
@@ -43,9 +45,12 @@ impl AutoencoderObjective {
         (size, crop): (usize, usize),
         device: &Device,
     ) -> Result<Self> {
-        let parameters = match &stage.base {
-            Some(base) => Parameters::stored(open_part::<VaeConfig>(base, Part::Vae, DType::F32)?.1, device),
-            None => Parameters::fresh(UniformFanIn { seed: recipe.seed }, device),
+        let (parameters, base) = match &stage.base {
+            Some(base) => {
+                let (config, weights) = open_part::<VaeConfig>(base, Part::Vae, DType::F32)?;
+                (Parameters::stored(weights, device), Some(config))
+            }
+            None => (Parameters::fresh(UniformFanIn { seed: recipe.seed }, device), None),
         };
         // Asking for the parameters makes them.
         AutoencoderKl::new(&stage.network, parameters.builder(DType::F32))?;
@@ -53,6 +58,7 @@ impl AutoencoderObjective {
             parameters,
             dtype: recipe.precision.dtype(),
             recipe: stage.clone(),
+            kept_scale: base.filter(|_| stage.decoder_only).map(|config| config.scaling_factor),
             seed: recipe.seed,
             batch_size: recipe.batch_size,
             size,
@@ -96,6 +102,9 @@ impl AutoencoderObjective {
 
     /// What latents are to be multiplied with to have a standard deviation of 1.
     fn scaling_factor(&self) -> Result<f64> {
+        if let Some(kept) = self.kept_scale {
+            return Ok(kept);
+        }
         let mean = self.network()?.encode(&self.validation_images()?)?.mean.flatten_all()?;
         let variance = mean.broadcast_sub(&mean.mean_all()?)?.sqr()?.mean_all()?.to_scalar::<f32>()?;
         Ok(1.0 / f64::from(variance.sqrt()).max(1e-6))

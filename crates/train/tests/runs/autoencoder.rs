@@ -121,8 +121,13 @@ fn a_decoder_can_be_trained_alone() -> pixart_train::Result<()> {
         RECIPE.replace("edge_weight = 2.0", &format!("edge_weight = 2.0\ndecoder_only = true\nbase = {base:?}"));
     let (_, reports) = run(&recipe(folder.path(), &second)?, &folder.path().join("second"), u64::MAX)?;
     assert!(reports[19].loss < reports[0].loss, "from {} to {}", reports[0].loss, reports[19].loss);
-    let weights =
-        |run: &str| Weights::open(folder.path().join(run).join("network/diffusion_pytorch_model.safetensors"));
+    let network = |run: &str| folder.path().join(run).join("network");
+    let scale = |run: &str| -> serde_json::Value {
+        let config = std::fs::read_to_string(network(run).join("config.json")).expect("a config");
+        serde_json::from_str::<serde_json::Value>(&config).expect("JSON")["scaling_factor"].clone()
+    };
+    assert!(scale("first").as_f64() == scale("second").as_f64() && scale("first").is_number());
+    let weights = |run: &str| Weights::open(network(run).join("diffusion_pytorch_model.safetensors"));
     let (before, after) = (weights("first")?, weights("second")?);
     for name in before.tensors().keys() {
         let values = |weights: &Weights| -> pixart_train::Result<Vec<f32>> {
