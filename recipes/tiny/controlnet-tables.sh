@@ -20,7 +20,7 @@ done
 echo "| copied blocks | edges, F1 | colours |"
 for copies in 1 2 3 5; do
     recipe=$(mktemp --suffix .toml)
-    sed "s/^steps = 3000/steps = 1000/; s/^num_layers = .*/num_layers = $copies/" recipes/tiny/controlnet.toml > "$recipe"
+    sed "s/^steps = 2500/steps = 1000/; s/^num_layers = .*/num_layers = $copies/" recipes/tiny/controlnet.toml > "$recipe"
     pixart train "$recipe" --output "$runs/controlnet-$copies" --quiet
     rm "$recipe"
     echo "| $copies of 6 | $(measure "$runs/controlnet-$copies/network" 300) |"

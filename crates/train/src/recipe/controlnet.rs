@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{DiffusionRecipe, Sampling};
+use super::{DiffusionRecipe, LogitNormal, Sampling};
 
 /// Training of a ControlNet on features that have conditions; the pipeline that it steers stays as it is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -22,6 +22,12 @@ pub struct ControlNetRecipe {
     /// As of [`DiffusionRecipe::snr_gamma`].
     #[serde(default)]
     pub snr_gamma: Option<f64>,
+    /// As of [`DiffusionRecipe::snr_floor`].
+    #[serde(default)]
+    pub snr_floor: Option<f64>,
+    /// As of [`DiffusionRecipe::timesteps`].
+    #[serde(default)]
+    pub timesteps: Option<LogitNormal>,
     /// How validation pictures are drawn, below the conditions of the first pictures.
     #[serde(default)]
     pub validation: Sampling,
@@ -44,9 +50,9 @@ impl ControlNetRecipe {
             lora: None,
             text_dropout: self.text_dropout,
             snr_gamma: self.snr_gamma,
-            snr_floor: None,
+            snr_floor: self.snr_floor,
             layout: None,
-            timesteps: None,
+            timesteps: self.timesteps,
             validation: self.validation.clone(),
         }
     }
