@@ -8,7 +8,7 @@ const FIRST_LOGVAR: f32 = -6.0;
 
 /// Standard deviation of what a new text encoder adds to the scores of its attention for the distance of two words. T5 begins with
 /// next to nothing; but which of two things is above the other is a matter of the order of words, and the few numbers that tell of
-/// it move slowly. Where heads prefer some distances from the start, that is learned in a thousand steps, else not in ten thousand.
+/// it move slowly. Where heads prefer some distances from the start, that is learned in two thousand steps, else not in ten thousand.
 const FIRST_BIAS: f64 = 2.0;
 
 /// Draws the first values of a network's weights.
