@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Result, bail};
 use candle_core::Tensor;
-use pixart::{Control, Image, Pipeline, PromptEmbeds, Request, Seeds, Timings};
+use pixart::{Image, Pipeline, PromptEmbeds, Request, Seeds, Timings};
 use pixart_weights::write_tensors;
 
 use crate::args::GenerateArgs;
@@ -53,7 +53,9 @@ pub fn run(args: Box<GenerateArgs>) -> Result<()> {
         if let Some(path) = &args.control.save_control {
             control::save(&edges, path)?;
         }
-        all.control = Some(Control { map: edges, ..followed.control(&args.control) });
+        if let Some(control) = &mut all.control {
+            control.map = edges;
+        }
     }
     let interrupted = interrupt::flag()?;
 

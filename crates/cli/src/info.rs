@@ -18,8 +18,7 @@ pub fn run(args: InfoArgs) -> Result<()> {
     let folder = PipelineFolder::open(open::model(args.folder.as_deref())?)?;
     print(&format!("{}  {}", folder.path().display(), folder.kind().class_name()))?;
     let mut problems = Vec::new();
-    let control = Some(Part::ControlNet).filter(|part| folder.part_path(*part).exists());
-    for part in Part::ALL.into_iter().chain(control) {
+    for part in folder.parts() {
         print(&part_line(&folder, part, &mut problems))?;
     }
     print(&tokenizer_line(&folder, &mut problems))?;

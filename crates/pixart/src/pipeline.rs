@@ -126,8 +126,7 @@ impl Pipeline {
     /// A part that is broken.
     pub fn is_rounded(&self) -> Result<bool> {
         let loader = &self.parts.loader;
-        let parts = Part::ALL.into_iter().chain([Part::ControlNet]);
-        let there = parts.filter(|part| loader.folder.part_path(*part).exists());
+        let there = loader.folder.parts().filter(|part| loader.folder.part_path(*part).exists());
         let stored = there.map(|part| Ok(loader.weights(part, None)?.scheme().is_some()));
         let stored: Vec<bool> = stored.collect::<Result<_>>()?;
         Ok(loader.scheme.is_some() || stored.contains(&true))

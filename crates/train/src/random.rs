@@ -12,6 +12,11 @@ pub(crate) fn generator(seed: u64, purpose: &str, numbers: &[u64]) -> Generator 
     Generator::new(u64::from(crc32c::crc32c(&bytes)))
 }
 
+/// Which of `count` things, at least one, a draw from 0..1 picks.
+pub(crate) fn pick(draw: f32, count: usize) -> usize {
+    ((draw * count as f32) as usize).min(count - 1)
+}
+
 /// Puts `items` in a random order (Fisher & Yates).
 pub(crate) fn shuffle<T>(items: &mut [T], generator: &mut Generator) {
     let draws = generator.rand(2 * items.len());

@@ -64,8 +64,7 @@ pub fn convert_pipeline(
             std::fs::create_dir(&to).map_err(Error::io(&to))?;
             copy_folder(&from, &to, &|_| false)?;
         }
-        let control = folder.part_path(Part::ControlNet).exists().then_some(Part::ControlNet);
-        for part in Part::ALL.into_iter().chain(control) {
+        for part in folder.parts() {
             let to = temporary.join(part.name());
             std::fs::create_dir(&to).map_err(Error::io(&to))?;
             let from = folder.config_path(part);

@@ -186,6 +186,12 @@ impl PipelineFolder {
         replaced.map_or_else(|| self.path.join(part.name()), |(_, path)| path.clone())
     }
 
+    /// The parts of a pipeline, and the ControlNet if there is one.
+    pub fn parts(&self) -> impl Iterator<Item = Part> {
+        let control = self.part_path(Part::ControlNet).exists().then_some(Part::ControlNet);
+        Part::ALL.into_iter().chain(control)
+    }
+
     /// Where a part's `config.json` is: beside its weights, or, for a bare weight file, in this folder.
     pub fn config_path(&self, part: Part) -> PathBuf {
         let path = self.part_path(part);

@@ -87,6 +87,13 @@ pub struct PixArtTransformer {
     device: Device,
 }
 
+/// What is added to the scores of tokens, for a mask `[batch, n]`: `[batch, 1, 1, n]`, f32, 0 where the mask is 1, -10000 where it
+/// is 0.
+pub fn padding_bias(attention_mask: &Tensor) -> Result<Tensor> {
+    let bias = ((attention_mask.to_dtype(DType::F32)? - 1.0)? * 10000.0)?;
+    bias.unsqueeze(1)?.unsqueeze(1)
+}
+
 impl PixArtTransformer {
     /// Reads the weights by diffusers' names. Errors: a config that [`TransformerConfig::validate`] refuses; a weight
     /// that is missing or has another shape.
@@ -177,13 +184,7 @@ impl PixArtTransformer {
         let [linear_1, linear_2] = &self.caption_projection;
         let prompt_embeds = prompt_embeds.to_dtype(self.dtype)?;
         let text = linear_2.forward(&linear_1.forward_activated(&prompt_embeds, Activation::GeluTanh)?)?;
-        let bias = match attention_mask {
-            Some(mask) => {
-                let bias = ((mask.to_dtype(DType::F32)? - 1.0)? * 10000.0)?;
-                Some(bias.unsqueeze(1)?.unsqueeze(1)?)
-            }
-            None => None,
-        };
+        let bias = attention_mask.map(padding_bias).transpose()?;
         let keys_values =
             self.blocks.iter().map(|block| block.cross_attention.keys_values(&text)).collect::<Result<_>>()?;
         let control_keys_values = match &self.control {

@@ -11,7 +11,7 @@ use super::model::{Model, Trained};
 use super::word_encoder::Text;
 use super::{ConsistencyInputs, ConsistencyLoss, Loss, Objective};
 use crate::features::Batch;
-use crate::random::generator;
+use crate::random::{generator, pick};
 use crate::{ConsistencyRecipe, Ema, Footprint, Parameters, Recipe, Result, Sampling};
 
 /// Distillation of a pipeline's transformer on features.
@@ -79,11 +79,10 @@ impl Objective for ConsistencyObjective {
         let (latents, noises) = self.data.latents(&batch, self.model.scaling_factor, step, part)?;
         let steps = self.loss.timesteps().len();
         let draws = generator(self.data.seed, "consistency", &[step, part as u64]).rand(2 * size);
-        let indices: Vec<usize> =
-            draws[..size].iter().map(|draw| ((draw * steps as f32) as usize).min(steps - 1)).collect();
-        let text = self.model.text(&batch, &self.data.features, |item, captions| {
-            Some(((draws[size + item] * captions.len() as f32) as usize).min(captions.len() - 1))
-        })?;
+        let indices: Vec<usize> = draws[..size].iter().map(|draw| pick(*draw, steps)).collect();
+        let text = self
+            .model
+            .text(&batch, &self.data.features, |item, captions| Some(pick(draws[size + item], captions.len())))?;
         let null = self.model.text(&batch, &self.data.features, |_, _| None)?;
 
         let project = |transformer: &PixArtTransformer, text: &Text| -> Result<ProjectedText> {

@@ -13,7 +13,7 @@ use super::{Loss, Objective};
 use crate::features::{Batch, Features};
 use crate::grid::grid;
 use crate::order::Order;
-use crate::random::generator;
+use crate::random::{generator, pick};
 use crate::{ControlNetRecipe, DiffusionRecipe, Error, Footprint, Parameters, Recipe, Result, Sampling};
 
 /// Pictures of the validation grid.
@@ -140,7 +140,7 @@ impl Objective for DiffusionObjective {
         };
         let text = self.model.text(&batch, &self.data.features, |item, captions| {
             let keeps = f64::from(draws[size + item]) >= self.recipe.text_dropout;
-            keeps.then(|| ((draws[2 * size + item] * captions.len() as f32) as usize).min(captions.len() - 1))
+            keeps.then(|| pick(draws[2 * size + item], captions.len()))
         })?;
         let x_t = self.losses.add_noise(&x0, &noise, &ts)?;
         let (transformer, recomputation) = self.model.transformer_in_training()?;

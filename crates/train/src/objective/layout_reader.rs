@@ -1,9 +1,10 @@
 //! What is where in a picture, read from embeddings of its caption alone.
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{Result, Tensor};
 use pixart_nn::NamedWeights;
 use pixart_nn::ops::{Activation, Linear, RmsNorm, cross_attention};
 use pixart_nn::t5::T5Config;
+use pixart_nn::transformer::padding_bias;
 
 use super::layout_loss::LayoutLoss;
 use super::word_encoder::Text;
@@ -46,7 +47,7 @@ impl LayoutReader {
     pub(crate) fn tokens(&self, text: &Text) -> Result<Tensor> {
         let (places, width) = self.places.dims2()?;
         let places = self.places.unsqueeze(0)?.broadcast_as((text.embeds.dim(0)?, places, width))?.contiguous()?;
-        let padding = ((text.mask.to_dtype(DType::F32)? - 1.0)? * 1e4)?.unsqueeze(1)?.unsqueeze(1)?;
+        let padding = padding_bias(&text.mask)?;
         let scale = 1.0 / ((width / self.heads) as f64).sqrt();
         let keys_values = self.keys_values.forward(&text.embeds)?;
         let heard = cross_attention(&self.queries.forward(&places)?, &keys_values, self.heads, scale, Some(&padding))?;

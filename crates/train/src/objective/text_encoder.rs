@@ -14,7 +14,7 @@ use super::layout_reader::LayoutReader;
 use super::word_encoder::{Text, WordEncoder, encode};
 use super::{Loss, Objective};
 use crate::grid::grid;
-use crate::random::generator;
+use crate::random::{generator, pick};
 use crate::{Error, Footprint, Parameters, PixArtInitialise, Recipe, Result, TextEncoderRecipe};
 
 /// Latent pixels along a side of one place that is asked for: things are several of them wide.
@@ -120,7 +120,7 @@ impl Objective for TextEncoderObjective {
             .zip(draws)
             .map(|(item, draw)| {
                 let captions = self.data.features.captions_of(*item);
-                captions[((draw * captions.len() as f32) as usize).min(captions.len() - 1)].clone()
+                captions[pick(draw, captions.len())].clone()
             })
             .collect();
         let (encoder, reader) = self.networks(self.parameters.builder(self.dtype))?;

@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Tensor};
 use pixart::tokenize;
 use pixart_nn::NamedWeights;
 use pixart_nn::t5::{T5Config, T5Encoder};
-use pixart_weights::{Part, open_part, read_tokenizer, write_bytes, write_json};
+use pixart_weights::{Part, Weights, open_part, read_tokenizer, write_bytes, write_json};
 use serde_json::{Value, json};
 use tokenizers::Tokenizer;
 
@@ -65,16 +65,15 @@ impl WordEncoder {
         Ok(Self { config: config.clone(), tokenizer })
     }
 
-    /// One that was trained before, without its weights.
-    pub(crate) fn trained(folder: &Path) -> Result<Self> {
-        let (config, _) = open_part::<T5Config>(folder, Part::TextEncoder, DType::F32)?;
+    /// One that was trained before, and its weights.
+    pub(crate) fn trained(folder: &Path) -> Result<(Self, Weights)> {
+        let (config, weights) = open_part::<T5Config>(folder, Part::TextEncoder, DType::F32)?;
         config.validate().map_err(|reason| Error::folder(folder, reason))?;
-        Ok(Self { config, tokenizer: read_tokenizer(&folder.join("tokenizer"))? })
+        Ok((Self { config, tokenizer: read_tokenizer(&folder.join("tokenizer"))? }, weights))
     }
 
-    /// Gives its parameters, which [`WordEncoder::network`] has asked for, the values of the one in `folder`.
-    pub(crate) fn load(parameters: &Parameters, folder: &Path) -> Result<()> {
-        let (_, weights) = open_part::<T5Config>(folder, Part::TextEncoder, DType::F32)?;
+    /// Gives its parameters, which [`WordEncoder::network`] has asked for, the values of one that was trained before.
+    pub(crate) fn load(parameters: &Parameters, weights: &Weights) -> Result<()> {
         for (name, variable) in parameters.all() {
             if let Some(name) = name.strip_prefix(PREFIX) {
                 variable.set(&weights.tensor(name, DType::F32, variable.device())?)?;

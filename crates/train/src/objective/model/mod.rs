@@ -63,9 +63,12 @@ impl Model {
     pub(crate) fn new(run: &Recipe, recipe: &NewModelRecipe, features: &Features, device: &Device) -> Result<Self> {
         let (vae_config, _) = open_part::<VaeConfig>(&recipe.vae, Part::Vae, DType::F32)?;
         let inner = recipe.vae.join(Part::Vae.name());
-        let text_encoder = match &recipe.text_encoder {
-            TextEncoderSource::New(config) => WordEncoder::new(config, features, &recipe.vae)?,
-            TextEncoderSource::Trained(folder) => WordEncoder::trained(folder)?,
+        let (text_encoder, trained) = match &recipe.text_encoder {
+            TextEncoderSource::New(config) => (WordEncoder::new(config, features, &recipe.vae)?, None),
+            TextEncoderSource::Trained(folder) => {
+                let (text_encoder, weights) = WordEncoder::trained(folder)?;
+                (text_encoder, Some(weights))
+            }
         };
         let T5Config { d_model, d_kv, .. } = text_encoder.config;
         if recipe.transformer.caption_channels != Some(d_model) {
@@ -94,8 +97,8 @@ impl Model {
         // Asking for the parameters makes them.
         model.transformer()?;
         model.text_encoder()?;
-        if let TextEncoderSource::Trained(folder) = &recipe.text_encoder {
-            WordEncoder::load(&model.parameters, folder)?;
+        if let Some(weights) = trained {
+            WordEncoder::load(&model.parameters, &weights)?;
         }
         Ok(model)
     }
