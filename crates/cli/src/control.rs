@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Result;
 use candle_core::Device;
 use image::{DynamicImage, GrayImage, RgbImage, imageops};
-use pixart::{Control, ControlType, Detector, InitImage, Pipeline, Request, cover, save_pixels};
+use pixart::{Control, ControlType, Detector, InitImage, Pipeline, Request, save_pixels};
 
 use crate::args::{ControlArgs, ControlImageArgs, DetectorArgs, InitArgs};
 use crate::open;
@@ -54,9 +54,9 @@ impl Followed {
     /// The edges at the size that is drawn for `request`: a detector finds others in a larger picture, and ControlNets are trained
     /// on those that it finds at their size.
     pub fn edges(&self, pipeline: &Pipeline, request: &Request) -> Result<GrayImage> {
-        let (width, height) = pipeline.drawn_size(request)?;
-        tracing::info!("edges by {} at {width}x{height}", self.kind.name());
-        Ok(self.detector.detect(&cover(&self.picture, width, height))?)
+        let picture = pipeline.fit(request, &self.picture)?;
+        tracing::info!("edges by {} at {}x{}", self.kind.name(), picture.width(), picture.height());
+        Ok(self.detector.detect(&picture)?)
     }
 }
 

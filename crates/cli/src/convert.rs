@@ -5,7 +5,6 @@ use pixart_weights::{
     Lora, Part, PipelineFolder, convert_controlnet, convert_network, convert_pipeline, convert_transformer,
     is_original_controlnet,
 };
-use serde_json::Value;
 
 use crate::args::ConvertArgs;
 use crate::output::print;
@@ -50,12 +49,7 @@ fn of_folder(args: &ConvertArgs) -> Result<()> {
         folder = folder.with_lora(Lora::open(lora)?.scaled(args.parts.lora_scale));
     }
     let scheduler = match &args.scheduler {
-        Some(name) => {
-            let scheduler = read_scheduler(&folder.scheduler_path())?.named(name)?;
-            let mut fields = scheduler.fields();
-            fields.insert("_class_name".into(), scheduler.kind().class_name().into());
-            Some(Value::Object(fields))
-        }
+        Some(name) => Some(read_scheduler(&folder.scheduler_path())?.named(name)?.to_json()),
         None => None,
     };
     convert_pipeline(&folder, args.dtype, scheduler.as_ref(), &args.output)?;

@@ -136,6 +136,16 @@ impl SchedulerConfig {
         fields::defaults(self.kind).keys().map(|field| (field.clone(), self.value(field).clone())).collect()
     }
 
+    /// A `scheduler_config.json` with what was given, for this scheduler and for others, and nothing that is only a default:
+    /// moved on to another scheduler, what was read from it has that one's defaults. What JSON numbers cannot be is left out: it is
+    /// `lambda_min_clipped`, whose default is −∞.
+    pub fn to_json(&self) -> Value {
+        let mut given = self.given.clone();
+        given.retain(|_, value| value.as_str().and_then(parse_word).is_none());
+        given.insert("_class_name".to_owned(), self.kind.class_name().into());
+        Value::Object(given)
+    }
+
     fn check_type(&self, field: &str, value: &Value, value_type: ValueType) -> Result<()> {
         if value_type.admits(value) {
             return Ok(());
@@ -308,12 +318,17 @@ mod tests {
     fn converting_carries_what_was_given_and_nothing_else() -> Result<()> {
         let source = SchedulerConfig::from_json(
             r#"{"_class_name": "DPMSolverMultistepScheduler", "beta_end": 0.5, "solver_type": "heun",
-                "solver_order": 3, "_use_default_values": ["solver_order"]}"#,
+                "lambda_min_clipped": -Infinity, "solver_order": 3, "_use_default_values": ["solver_order"]}"#,
         )?;
         let heun = source.convert(SchedulerKind::HeunDiscrete);
         assert_eq!(heun.fields()["beta_end"], 0.5);
         // Not given, so not DPM-Solver's default but Heun's.
         assert_eq!(heun.fields()["beta_start"], 0.00085);
+        // A file between changes nothing, and holds nothing that is a string only here.
+        let stored = SchedulerConfig::from_json(&source.named("lcm")?.to_json().to_string())?;
+        assert_eq!(stored.kind(), SchedulerKind::Lcm);
+        assert_eq!(stored.named("heun")?.fields(), heun.fields());
+        assert!(!source.to_json().to_string().contains("Infinity"));
         let unipc = source.convert(SchedulerKind::UniPcMultistep);
         assert_eq!(unipc.fields()["solver_type"], "bh2");
         assert_eq!(unipc.fields()["solver_order"], 2);

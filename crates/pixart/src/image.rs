@@ -41,9 +41,9 @@ pub struct Parameters {
     /// How much of the way from noise was drawn anew of a picture that was started from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub strength: Option<f64>,
-    /// What the ControlNet's corrections were multiplied with, if one was followed.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub control_scale: Option<f64>,
+    /// How a ControlNet was followed, if one was.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub control: Option<ControlParameters>,
     /// Whether prompts were cleaned.
     pub clean_caption: bool,
     /// Width and height that were drawn, before resizing and cropping.
@@ -60,6 +60,17 @@ pub struct Parameters {
     pub dtype: String,
     /// This program's version.
     pub version: String,
+}
+
+/// How a ControlNet was followed.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ControlParameters {
+    /// What its corrections were multiplied with.
+    pub control_scale: f64,
+    /// The share of the steps before which it was not followed.
+    pub control_start: f64,
+    /// The share of the steps after which it was no longer followed.
+    pub control_end: f64,
 }
 
 impl Parameters {
@@ -173,6 +184,33 @@ where
     crop_imm(image, (scaled_width - width) / 2, (scaled_height - height) / 2, width, height).to_image()
 }
 
+/// A picture at the size `drawn` (height, width), of which [`resize_and_crop`] shows `wanted`: it covers what will be seen, where it
+/// would lie in a picture of that size, and its outermost pixels go on beside it. One that has the drawn size is taken as it is.
+pub(crate) fn fit<P>(
+    image: &ImageBuffer<P, Vec<u8>>,
+    wanted: (usize, usize),
+    drawn: (usize, usize),
+) -> ImageBuffer<P, Vec<u8>>
+where
+    P: Pixel<Subpixel = u8> + 'static,
+{
+    let (height, width) = (drawn.0 as u32, drawn.1 as u32);
+    if image.dimensions() == (width, height) {
+        return image.clone();
+    }
+    let ratio = (wanted.0 as f64 / drawn.0 as f64).max(wanted.1 as f64 / drawn.1 as f64);
+    let seen = |wanted: usize, drawn: u32| ((wanted as f64 / ratio).round() as u32).clamp(1, drawn);
+    let (seen_height, seen_width) = (seen(wanted.0, height), seen(wanted.1, width));
+    let covered = cover(image, seen_width, seen_height);
+    if covered.dimensions() == (width, height) {
+        return covered;
+    }
+    let inside = |at: u32, drawn: u32, seen: u32| at.saturating_sub((drawn - seen) / 2).min(seen - 1);
+    ImageBuffer::from_fn(width, height, |x, y| {
+        *covered.get_pixel(inside(x, width, seen_width), inside(y, height, seen_height))
+    })
+}
+
 /// Resizes images `[batch, channels, h, w]` so that they cover `height` × `width`, bilinearly, and cuts that out of
 /// their middle: how diffusers brings an image of a bin's size to the size that was asked for.
 pub(crate) fn resize_and_crop(images: &Tensor, height: usize, width: usize) -> Result<Tensor> {
@@ -205,7 +243,7 @@ mod tests {
             index: 0,
             eta: 0.0,
             strength: None,
-            control_scale: None,
+            control: None,
             clean_caption: true,
             drawn_size: [3, 2],
             scheduler_config: serde_json::Map::new(),
@@ -252,6 +290,25 @@ mod tests {
         assert!(image.save(&occupied).is_err());
         assert!(image.save(folder.path().join("no/such/folder.png")).is_err());
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    /// What is started from lies in the picture where it lay, whichever size is drawn between.
+    #[test]
+    fn a_fitted_picture_is_seen_in_its_place() {
+        let (width, height) = (200, 140);
+        let wave = |at: u32, length: f64| (127.5 + 120.0 * (f64::from(at) / length).sin()) as u8;
+        let picture = RgbImage::from_fn(width, height, |x, y| image::Rgb([wave(x, 9.0), wave(y, 7.0), 90]));
+        for drawn in [(208, 304), (256, 256), (140, 200), (160, 200), (96, 300)] {
+            let fitted = fit(&picture, (height as usize, width as usize), drawn);
+            assert_eq!(fitted.dimensions(), (drawn.1 as u32, drawn.0 as u32));
+            let tensor = from_pixels(&fitted, &Device::Cpu).unwrap();
+            let seen = to_pixels(&resize_and_crop(&tensor, height as usize, width as usize).unwrap()).unwrap();
+            let apart = seen.as_raw().iter().zip(picture.as_raw()).map(|(a, b)| f64::from(a.abs_diff(*b)));
+            let apart = apart.sum::<f64>() / picture.as_raw().len() as f64;
+            assert!(apart < 5.0, "{drawn:?}: {apart} of 255");
+        }
+        let drawn = RgbImage::new(304, 208);
+        assert_eq!(fit(&drawn, (140, 200), (208, 304)), drawn);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use pixart_nn::transformer::TransformerConfig;
 use pixart_nn::vae::{Posterior, VaeConfig};
 use pixart_weights::{Part, PipelineKind};
 
-use crate::image::{cover, from_pixels, resize_and_crop, to_pixels};
+use crate::image::{ControlParameters, fit, from_pixels, resize_and_crop, to_pixels};
 use crate::limit::needs_encoder;
 use crate::memory::{BAND_ELEMENTS, PROMPTS_AT_ONCE};
 use crate::parts::Parts;
@@ -160,14 +160,14 @@ impl Pipeline {
         self.sharing(request, &self.plan(request)?).map(|_| ())
     }
 
-    /// Width and height that are drawn for a request, before the picture is cut to what it asks for: what conditions are
-    /// fitted to.
+    /// A picture at the size that is drawn for a request, before what is drawn is cut to what it asks for; what is in the picture
+    /// will be seen where it lies. Edges that are found in it are a map that [`Control`](crate::Control) takes as it is.
     ///
     /// # Errors
     /// A request that makes no sense.
-    pub fn drawn_size(&self, request: &Request) -> Result<(u32, u32)> {
-        let (height, width) = self.plan(request)?.drawn;
-        Ok((width as u32, height as u32))
+    pub fn fit(&self, request: &Request, picture: &RgbImage) -> Result<RgbImage> {
+        let plan = self.plan(request)?;
+        Ok(fit(picture, plan.wanted, plan.drawn))
     }
 
     /// Draws what `request` asks for.
@@ -320,18 +320,16 @@ impl Pipeline {
         }
         let (device, factor) = (self.device().clone(), self.vae_config.scaling_factor);
         let vae = self.parts.vae(&self.vae_config)?;
-        let (height, width) = (plan.drawn.0 as u32, plan.drawn.1 as u32);
-        let encode =
-            |pixels: &RgbImage| Ok::<_, Error>(vae.encode(&from_pixels(&cover(pixels, width, height), &device)?)?);
+        let encode = |pixels: &RgbImage| Ok::<_, Error>(vae.encode(&from_pixels(pixels, &device)?)?);
         let control = match &request.control {
             // The most likely latents of the map, in three equal channels.
             Some(control) => {
-                let map = image::DynamicImage::ImageLuma8(cover(&control.map, width, height)).into_rgb8();
+                let map = image::DynamicImage::ImageLuma8(fit(&control.map, plan.wanted, plan.drawn)).into_rgb8();
                 Some((encode(&map)?.mean * factor)?)
             }
             None => None,
         };
-        let init = request.init.as_ref().map(|init| encode(&init.image)).transpose()?;
+        let init = request.init.as_ref().map(|init| encode(&fit(&init.image, plan.wanted, plan.drawn))).transpose()?;
         Ok(EncodedImages { control, init })
     }
 
@@ -445,7 +443,11 @@ impl Pipeline {
             model: model.file_name().unwrap_or_default().to_string_lossy().into_owned(),
             eta: request.eta,
             strength: request.init.as_ref().map(|init| init.strength),
-            control_scale: request.control.as_ref().map(|control| control.scale),
+            control: request.control.as_ref().map(|control| ControlParameters {
+                control_scale: control.scale,
+                control_start: control.start,
+                control_end: control.end,
+            }),
             clean_caption: request.clean_caption,
             drawn_size: [plan.drawn.1, plan.drawn.0],
             scheduler_config: self.scheduler.fields(),

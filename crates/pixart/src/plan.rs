@@ -38,6 +38,7 @@ impl Plan {
         let options = StepOptions { eta: request.eta, strength, ..StepOptions::default() };
         let solver = scheduler.solver(steps, &options)?;
         let first_step = first_step(steps, strength, solver.as_ref(), distilled)?;
+        check_control(request, solver.timesteps().len() - first_step)?;
 
         let downscale = vae.downscale();
         let native = transformer.sample_size * downscale;
@@ -76,6 +77,18 @@ fn first_step(steps: usize, strength: f64, solver: &dyn Solver, distilled: bool)
     match (steps as f64 * strength) as usize {
         0 => Err(Error::request(format!("a strength of {strength} leaves none of {steps} steps; raise one of them"))),
         left => Ok((steps - left.min(steps)) * solver.order()),
+    }
+}
+
+/// Refuses a ControlNet that would be followed in none of the steps.
+fn check_control(request: &Request, steps: usize) -> Result<()> {
+    match &request.control {
+        Some(control) if !(0..steps).any(|step| control.applies(step, steps)) => Err(Error::request(format!(
+            "from {} to {} of {steps} steps there is not a whole one that control could apply to; widen the share or raise \
+             the steps",
+            control.start, control.end
+        ))),
+        _ => Ok(()),
     }
 }
 

@@ -5,7 +5,7 @@ use image::GrayImage;
 use pixart_diffusion::{NoiseSource, Solver};
 use pixart_nn::vae::Posterior;
 
-use crate::image::cover;
+use crate::image::fit;
 use crate::plan::Plan;
 use crate::{InitImage, Request, Result, Seeds};
 
@@ -89,9 +89,8 @@ fn sample(posterior: &Posterior, plan: &Plan, request: &Request, source: &mut No
 /// A mask at the latents' size: the value at the corner of each of their pixels.
 fn latent_mask(mask: &GrayImage, plan: &Plan, device: &Device) -> Result<Tensor> {
     let (_, _, height, width) = plan.latents_shape;
-    let (drawn_height, drawn_width) = plan.drawn;
-    let mask = cover(mask, drawn_width as u32, drawn_height as u32);
-    let (rows, columns) = (drawn_height / height, drawn_width / width);
+    let mask = fit(mask, plan.wanted, plan.drawn);
+    let (rows, columns) = (plan.drawn.0 / height, plan.drawn.1 / width);
     let at = |row: usize, column: usize| mask.get_pixel((column * columns) as u32, (row * rows) as u32)[0];
     let values = (0..height).flat_map(|row| (0..width).map(move |column| (row, column)));
     let values: Vec<f32> = values.map(|(row, column)| f32::from(u8::from(at(row, column) >= MASK_THRESHOLD))).collect();

@@ -10,7 +10,7 @@ use common::relative_error;
 use pixart_nn::controlnet::ControlNet;
 use pixart_nn::hed::Hed;
 use pixart_nn::transformer::{PixArtTransformer, SizeConditions, TransformerConfig};
-use pixart_weights::{Part, PipelineFolder, Weights, controlnet_config, open_part, read_tensors};
+use pixart_weights::{Part, PipelineFolder, Weights, controlnet_config, convert_controlnet, open_part, read_tensors};
 
 type Result<T = ()> = std::result::Result<T, Box<dyn std::error::Error>>;
 
@@ -89,6 +89,21 @@ fn controlled_predictions() -> Result {
         assert_eq!(relative_error(&alone, &plain)?, 0.0);
         assert!(relative_error(&output, &plain)? > 0.1);
     }
+    Ok(())
+}
+
+/// The folder that PixArt's own file is converted to holds the same network.
+#[test]
+fn a_converted_controlnet_predicts_the_same() -> Result {
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("converted");
+    convert_controlnet(&fixtures().join("original.pth"), &path)?;
+    let inputs = Inputs::read()?;
+    let transformer = base("base")?;
+    let config = transformer.config().clone();
+    let transformer = transformer.with_control(control(&path, &config)?)?;
+    let error = relative_error(&inputs.predict("two", &transformer, Some(1.0))?, inputs.get("two", "output"))?;
+    assert!(error <= 1e-5, "relative error {error:.2e}");
     Ok(())
 }
 

@@ -64,7 +64,8 @@ impl FromStr for ControlType {
 /// What a request's ControlNet follows, and how closely.
 #[derive(Debug, Clone)]
 pub struct Control {
-    /// Light edges on black. It is resized to cover the picture, and what lies over is cut off.
+    /// Light edges on black. It is resized to cover the picture, and what lies over is cut off; a map of the size that is drawn
+    /// is taken as it is.
     pub map: GrayImage,
     /// What the ControlNet's corrections are multiplied with; 0 and more.
     pub scale: f64,
@@ -104,7 +105,7 @@ impl Control {
 /// A picture to start from.
 #[derive(Debug, Clone)]
 pub struct InitImage {
-    /// It is resized to cover what is drawn, and what lies over is cut off.
+    /// It is resized to cover the picture, and what lies over is cut off.
     pub image: RgbImage,
     /// How much of the way from noise to a picture is drawn anew, above 0 and up to 1.
     pub strength: f64,

@@ -1,6 +1,7 @@
 //! Whole images, against what diffusers' pipelines draw from the same folders, prompts and seeds
 //! (`tools/reference/pipelines.py`).
 
+mod control;
 mod edits;
 
 use std::collections::BTreeMap;

@@ -74,7 +74,8 @@ fn model_index() -> Value {
     })
 }
 
-/// The solver that published PixArt models come with.
+/// The solver that published PixArt models come with, its steps evenly spaced in the logarithm of the signal-to-noise ratio:
+/// evenly in time, guidance is followed past what a new network draws well (docs/tiny-model.md).
 fn scheduler_config() -> Value {
     json!({
         "_class_name": "DPMSolverMultistepScheduler",
@@ -87,5 +88,6 @@ fn scheduler_config() -> Value {
         "solver_order": 2,
         "solver_type": "midpoint",
         "lower_order_final": true,
+        "use_lu_lambdas": true,
     })
 }
