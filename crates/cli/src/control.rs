@@ -51,12 +51,11 @@ impl Followed {
         Control { map, scale: args.control_scale, start: args.control_start, end: args.control_end }
     }
 
-    /// The edges at the size that is drawn for `request`: a detector finds others in a larger picture, and ControlNets are trained
-    /// on those that it finds at their size.
-    pub fn edges(&self, pipeline: &Pipeline, request: &Request) -> Result<GrayImage> {
-        let picture = pipeline.fit(request, &self.picture)?;
-        tracing::info!("edges by {} at {}x{}", self.kind.name(), picture.width(), picture.height());
-        Ok(self.detector.detect(&picture)?)
+    /// The edges at the size that is drawn for `request`.
+    pub fn edges(self, pipeline: &Pipeline, request: &Request) -> Result<GrayImage> {
+        let map = pipeline.edges(request, &self.picture, &self.detector)?;
+        tracing::info!("edges by {} at {}x{}", self.kind.name(), map.width(), map.height());
+        Ok(map)
     }
 }
 

@@ -48,7 +48,7 @@ pub fn run(args: Box<GenerateArgs>) -> Result<()> {
             bail!("{} cannot hold both the picture and the edges", path.display());
         }
     }
-    if let Some(followed) = &followed {
+    if let Some(followed) = followed {
         let edges = followed.edges(&pipeline, &all)?;
         if let Some(path) = &args.control.save_control {
             control::save(&edges, path)?;

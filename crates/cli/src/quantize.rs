@@ -1,4 +1,6 @@
+use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
@@ -7,15 +9,19 @@ use pixart::Pipeline;
 use pixart_weights::{Calibration, Part, PipelineFolder, QuantiseProgress, Scheme, quantise_part, quantise_pipeline};
 
 use crate::args::QuantizeArgs;
-use crate::open;
 use crate::output::{peak_memory, print};
 use crate::progress::Progress;
+use crate::{interrupt, open};
 
 pub fn run(args: QuantizeArgs) -> Result<()> {
     let start = Instant::now();
     let source = open::model(args.model.as_deref())?;
     let progress = Progress::new(args.quiet);
-    let shown = |done: QuantiseProgress| progress.quantise(done);
+    let interrupted = interrupt::flag()?;
+    let shown = |done: QuantiseProgress| {
+        progress.quantise(done);
+        if interrupted.load(Ordering::SeqCst) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
     let is_pipeline = source.join("model_index.json").exists();
     let parts = match is_pipeline {
         true => of_pipeline(&args, &source)?,
@@ -34,7 +40,10 @@ pub fn run(args: QuantizeArgs) -> Result<()> {
         false => quantise_part(&source, parts[0], args.scheme, &args.output, &shown),
     };
     progress.clear();
-    written?;
+    match written {
+        Err(pixart_weights::Error::Cancelled) => return Err(pixart::Error::Cancelled.into()),
+        other => other?,
+    }
     let sizes = parts.iter().map(|part| {
         let [before, after] = match is_pipeline {
             true => [&source, &args.output].map(|folder| size(&folder.join(part.name()))),

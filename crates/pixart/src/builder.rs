@@ -75,7 +75,7 @@ impl PipelineBuilder {
         self
     }
 
-    /// Decodes a few rows of pixels after another: much less memory for large pictures, and nearly twice the time. Nothing is
+    /// Decodes a few rows of pixels after another: much less memory for large pictures, and about twice the time. Nothing is
     /// approximated.
     pub fn vae_tiling(mut self, vae_tiling: bool) -> Self {
         self.vae_tiling = vae_tiling;

@@ -41,7 +41,7 @@ pub use bins::nearest_bin;
 pub use builder::{PipelineBuilder, read_scheduler};
 pub use calibrate::calibrate;
 pub use caption::{clean_caption, plain_caption};
-pub use control::{Control, ControlType, Detector, InitImage};
+pub use control::{Control, ControlType, Detector, HedDetector, InitImage};
 pub use decode::decode_picture;
 pub use device::{DeviceChoice, Precision, device_name, dtype_name};
 pub use embeddings::PromptEmbeds;

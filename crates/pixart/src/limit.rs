@@ -5,7 +5,7 @@ use pixart_weights::{Part, Scheme};
 
 use crate::memory::{self, MemoryEstimate, PartSizes, Sharing, Work, refusal};
 use crate::plan::Plan;
-use crate::{Pipeline, Request, Result};
+use crate::{Detector, Pipeline, Request, Result};
 
 /// Sizes that are offered in place of one that does not fit are multiples of this.
 const SIZES: usize = 64;
@@ -75,7 +75,20 @@ impl Pipeline {
             _ => "nothing smaller is known",
         };
         let estimate = MemoryEstimate { encode, ..MemoryEstimate::default() };
-        Err(refusal(&format!("encoding {prompts} prompts"), &estimate, limit, instead))
+        let what = if prompts == 1 { "encoding a prompt".into() } else { format!("encoding {prompts} prompts") };
+        Err(refusal(&what, &estimate, limit, instead))
+    }
+
+    /// Refuses to look for edges in a picture of this size (height, width) where the limit does not allow it.
+    pub(crate) fn check_detection(&self, detector: &Detector, (height, width): (usize, usize)) -> Result<()> {
+        let Some(limit) = self.memory_limit else { return Ok(()) };
+        let encode = memory::detecting(detector, (height * width) as u64);
+        if encode <= limit {
+            return Ok(());
+        }
+        let estimate = MemoryEstimate { encode, ..MemoryEstimate::default() };
+        let instead = "a map of edges that is there already takes less (--control-type none)";
+        Err(refusal(&format!("finding edges at {width}x{height}"), &estimate, limit, instead))
     }
 
     fn part_sizes(&self, request: &Request, plan: &Plan, scheme: Option<Scheme>) -> Result<PartSizes> {
@@ -93,7 +106,7 @@ impl Pipeline {
     }
 
     fn work(&self, request: &Request, plan: &Plan, encoder: Option<&T5Config>) -> Result<Work> {
-        let configs = (&self.transformer_config, &self.vae_config);
+        let configs = (&self.transformer_config, self.parts.controlnet_config.as_ref(), &self.vae_config);
         Ok(Work::new(request, plan, self.text_length(request)?, encoder, configs, self.dtype()))
     }
 

@@ -1,6 +1,7 @@
 //! What a request takes of memory: estimated before any weight is read, and measured.
 
 use candle_core::DType;
+use pixart_nn::controlnet::ControlNetConfig;
 use pixart_nn::t5::T5Config;
 use pixart_nn::transformer::TransformerConfig;
 use pixart_nn::vae::VaeConfig;
@@ -8,7 +9,7 @@ use pixart_weights::{Part, Scheme};
 
 use crate::parts::Loader;
 use crate::plan::Plan;
-use crate::{Error, Request, Result};
+use crate::{Detector, Error, Request, Result};
 
 /// Bytes of the program itself.
 const PROGRAM: u64 = 100_000_000;
@@ -19,8 +20,8 @@ pub(crate) const PROMPTS_AT_ONCE: usize = 8;
 /// Numbers in a band of an image between a decoder's layers: enough that the rows around it, which are computed twice, are few.
 pub(crate) const BAND_ELEMENTS: usize = 1 << 24;
 
-/// What is held of a decoder's layers at once: of its largest image between two layers, decoded whole; and, decoded in bands, of
-/// an image as large as the picture with as many channels as the last layers have, and bands beside it. Measured
+/// What is held of a decoder's layers, or of HED's, at once: of their largest image between two layers; and of a decoder's in bands,
+/// of an image as large as the picture with as many channels as the last layers have, and bands beside it. Measured
 /// (docs/memory.md, "Estimates").
 const WHOLE_IMAGES: f64 = 3.8;
 const BANDED_IMAGES: f64 = 1.3;
@@ -29,6 +30,11 @@ const BANDS: f64 = 8.0;
 /// Numbers that are held at once for each of a token's in the transformer, in f32 and in its dtype.
 const STREAM: u64 = 5;
 const HIDDEN: u64 = 10;
+/// Numbers more in f32 beside a ControlNet: its own tokens, and the correction that they become.
+const CONTROL_STREAM: u64 = 2;
+
+/// Bytes for each pixel that detectors other than HED hold at once.
+const DETECTED: u64 = 40;
 
 /// Pictures in f32 that are held while one is resized.
 const RESIZED: u64 = 4;
@@ -110,7 +116,7 @@ impl Work {
         plan: &Plan,
         length: usize,
         encoder: Option<&T5Config>,
-        (transformer, vae): (&TransformerConfig, &VaeConfig),
+        (transformer, controlnet, vae): (&TransformerConfig, Option<&ControlNetConfig>, &VaeConfig),
         dtype: DType,
     ) -> Self {
         let (prompts, rows) = (request.num_prompts() as u64, if plan.is_guided() { 2 } else { 1 });
@@ -119,11 +125,12 @@ impl Work {
         // All pictures stay until the last one is there.
         let resized = if plan.wanted == plan.drawn { 0 } else { RESIZED * 12 * wanted };
         let pictures = resized + plan.latents_shape.0 as u64 * 3 * wanted;
+        let copies = controlnet.filter(|_| request.control.is_some()).map_or(0, |controlnet| controlnet.num_layers);
         let from_pictures = request.control.is_some() || request.init.is_some();
         Self {
             texts: encoder.map_or(0, |encoder| encoding(encoder, request.num_prompts(), length, rows)),
             pictures: if from_pictures { image_bytes(vae, 0, pixels, dtype, WHOLE_IMAGES) } else { 0 },
-            denoise: denoising(transformer, plan, prompts * rows, rows, length, vae, dtype),
+            denoise: denoising(transformer, copies, plan, (prompts * rows, rows, length), vae, dtype),
             decode_whole: pictures + decoding(vae, pixels, dtype, false),
             decode_in_bands: pictures + decoding(vae, pixels, dtype, true),
         }
@@ -161,6 +168,17 @@ pub(crate) fn text_encoder(loader: &Loader, scheme: Option<Scheme>, prompts: usi
     Ok(PROGRAM + weights(loader, Part::TextEncoder, scheme)? + encoding(&config, prompts, length, 2))
 }
 
+/// What looking for edges in a picture of so many pixels takes, weights and all.
+pub(crate) fn detecting(detector: &Detector, pixels: u64) -> u64 {
+    PROGRAM
+        + match detector {
+            Detector::Hed(hed) => {
+                hed.weights + (WHOLE_IMAGES * (pixels * 4 * hed.network.width() as u64) as f64) as u64
+            }
+            Detector::Canny | Detector::Lineart | Detector::Brightness => DETECTED * pixels,
+        }
+}
+
 /// What decoding a picture of so many pixels takes, weights and all.
 pub(crate) fn autoencoder(loader: &Loader, vae: &VaeConfig, pixels: u64, in_bands: bool) -> Result<u64> {
     Ok(PROGRAM + weights(loader, Part::Vae, None)? + decoding(vae, pixels, loader.dtype, in_bands) + 3 * pixels)
@@ -181,20 +199,21 @@ fn encoding(config: &T5Config, prompts: usize, length: usize, texts: u64) -> u64
     4 * (at_once + 2 * texts * (prompts * length * config.d_model) as u64)
 }
 
-/// A picture at a time, with the keys and values of `texts`.
+/// A picture at a time, with the keys and values of `texts`, of which a picture has `rows`, for every block and those that a
+/// ControlNet has copied.
 fn denoising(
     config: &TransformerConfig,
+    copies: usize,
     plan: &Plan,
-    texts: u64,
-    rows: u64,
-    length: usize,
+    (texts, rows, length): (u64, u64, usize),
     vae: &VaeConfig,
     dtype: DType,
 ) -> u64 {
     let size = dtype.size_in_bytes() as u64;
     let tokens = (plan.drawn.0 * plan.drawn.1 / (vae.downscale() * config.patch_size).pow(2)) as u64;
-    let of_text = (config.num_layers * 2 * length) as u64 * size;
-    config.width() as u64 * (rows * tokens * (4 * STREAM + size * HIDDEN) + texts * of_text)
+    let of_text = ((config.num_layers + copies) * 2 * length) as u64 * size;
+    let streams = STREAM + if copies > 0 { CONTROL_STREAM } else { 0 };
+    config.width() as u64 * (rows * tokens * (4 * streams + size * HIDDEN) + texts * of_text)
 }
 
 /// `images` of so many pixels with as many channels as the last block but `before` has.
@@ -216,7 +235,11 @@ fn decoding(vae: &VaeConfig, pixels: u64, dtype: DType, in_bands: bool) -> u64 {
 
 /// What is said to someone whose limit is too low for `estimate`.
 pub(crate) fn refusal(what: &str, estimate: &MemoryEstimate, limit: u64, instead: &str) -> Error {
-    let gb = |bytes: u64| format!("{:.1} GB", bytes as f64 / 1e9);
+    // Two digits tell what is needed from what is there even of little.
+    let gb = |bytes: u64| match bytes {
+        ..1_000_000_000 => format!("{:.0} MB", bytes as f64 / 1e6),
+        _ => format!("{:.1} GB", bytes as f64 / 1e9),
+    };
     let stages = [("encoding", estimate.encode), ("denoising", estimate.denoise), ("decoding", estimate.decode)];
     let stages: Vec<String> =
         stages.iter().filter(|(_, bytes)| *bytes > 0).map(|(stage, bytes)| format!("{stage} {}", gb(*bytes))).collect();

@@ -3,7 +3,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use candle_core::{DType, Device, Tensor};
-use image::RgbImage;
+use image::{GrayImage, RgbImage};
 use pixart_diffusion::{Generator, NoiseSource, SchedulerConfig};
 use pixart_nn::transformer::TransformerConfig;
 use pixart_nn::vae::{Posterior, VaeConfig};
@@ -18,7 +18,8 @@ use crate::predictor::Predictor;
 use crate::prompt::tokenize;
 use crate::start::Start;
 use crate::{
-    Error, Image, Parameters, PipelineBuilder, PromptEmbeds, Request, Result, Seeds, clean_caption, plain_caption,
+    Detector, Error, Image, Parameters, PipelineBuilder, PromptEmbeds, Request, Result, Seeds, clean_caption,
+    plain_caption,
 };
 
 /// A step of the solver, told when it is done.
@@ -160,14 +161,15 @@ impl Pipeline {
         self.sharing(request, &self.plan(request)?).map(|_| ())
     }
 
-    /// A picture at the size that is drawn for a request, before what is drawn is cut to what it asks for; what is in the picture
-    /// will be seen where it lies. Edges that are found in it are a map that [`Control`](crate::Control) takes as it is.
+    /// The edges of a picture at the size that is drawn for a request, a map for its [`Control`](crate::Control): a detector finds
+    /// others in a larger picture, and ControlNets are trained on those that it finds at their size.
     ///
     /// # Errors
-    /// A request that makes no sense.
-    pub fn fit(&self, request: &Request, picture: &RgbImage) -> Result<RgbImage> {
+    /// A request that makes no sense; a picture that has no edges to be found; what the limit of memory does not allow.
+    pub fn edges(&self, request: &Request, picture: &RgbImage, detector: &Detector) -> Result<GrayImage> {
         let plan = self.plan(request)?;
-        Ok(fit(picture, plan.wanted, plan.drawn))
+        self.check_detection(detector, plan.drawn)?;
+        detector.detect(&fit(picture, plan.wanted, plan.drawn))
     }
 
     /// Draws what `request` asks for.

@@ -47,6 +47,9 @@ pub enum Error {
         /// The network's shape.
         wanted: Vec<usize>,
     },
+    /// Someone asked to stop.
+    #[error("stopped")]
+    Cancelled,
     /// A computation that failed.
     #[error("{0}")]
     Tensor(String),

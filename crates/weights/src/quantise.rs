@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
@@ -27,19 +28,22 @@ pub struct QuantiseProgress {
     pub total: u64,
 }
 
+/// Is told how far it is; its `Break` ends the work with [`Error::Cancelled`].
+type OnProgress<'a> = &'a dyn Fn(QuantiseProgress) -> ControlFlow<()>;
+
 /// Rounds `parts` of a pipeline to 8 bits, and writes it, its other parts as they are, to the new folder `output`. No more of
 /// the weights than a tensor is ever in memory. `calibration` says what inputs of layers look like.
 ///
 /// # Errors
-/// A part that is missing, broken or in 8 bits already; weights that are not finite; an `output` that exists. On an error no
-/// folder is left.
+/// A part that is missing, broken or in 8 bits already; weights that are not finite; an `output` that exists; a `Break` of
+/// `on_progress`, which is told of every tensor. On an error no folder is left.
 pub fn quantise_pipeline(
     folder: &PipelineFolder,
     parts: &[Part],
     scheme: Scheme,
     calibration: Option<&Calibration>,
     output: &Path,
-    on_progress: &dyn Fn(QuantiseProgress),
+    on_progress: OnProgress,
 ) -> Result<()> {
     let opened = parts.iter().map(|part| {
         let path = folder.part_path(*part);
@@ -61,13 +65,7 @@ pub fn quantise_pipeline(
 ///
 /// # Errors
 /// As there.
-pub fn quantise_part(
-    folder: &Path,
-    part: Part,
-    scheme: Scheme,
-    output: &Path,
-    on_progress: &dyn Fn(QuantiseProgress),
-) -> Result<()> {
+pub fn quantise_part(folder: &Path, part: Part, scheme: Scheme, output: &Path, on_progress: OnProgress) -> Result<()> {
     let (_, weights) = crate::open_part::<serde_json::Value>(folder, part, DType::F32)?;
     let weights = unrounded(part, weights)?;
     new_folder(output, |temporary| {
@@ -94,7 +92,7 @@ fn write_part(
     scheme: Scheme,
     calibration: Option<&Calibration>,
     to: &Path,
-    on_progress: &dyn Fn(QuantiseProgress),
+    on_progress: OnProgress,
 ) -> Result<()> {
     // Where only weights are rounded, it does not matter what inputs look like.
     let calibration = calibration.filter(|_| scheme == Scheme::Int8);
@@ -137,7 +135,9 @@ fn write_part(
             }
             weights.release(stored);
             read += stored.bytes.len() as u64;
-            on_progress(QuantiseProgress { part, read, total });
+            if on_progress(QuantiseProgress { part, read, total }).is_break() {
+                return Err(Error::Cancelled);
+            }
         }
         Ok(())
     })
@@ -155,10 +155,7 @@ type WriteTensor<'a> = &'a mut dyn FnMut(&str, &[u8]) -> Result<()>;
 fn write_kept(weights: &Weights, part: Part, name: &str, stored: &StoredTensor, write: WriteTensor) -> Result<()> {
     let path = weights.path_of(stored);
     let tensor = weights.tensor(name, DType::F32, &Device::Cpu)?;
-    // Zero times a number is zero, but for those that are not finite.
-    if (&tensor * 0.0)?.sum_all()?.to_scalar::<f32>()? != 0.0 {
-        return Err(Error::corrupt(path, format!("tensor {name:?} is not finite: it holds NaN or infinity")));
-    }
+    weights.check_values(name, stored, &tensor)?;
     match kept_dtype(part, name, stored.dtype) {
         dtype if dtype == stored.dtype => write(name, weights.bytes(stored)),
         dtype => write(name, &tensor_bytes(&tensor, dtype, path)?),

@@ -12,6 +12,9 @@ use safetensors::SafeTensors;
 use crate::mapped::MappedFile;
 use crate::{Error, Lora, Part, Result, Scheme, StoredDtype, elements, pickle, read_json};
 
+/// Values of a tensor that are looked at together for those that are not finite.
+const CHECKED_AT_ONCE: usize = 1 << 20;
+
 /// Where a tensor is on disk.
 #[derive(Debug, Clone)]
 pub struct StoredTensor {
@@ -227,7 +230,24 @@ impl Weights {
         }
         let tensor = elements::tensor(self.bytes(stored), stored.dtype, dtype, &stored.shape, device, release)?;
         self.mark_read(name, stored);
+        if self.rounding.is_some() {
+            self.check_values(name, stored, &tensor)?;
+        }
         Ok(tensor)
+    }
+
+    /// Refuses a tensor with values that are not finite.
+    pub(crate) fn check_values(&self, name: &str, stored: &StoredTensor, tensor: &Tensor) -> Result<()> {
+        let values = tensor.flatten_all()?;
+        for start in (0..values.elem_count()).step_by(CHECKED_AT_ONCE) {
+            let some = values.narrow(0, start, CHECKED_AT_ONCE.min(values.elem_count() - start))?;
+            // Zero times a number is zero, but for those that are not finite.
+            if (some * 0.0)?.to_dtype(DType::F32)?.sum_all()?.to_scalar::<f32>()? != 0.0 {
+                let reason = format!("tensor {name:?} is not finite: it holds NaN or infinity");
+                return Err(Error::corrupt(self.path_of(stored), reason));
+            }
+        }
+        Ok(())
     }
 
     /// Hands the tensors to a network.

@@ -60,6 +60,29 @@ fn what_does_not_fit_is_refused_before_any_work_with_what_would() {
     assert!(peak(&drawn) <= 0.3e9, "{drawn}");
 }
 
+/// Where 8 bits are enough, that is what is offered, and it is enough.
+#[test]
+fn eight_bits_are_offered_where_they_are_enough() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let encode = |dtype| ["encode", "a red circle", "--dtype", dtype, "--memory-limit", "102MB", "--output", "embeds"];
+    let told = fail(&encode("f32"), folder);
+    assert!(told.contains("encoding a prompt takes about") && told.contains("it fits with --dtype int8"), "{told}");
+    assert!(peak(&succeed(&encode("int8"), folder)) <= 0.102e9);
+
+    let generate = |dtype: &'static str, limit: &'static str, size: &'static str| {
+        let what = ["generate", "a red circle", "--steps", "1", "--output", "picture.png", "--no-resolution-binning"];
+        what.into_iter()
+            .chain(["--dtype", dtype, "--memory-limit", limit, "--width", size, "--height", size])
+            .collect::<Vec<_>>()
+    };
+    let told = fail(&generate("f32", "116MB", "128"), folder);
+    assert!(told.contains("the limit is 116 MB; 64x64 fits with --dtype int8"), "{told}");
+    assert!(peak(&succeed(&generate("int8", "116MB", "64"), folder)) <= 0.116e9);
+    let told = fail(&generate("f32", "90MB", "128"), folder);
+    assert!(told.contains("no size fits") && told.contains("--prompt-embeds"), "{told}");
+}
+
 #[test]
 fn info_estimates_memory_by_dtype_and_size() {
     let folder = tempfile::tempdir().unwrap();

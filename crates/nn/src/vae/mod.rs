@@ -160,7 +160,7 @@ impl AutoencoderKl {
     }
 
     /// As [`AutoencoderKl::decode`], a few rows of pixels after another, so that little more is in memory at once than the largest
-    /// of the images between the layers, and in nearly twice the time. Norms are over the whole image; the result differs by rounding
+    /// of the images between the layers, and in about twice the time. Norms are over the whole image; the result differs by rounding
     /// alone. A band of rows has about `elements` numbers.
     pub fn decode_in_bands(&self, latents: &Tensor, elements: usize) -> Result<Tensor> {
         let latents = latents.to_dtype(self.dtype)?;

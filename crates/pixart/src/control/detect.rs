@@ -20,11 +20,20 @@ const LINEART_SIGMA: f32 = 6.0;
 const LINEART_THRESHOLD: f32 = 8.0;
 const LINEART_LEAST: f32 = 16.0;
 
+/// The HED network, where it computes.
+#[derive(Debug)]
+pub struct HedDetector {
+    pub(crate) network: Hed,
+    /// Bytes of its weights.
+    pub(crate) weights: u64,
+    device: Device,
+}
+
 /// Finds the edges that a ControlNet follows.
 #[derive(Debug)]
 pub enum Detector {
     /// By the HED network.
-    Hed(Box<Hed>, Device),
+    Hed(Box<HedDetector>),
     /// By Canny's detector.
     Canny,
     /// By comparing with a blurred picture.
@@ -59,7 +68,8 @@ impl Detector {
             })?;
         }
         let network = Hed::new(widths, weights.named(DType::F32, device))?;
-        Ok(Self::Hed(Box::new(network), device.clone()))
+        let weights = weights.bytes_in(DType::F32);
+        Ok(Self::Hed(Box::new(HedDetector { network, weights, device: device.clone() })))
     }
 
     /// A map of the picture's size: light edges on black.
@@ -69,7 +79,7 @@ impl Detector {
     pub fn detect(&self, picture: &RgbImage) -> Result<GrayImage> {
         check_shape("the condition image", picture.dimensions())?;
         match self {
-            Self::Hed(network, device) => hed(network, device, picture),
+            Self::Hed(hed) => hed.detect(picture),
             Self::Canny => {
                 let [low, high] = CANNY_THRESHOLDS;
                 Ok(canny(&imageops::grayscale(picture), low, high))
@@ -80,19 +90,21 @@ impl Detector {
     }
 }
 
-fn hed(network: &Hed, device: &Device, picture: &RgbImage) -> Result<GrayImage> {
-    let (width, height) = picture.dimensions();
-    if width < 16 || height < 16 {
-        return Err(Error::request(format!(
-            "the condition image is {width}x{height}; HED takes 16x16 and larger ones"
-        )));
+impl HedDetector {
+    fn detect(&self, picture: &RgbImage) -> Result<GrayImage> {
+        let (width, height) = picture.dimensions();
+        if width < 16 || height < 16 {
+            return Err(Error::request(format!(
+                "the condition image is {width}x{height}; HED takes 16x16 and larger ones"
+            )));
+        }
+        let values: Vec<f32> = picture.as_raw().iter().map(|byte| f32::from(*byte)).collect();
+        let pixels = Tensor::from_vec(values, (1, height as usize, width as usize, 3), &self.device)?;
+        let edges = self.network.forward(&pixels.permute((0, 3, 1, 2))?.contiguous()?)?;
+        let edges = (edges * 255.0)?.flatten_all()?.to_vec1::<f32>()?;
+        let bytes = edges.into_iter().map(|edge| edge as u8).collect();
+        GrayImage::from_raw(width, height, bytes).ok_or_else(|| Error::Compute("the edges have another size".into()))
     }
-    let values: Vec<f32> = picture.as_raw().iter().map(|byte| f32::from(*byte)).collect();
-    let pixels = Tensor::from_vec(values, (1, height as usize, width as usize, 3), device)?;
-    let edges = network.forward(&pixels.permute((0, 3, 1, 2))?.contiguous()?)?;
-    let edges = (edges * 255.0)?.flatten_all()?.to_vec1::<f32>()?;
-    let bytes = edges.into_iter().map(|edge| edge as u8).collect();
-    GrayImage::from_raw(width, height, bytes).ok_or_else(|| Error::Compute("the edges have another size".into()))
 }
 
 /// How much darker pixels are than their surroundings, in the channel where that is most, relative to what is usual of lines

@@ -4,7 +4,7 @@ mod detect;
 
 use std::str::FromStr;
 
-pub use detect::Detector;
+pub use detect::{Detector, HedDetector};
 use image::{GrayImage, RgbImage};
 
 use crate::{Error, Result};

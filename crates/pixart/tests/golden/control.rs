@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 use image::GrayImage;
-use pixart::{Control, DeviceChoice, Pipeline, PipelineBuilder, Precision, Request, Seeds};
+use pixart::{Control, Detector, DeviceChoice, Pipeline, PipelineBuilder, Precision, Request, Seeds};
 use pixart_weights::{Lora, Part, PipelineFolder, convert_pipeline};
 
 use crate::{Result, fixtures, largest, small};
@@ -96,5 +96,17 @@ fn control_that_applies_to_no_step_is_refused() -> Result {
     let message = pipeline.generate(&request).map(|_| ()).unwrap_err().to_string();
     assert!(message.contains("from 0.6 to 0.9 of 2 steps") && !message.contains('\n'), "{message}");
     pipeline.generate(&Request { steps: Some(10), ..request })?;
+    Ok(())
+}
+
+/// Edges that a limit of memory does not allow to be found are not looked for.
+#[test]
+fn edges_are_found_within_the_limit() -> Result {
+    let picture = image::RgbImage::from_fn(64, 64, |x, _| image::Rgb([if x < 32 { 200 } else { 40 }; 3]));
+    let request = Request { width: Some(1024), height: Some(1024), ..small() };
+    let edges = |limit| builder().memory_limit(Some(limit)).open()?.edges(&request, &picture, &Detector::Canny);
+    let message = edges(120_000_000).unwrap_err().to_string();
+    assert!(message.contains("finding edges at 1024x1024 takes about 142 MB"), "{message}");
+    assert_eq!(edges(200_000_000)?.dimensions(), (1024, 1024));
     Ok(())
 }
