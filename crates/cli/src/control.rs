@@ -2,14 +2,14 @@
 
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use candle_core::Device;
 use image::{DynamicImage, GrayImage, RgbImage, imageops};
 use pixart::{Control, ControlType, Detector, InitImage, Pipeline, Request, save_pixels};
 
 use crate::args::{ControlArgs, ControlImageArgs, DetectorArgs, InitArgs};
 use crate::open;
-use crate::output::print;
+use crate::output::{check_png, is_same_file, print};
 
 /// Share of the way that is drawn anew unless the user says so: enough to change what a picture shows and keep where it is.
 const STRENGTH: f64 = 0.6;
@@ -19,6 +19,10 @@ const WHITE: u8 = 255;
 const BLACK: u8 = 0;
 
 pub fn run(args: ControlImageArgs) -> Result<()> {
+    check_png(&args.output)?;
+    if is_same_file(&args.output, &args.picture) {
+        bail!("{} is the picture itself, and would be lost", args.output.display());
+    }
     let followed = Followed::open(&args.picture, &args.detector, &args.device.open()?)?;
     let map = followed.detector.detect(&followed.picture)?;
     save(&map, &args.output)?;
@@ -37,11 +41,17 @@ impl Followed {
         let background = if args.control_type == Some(ControlType::None) { BLACK } else { WHITE };
         let picture = open::picture(path, background)?;
         let kind = args.control_type.unwrap_or_else(|| ControlType::suited_to(&picture));
+        if args.hed.is_some() && kind != ControlType::Hed {
+            bail!("--hed goes with --control-type hed, edges are found by {}", kind.name());
+        }
         Ok(Self { picture, detector: Detector::open(kind, args.hed.as_deref(), device)?, kind })
     }
 
     /// The one that is named, if any.
     pub fn named(args: &ControlArgs, device: &Device) -> Result<Option<Self>> {
+        if args.control_image.is_none() && (args.detector.control_type.is_some() || args.detector.hed.is_some()) {
+            bail!("--control-type and --hed say how edges are found in a picture, which --control-image names");
+        }
         args.control_image.as_deref().map(|path| Self::open(path, &args.detector, device)).transpose()
     }
 

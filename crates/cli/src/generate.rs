@@ -12,7 +12,7 @@ use pixart_weights::write_tensors;
 
 use crate::args::GenerateArgs;
 use crate::control::{self, Followed};
-use crate::output::{Names, check_writable, peak_memory, print};
+use crate::output::{Names, check_png, check_writable, is_same_file, peak_memory, print};
 use crate::progress::Progress;
 use crate::{interrupt, open};
 
@@ -35,19 +35,9 @@ pub fn run(args: Box<GenerateArgs>) -> Result<()> {
         bail!("--latents goes with one prompt, there are {prompts}");
     }
     pipeline.check(&Request { latents: latents.clone(), ..all.clone() })?;
-    let mut names = Names::new(args.output.as_deref(), prompts.saturating_mul(args.num_images))?;
-    if let Some(path) = &args.output_latents {
-        check_writable(path)?;
-        if args.output.as_ref() == Some(path) {
-            bail!("{} cannot hold both the picture and the latents", path.display());
-        }
-    }
-    if let Some(path) = &args.control.save_control {
-        check_writable(path)?;
-        if args.output.as_ref() == Some(path) {
-            bail!("{} cannot hold both the picture and the edges", path.display());
-        }
-    }
+    let images = prompts.saturating_mul(args.num_images);
+    let mut names = Names::new(args.output.as_deref(), images)?;
+    check_others(&args, &names, images)?;
     if let Some(followed) = followed {
         let edges = followed.edges(&pipeline, &all)?;
         if let Some(path) = &args.control.save_control {
@@ -97,6 +87,28 @@ pub fn run(args: Box<GenerateArgs>) -> Result<()> {
         write_tensors(path, &[("latents", &Tensor::cat(&final_latents, 0)?)])?;
     }
     Ok(())
+}
+
+/// Makes sure that what is written beside the pictures can be written, and takes the place of nothing else of this command.
+fn check_others(args: &GenerateArgs, names: &Names, images: usize) -> Result<()> {
+    let (latents, edges) = (args.output_latents.as_deref(), args.control.save_control.as_deref());
+    latents.map_or(Ok(()), check_writable)?;
+    edges.map_or(Ok(()), check_png)?;
+    for (path, what) in [(latents, "the latents"), (edges, "the edges")] {
+        if let Some(path) = path.filter(|path| names.include(path, images)) {
+            bail!("{} cannot hold both a picture and {what}", path.display());
+        }
+    }
+    if let (Some(latents), Some(edges)) = (latents, edges)
+        && is_same_file(latents, edges)
+    {
+        bail!("{} cannot hold both the latents and the edges", latents.display());
+    }
+    let followed = args.control.control_image.as_deref();
+    match edges.zip(followed).filter(|(edges, followed)| is_same_file(edges, followed)) {
+        Some((edges, _)) => bail!("{} is the picture that is followed, and would be lost", edges.display()),
+        None => Ok(()),
+    }
 }
 
 /// The request with all prompts in it.

@@ -20,6 +20,7 @@ pub fn complain(line: &str) {
 }
 
 /// Names for the pictures of one command.
+#[derive(Clone)]
 pub struct Names {
     folder: PathBuf,
     stem: String,
@@ -67,6 +68,12 @@ impl Names {
         }
     }
 
+    /// Whether one of the `count` pictures will be written to `path`.
+    pub fn include(&self, path: &Path, count: usize) -> bool {
+        let mut names = self.clone();
+        (0..count).any(|_| is_same_file(&names.next(), path))
+    }
+
     /// The next picture's file.
     pub fn next(&mut self) -> PathBuf {
         let Some(next) = &mut self.next else { return in_folder(&self.folder, &format!("{}.png", self.stem)) };
@@ -90,6 +97,24 @@ pub fn check_writable(path: &Path) -> Result<()> {
     check_replaceable(path)?;
     let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     check_folder(folder, false)
+}
+
+/// Makes sure before any work that a PNG can be written.
+pub fn check_png(path: &Path) -> Result<()> {
+    if !path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png")) {
+        bail!("{}: pictures are written as .png", path.display());
+    }
+    check_writable(path)
+}
+
+/// Whether two paths lead to one file, which need not be there yet.
+pub fn is_same_file(a: &Path, b: &Path) -> bool {
+    let of = |path: &Path| {
+        let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        path.canonicalize()
+            .or_else(|_| Ok::<_, std::io::Error>(folder.canonicalize()?.join(path.file_name().unwrap_or_default())))
+    };
+    a == b || matches!((of(a), of(b)), (Ok(a), Ok(b)) if a == b)
 }
 
 /// Refuses what is there and is no file: a folder, a device.

@@ -25,7 +25,9 @@ pub fn run(args: QuantizeArgs) -> Result<()> {
     let is_pipeline = source.join("model_index.json").exists();
     let parts = match is_pipeline {
         true => of_pipeline(&args, &source)?,
-        false => vec![Part::of_folder(&source)?],
+        false if source.join("config.json").exists() => vec![Part::of_folder(&source)?],
+        // It says what is not there.
+        false => return Err(PipelineFolder::open(&source).map(|_| ()).unwrap_err().into()),
     };
     let written = match is_pipeline {
         true => {
@@ -78,7 +80,10 @@ fn calibration(args: &QuantizeArgs, folder: &Path, parts: &[Part], progress: &Pr
 /// The parts of a pipeline to round.
 fn of_pipeline(args: &QuantizeArgs, folder: &Path) -> Result<Vec<Part>> {
     if !args.parts.is_empty() {
-        return Ok(args.parts.clone());
+        let mut parts = args.parts.clone();
+        parts.sort_by_key(|part| part.name());
+        parts.dedup();
+        return Ok(parts);
     }
     let usual = [Part::TextEncoder, Part::Transformer, Part::ControlNet];
     let found: Vec<_> = usual.into_iter().filter(|part| folder.join(part.name()).exists()).collect();

@@ -26,7 +26,7 @@ impl Ddim {
         let eta = options.eta;
         if !(0.0..=1.0).contains(&eta) {
             let supported = "0 to 1";
-            return Err(Error::InvalidOption { option: "eta", value: eta, supported });
+            return Err(Error::InvalidOption { option: "eta", value: eta, supported: supported.into() });
         }
         let schedule = NoiseSchedule::from_config(config)?;
         let train = schedule.alphas_cumprod().len();

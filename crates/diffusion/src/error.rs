@@ -85,7 +85,7 @@ pub enum Error {
         /// The value given.
         value: f64,
         /// The range accepted.
-        supported: &'static str,
+        supported: String,
     },
 
     /// A step index beyond the end of the schedule.

@@ -23,7 +23,7 @@ impl Euler {
     pub(crate) fn new(config: &SchedulerConfig, steps: usize, options: &StepOptions) -> Result<Self> {
         for (option, value) in [("s_churn", options.s_churn), ("s_noise", options.s_noise)] {
             if !(0.0..f64::INFINITY).contains(&value) {
-                return Err(Error::InvalidOption { option, value, supported: "0 or more" });
+                return Err(Error::InvalidOption { option, value, supported: "0 or more".into() });
             }
         }
         let schedule = SigmaSchedule::karras_style(config, steps)?;

@@ -30,7 +30,8 @@ impl Lcm {
         let original_steps = Self::original_inference_steps(config)?;
         let grid = (original_steps as f64 * strength.clamp(0.0, 1.0)) as usize;
         if grid < steps || strength > 1.0 {
-            let supported = "up to 1, and enough to leave a timestep of the distillation grid for every step";
+            let least = steps as f64 / original_steps as f64;
+            let supported = format!("for {steps} steps of {original_steps}, {least} to 1");
             return Err(Error::InvalidOption { option: "strength", value: strength, supported });
         }
         let timesteps = timesteps(schedule.alphas_cumprod().len() / original_steps, grid, steps);

@@ -1,5 +1,6 @@
 //! Decoded tensors to pictures, and pictures to PNG files that remember how they were made.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
@@ -41,6 +42,9 @@ pub struct Parameters {
     /// How much of the way from noise was drawn anew of a picture that was started from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub strength: Option<f64>,
+    /// Whether only a part of that picture was drawn, which a mask named.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub masked: bool,
     /// How a ControlNet was followed, if one was.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub control: Option<ControlParameters>,
@@ -56,10 +60,25 @@ pub struct Parameters {
     pub height: usize,
     /// Name of the model's folder.
     pub model: String,
-    /// The dtype of the computation.
+    /// Parts that are not the model's own, and where they are from.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub parts: BTreeMap<String, String>,
+    /// What corrected the transformer.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub loras: Vec<LoraParameters>,
+    /// The dtype of the computation; of a transformer in 8 bits its scheme, and the dtype of all else.
     pub dtype: String,
     /// This program's version.
     pub version: String,
+}
+
+/// A LoRA that corrected the transformer.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct LoraParameters {
+    /// Where it is.
+    pub path: String,
+    /// What its corrections were multiplied with.
+    pub strength: f64,
 }
 
 /// How a ControlNet was followed.
@@ -84,8 +103,9 @@ impl Parameters {
         // Values with separators in them are quoted.
         let model = if self.model.contains([',', ':', '"']) { format!("{:?}", self.model) } else { self.model.clone() };
         let sampler = self.scheduler.trim_end_matches("Scheduler");
+        let strength = self.strength.map_or(String::new(), |strength| format!("Denoising strength: {strength}, "));
         text + &format!(
-            "\nSteps: {}, Sampler: {sampler}, CFG scale: {}, Seed: {}, Size: {}x{}, Model: {}, Version: pixart {}",
+            "\nSteps: {}, Sampler: {sampler}, CFG scale: {}, Seed: {}, Size: {}x{}, Model: {}, {strength}Version: pixart {}",
             self.steps, self.guidance_scale, self.seed, self.width, self.height, model, self.version
         )
     }
@@ -243,6 +263,7 @@ mod tests {
             index: 0,
             eta: 0.0,
             strength: None,
+            masked: false,
             control: None,
             clean_caption: true,
             drawn_size: [3, 2],
@@ -250,6 +271,8 @@ mod tests {
             width: 3,
             height: 2,
             model: "tiny".into(),
+            parts: BTreeMap::new(),
+            loras: vec![],
             dtype: "f32".into(),
             version: "0.1.0".into(),
         }

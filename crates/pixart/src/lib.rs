@@ -46,7 +46,9 @@ pub use decode::decode_picture;
 pub use device::{DeviceChoice, Precision, device_name, dtype_name};
 pub use embeddings::PromptEmbeds;
 pub use error::{Error, Result};
-pub use image::{ControlParameters, Image, Parameters, cover, from_pixels, pixels_to_png, save_pixels, to_pixels};
+pub use image::{
+    ControlParameters, Image, LoraParameters, Parameters, cover, from_pixels, pixels_to_png, save_pixels, to_pixels,
+};
 pub use memory::{MemoryEstimate, peak_rss_bytes};
 pub use parts::LoadProgress;
 pub use pipeline::{Generated, Pipeline, StepInfo, Timings};

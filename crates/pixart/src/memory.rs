@@ -100,6 +100,8 @@ impl PartSizes {
 /// Bytes of what the stages compute, beside weights.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Work {
+    /// Pictures that come with the request and stay until it is done.
+    pub given: u64,
     /// Embeddings of prompts.
     pub texts: u64,
     /// Latents of pictures that are followed or started from.
@@ -128,6 +130,7 @@ impl Work {
         let copies = controlnet.filter(|_| request.control.is_some()).map_or(0, |controlnet| controlnet.num_layers);
         let from_pictures = request.control.is_some() || request.init.is_some();
         Self {
+            given: request.picture_bytes(),
             texts: encoder.map_or(0, |encoder| encoding(encoder, request.num_prompts(), length, rows)),
             pictures: if from_pictures { image_bytes(vae, 0, pixels, dtype, WHOLE_IMAGES) } else { 0 },
             denoise: denoising(transformer, copies, plan, (prompts * rows, rows, length), vae, dtype),
@@ -142,7 +145,8 @@ impl MemoryEstimate {
     pub(crate) fn new(parts: &PartSizes, work: &Work, keep_loaded: bool, way: Sharing) -> Self {
         let PartSizes { text_encoder, transformer, vae } = *parts;
         let all = (if keep_loaded { text_encoder } else { 0 }) + transformer + vae;
-        let beside = |own: u64, alone: bool| PROGRAM + if alone { own } else { all.max(own) };
+        let program = PROGRAM + work.given;
+        let beside = |own: u64, alone: bool| program + if alone { own } else { all.max(own) };
         // The transformer gives way to a text encoder, unless all stay.
         let texts = match (way.alone, keep_loaded) {
             (true, _) => text_encoder,
@@ -154,7 +158,7 @@ impl MemoryEstimate {
             beside(vae, alone) + if in_bands { work.decode_in_bands } else { work.decode_whole }
         };
         Self {
-            encode: (PROGRAM + texts + work.texts).max(encoded_picture),
+            encode: (program + texts + work.texts).max(encoded_picture),
             denoise: beside(transformer, way.alone) + work.denoise,
             decode: decode(way),
             decode_least: decode(Sharing { in_bands: true, alone: true }),

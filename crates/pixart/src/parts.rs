@@ -50,6 +50,12 @@ impl Loader {
     pub(crate) fn precision_name(&self) -> Result<String> {
         let path = self.folder.config_path(Part::Transformer);
         let stored = Scheme::of_config(&path, &self.folder.config(Part::Transformer)?)?;
+        if let Some((stored, asked)) = stored.zip(self.scheme).filter(|(stored, asked)| stored != asked) {
+            return Err(Error::request(format!(
+                "{}: the transformer is in {stored} already; {asked} is made of the model that it was made from",
+                path.display()
+            )));
+        }
         Ok(stored.or(self.scheme).map_or_else(|| dtype_name(self.dtype).into(), |scheme| scheme.to_string()))
     }
 

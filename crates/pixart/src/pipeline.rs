@@ -7,9 +7,9 @@ use image::{GrayImage, RgbImage};
 use pixart_diffusion::{Generator, NoiseSource, SchedulerConfig};
 use pixart_nn::transformer::TransformerConfig;
 use pixart_nn::vae::{Posterior, VaeConfig};
-use pixart_weights::{Part, PipelineKind};
+use pixart_weights::{Lora, Part, PipelineKind};
 
-use crate::image::{ControlParameters, fit, from_pixels, resize_and_crop, to_pixels};
+use crate::image::{ControlParameters, LoraParameters, fit, from_pixels, resize_and_crop, to_pixels};
 use crate::limit::needs_encoder;
 use crate::memory::{BAND_ELEMENTS, PROMPTS_AT_ONCE};
 use crate::parts::Parts;
@@ -19,7 +19,7 @@ use crate::prompt::tokenize;
 use crate::start::Start;
 use crate::{
     Detector, Error, Image, Parameters, PipelineBuilder, PromptEmbeds, Request, Result, Seeds, clean_caption,
-    plain_caption,
+    dtype_name, plain_caption,
 };
 
 /// A step of the solver, told when it is done.
@@ -430,8 +430,11 @@ impl Pipeline {
             Seeds::Shared(seed) => (*seed, image),
             Seeds::PerImage(seeds) => (seeds.get(image).copied().unwrap_or(0), 0),
         };
-        let model =
-            self.parts.loader.folder.path().canonicalize().unwrap_or_else(|_| self.parts.loader.folder.path().into());
+        let folder = &self.parts.loader.folder;
+        let model = folder.path().canonicalize().unwrap_or_else(|_| folder.path().into());
+        let path = |path: &Path| path.display().to_string();
+        let lora = |lora: &Lora| LoraParameters { path: path(lora.path()), strength: lora.strength() };
+        let rest = dtype_name(self.dtype());
         Parameters {
             prompt,
             negative_prompt: if plan.is_guided() { request.negative_prompt.clone() } else { String::new() },
@@ -445,6 +448,7 @@ impl Pipeline {
             model: model.file_name().unwrap_or_default().to_string_lossy().into_owned(),
             eta: request.eta,
             strength: request.init.as_ref().map(|init| init.strength),
+            masked: request.init.as_ref().is_some_and(|init| init.mask.is_some()),
             control: request.control.as_ref().map(|control| ControlParameters {
                 control_scale: control.scale,
                 control_start: control.start,
@@ -453,7 +457,9 @@ impl Pipeline {
             clean_caption: request.clean_caption,
             drawn_size: [plan.drawn.1, plan.drawn.0],
             scheduler_config: self.scheduler.fields(),
-            dtype: self.precision_name.clone(),
+            parts: folder.replaced().map(|(part, from)| (part.name().into(), path(from))).collect(),
+            loras: folder.loras().iter().map(lora).collect(),
+            dtype: if self.precision_name == rest { rest.into() } else { format!("{}, {rest}", self.precision_name) },
             version: env!("CARGO_PKG_VERSION").into(),
         }
     }

@@ -74,6 +74,16 @@ impl Request {
         self.prompt_embeds.as_ref().map_or(self.prompts.len(), PromptEmbeds::batch)
     }
 
+    /// Bytes of the pictures that come with it; of one that is followed, of the picture that its edges were found in.
+    pub(crate) fn picture_bytes(&self) -> u64 {
+        let pixels = |(width, height): (u32, u32)| u64::from(width) * u64::from(height);
+        let init = self.init.as_ref().map_or(0, |init| {
+            let mask = init.mask.as_ref().map_or(0, |mask| pixels(mask.dimensions()));
+            3 * pixels(init.image.dimensions()) + mask
+        });
+        init + self.control.as_ref().map_or(0, |control| 4 * pixels(control.map.dimensions()))
+    }
+
     /// Checks what needs no model.
     pub(crate) fn check(&self) -> Result<()> {
         let refuse = |message: &str| Err(Error::request(message));

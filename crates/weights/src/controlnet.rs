@@ -46,6 +46,12 @@ pub(crate) fn from_original(weights: &Weights) -> Result<Weights> {
 pub fn controlnet_config(path: &Path, weights: &Weights, base: &TransformerConfig) -> Result<ControlNetConfig> {
     let unfit = |reason: String| Err(Error::unsupported(path, reason));
     let config = ControlNetConfig { num_layers: copies(path, weights)? };
+    if let Some(told) = field(path, "num_layers")?.and_then(|field| field.as_u64())
+        && told != config.num_layers as u64
+    {
+        let found = config.num_layers;
+        return Err(Error::corrupt(path, format!("config.json has {told} copied blocks, the weights {found}")));
+    }
     let before = "controlnet_blocks.0.before_proj.weight";
     let Some(projection) = weights.tensors().get(before) else {
         return Err(Error::corrupt(path, format!("is no ControlNet for PixArt: there is no tensor {before:?}")));
@@ -74,6 +80,11 @@ pub fn controlnet_config(path: &Path, weights: &Weights, base: &TransformerConfi
     }
 }
 
+/// A field of a folder's config, if it is a folder.
+fn field(path: &Path, name: &str) -> Result<Option<Value>> {
+    Ok(if path.is_dir() { read_json(&path.join("config.json"))?.get(name).cloned() } else { None })
+}
+
 /// How many blocks are copied in weights with diffusers' names.
 fn copies(path: &Path, weights: &Weights) -> Result<usize> {
     let names = weights.tensors().keys();
@@ -90,8 +101,7 @@ fn copies(path: &Path, weights: &Weights) -> Result<usize> {
 /// Whether its base has size conditions, where the files say so: PixArt's hold the base, `config.json` may have the field.
 fn has_size_conditions(path: &Path) -> Result<Option<bool>> {
     if path.is_dir() {
-        let config = read_json(&path.join("config.json"))?;
-        return Ok(config.get("use_additional_conditions").and_then(Value::as_bool));
+        return Ok(field(path, "use_additional_conditions")?.and_then(|field| field.as_bool()));
     }
     Ok(base_has_size_conditions(&Weights::open(path)?))
 }

@@ -55,6 +55,8 @@ pub fn convert_pipeline(
     scheduler: Option<&Value>,
     output: &Path,
 ) -> Result<()> {
+    // Parts of the wrong kind are found before anything is written.
+    folder.parts().try_for_each(|part| folder.config::<Value>(part).map(|_| ()))?;
     new_folder(output, |temporary| {
         let index = "model_index.json";
         std::fs::copy(folder.path().join(index), temporary.join(index))
@@ -134,6 +136,9 @@ pub(crate) fn new_folder<R>(output: &Path, write: impl FnOnce(&Path) -> Result<R
         return Err(Error::unsupported(output, "exists already; name a new folder"));
     }
     let parent = output.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if !parent.is_dir() {
+        return Err(Error::missing(parent, "there is no such folder to write into"));
+    }
     // Dropped on an error, with all that is in it.
     let temporary = tempfile::Builder::new().prefix(".pixart-").tempdir_in(parent).map_err(Error::io(parent))?;
     let result = write(temporary.path())?;

@@ -186,6 +186,16 @@ impl PipelineFolder {
         replaced.map_or_else(|| self.path.join(part.name()), |(_, path)| path.clone())
     }
 
+    /// The parts that come from elsewhere, and where from.
+    pub fn replaced(&self) -> impl Iterator<Item = (Part, &Path)> {
+        self.overrides.iter().map(|(part, path)| (*part, path.as_path()))
+    }
+
+    /// What corrects the transformer.
+    pub fn loras(&self) -> &[Lora] {
+        &self.loras
+    }
+
     /// The parts of a pipeline, and the ControlNet if there is one.
     pub fn parts(&self) -> impl Iterator<Item = Part> {
         let control = self.part_path(Part::ControlNet).exists().then_some(Part::ControlNet);

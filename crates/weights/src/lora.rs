@@ -62,6 +62,7 @@ impl LoraConfig {
 #[derive(Debug, Clone)]
 pub struct Lora {
     path: PathBuf,
+    strength: f64,
     layers: BTreeMap<String, Layer>,
 }
 
@@ -118,13 +119,24 @@ impl Lora {
         if layers.is_empty() {
             return Err(Error::corrupt(&file, "has no corrections"));
         }
-        Ok(Self { path: path.into(), layers })
+        Ok(Self { path: path.into(), strength: 1.0, layers })
     }
 
     /// All corrections times `strength`.
     pub fn scaled(mut self, strength: f64) -> Self {
         self.layers.values_mut().for_each(|layer| layer.scale *= strength);
+        self.strength *= strength;
         self
+    }
+
+    /// Where it was read.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What all corrections have been multiplied with.
+    pub fn strength(&self) -> f64 {
+        self.strength
     }
 
     /// Makes sure that all corrections have something to correct in `weights`.

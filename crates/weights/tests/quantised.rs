@@ -111,6 +111,63 @@ fn a_checkpoint_in_8_bits_stands_for_the_one_it_was_made_of() -> Result {
     Ok(())
 }
 
+/// What is kept, by name: embeddings, modulation, norms and the first and last layers.
+#[test]
+fn what_is_seen_most_keeps_its_digits() -> Result {
+    let (_kept, folder) = quantised("alpha-1024", Scheme::Int8, None)?;
+    let block = "transformer_blocks.1.";
+    let layers = ["attn1.to_q", "attn1.to_out.0", "attn2.to_k", "attn2.to_v", "ff.net.0.proj", "ff.net.2"];
+    let rounded_in_block: Vec<String> = layers.map(|layer| format!("{block}{layer}.weight")).to_vec();
+    let parts: [(Part, Vec<&str>, &[&str]); 3] = [
+        (
+            Part::Transformer,
+            rounded_in_block.iter().map(String::as_str).collect(),
+            &[
+                "pos_embed.proj.weight",
+                "adaln_single.emb.timestep_embedder.linear_1.weight",
+                "adaln_single.emb.resolution_embedder.linear_2.weight",
+                "adaln_single.linear.weight",
+                "caption_projection.linear_1.weight",
+                "scale_shift_table",
+                "transformer_blocks.1.scale_shift_table",
+                "transformer_blocks.1.attn1.to_q.bias",
+                "proj_out.weight",
+            ],
+        ),
+        (
+            Part::TextEncoder,
+            vec!["encoder.block.0.layer.0.SelfAttention.q.weight", "encoder.block.1.layer.1.DenseReluDense.wo.weight"],
+            &[
+                "shared.weight",
+                "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+                "encoder.block.0.layer.0.layer_norm.weight",
+                "encoder.final_layer_norm.weight",
+            ],
+        ),
+        (
+            Part::Vae,
+            vec!["decoder.mid_block.resnets.0.conv1.weight", "encoder.down_blocks.0.resnets.0.conv2.weight"],
+            &[
+                "decoder.conv_in.weight",
+                "decoder.conv_out.weight",
+                "encoder.conv_in.weight",
+                "decoder.conv_norm_out.weight",
+            ],
+        ),
+    ];
+    for (part, rounded, kept) in parts {
+        let weights = folder.weights(part, DType::F32)?;
+        let dtype = |name: &str| weights.tensors().get(name).map(|tensor| tensor.dtype).ok_or(format!("no {name}"));
+        for name in rounded {
+            assert_eq!(dtype(name)?, StoredDtype::I8, "{name}");
+        }
+        for name in kept {
+            assert_ne!(dtype(name)?, StoredDtype::I8, "{name}");
+        }
+    }
+    Ok(())
+}
+
 /// Rounding while reading is rounding beforehand; both schemes stay near the golden values, weights alone nearer.
 #[test]
 fn transformers_in_8_bits_are_near() -> Result {

@@ -25,7 +25,7 @@ pub struct GenerateArgs {
     #[command(flatten)]
     pub text: TextArgs,
     /// Solver steps [default: 20; 4 for LCM]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub steps: Option<usize>,
     /// Strength of guidance, 1 or below for none [default: 4.5; 0 for LCM]
     #[arg(long, value_name = "G", allow_negative_numbers = true)]
@@ -41,19 +41,19 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "ETA", default_value_t = 0.0, allow_negative_numbers = true)]
     pub eta: f64,
     /// Width in pixels [default: the model's native size]
-    #[arg(long, value_name = "PIXELS")]
+    #[arg(long, value_name = "PIXELS", allow_negative_numbers = true)]
     pub width: Option<usize>,
     /// Height in pixels [default: the model's native size]
-    #[arg(long, value_name = "PIXELS")]
+    #[arg(long, value_name = "PIXELS", allow_negative_numbers = true)]
     pub height: Option<usize>,
     /// Draw at exactly this size, not at the nearest one the model was trained on
     #[arg(long)]
     pub no_resolution_binning: bool,
     /// Seed of the first image; image k of a prompt has seed S + k [default: random]
-    #[arg(long, value_name = "S")]
+    #[arg(long, value_name = "S", allow_negative_numbers = true)]
     pub seed: Option<u64>,
     /// Images for each prompt
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true)]
     pub num_images: usize,
     #[command(flatten)]
     pub control: ControlArgs,

@@ -49,8 +49,23 @@ pub struct PartArgs {
     #[arg(long, value_name = "PATH")]
     pub lora: Option<PathBuf>,
     /// Strength of the LoRA
-    #[arg(long, value_name = "S", default_value_t = 1.0, requires = "lora", allow_negative_numbers = true)]
+    #[arg(
+        long,
+        value_name = "S",
+        default_value_t = 1.0,
+        requires = "lora",
+        allow_negative_numbers = true,
+        value_parser = lora_scale
+    )]
     pub lora_scale: f64,
+}
+
+/// Beyond this the corrections are no longer numbers in half precision.
+const MAX_LORA_SCALE: f64 = 1000.0;
+
+fn lora_scale(text: &str) -> Result<f64, String> {
+    let scale = text.parse::<f64>().ok().filter(|scale| scale.abs() <= MAX_LORA_SCALE);
+    scale.ok_or_else(|| "it is a number such as 1 or 0.8".into())
 }
 
 impl PartArgs {

@@ -9,7 +9,7 @@ use pixart::{Control, Detector, Request};
 use pixart_train::{Drawn, agreement, grid};
 use pixart_weights::write_bytes;
 
-use super::{go_on_if, save};
+use super::{go_on_if, make_folder, save};
 use crate::args::AgreementArgs;
 use crate::output::print;
 use crate::progress::Progress;
@@ -30,7 +30,7 @@ pub(super) fn run(args: &AgreementArgs) -> Result<()> {
         ..Request::default()
     };
     if let Some(folder) = &args.output {
-        std::fs::create_dir_all(folder)?;
+        make_folder(folder)?;
     }
     let interrupted = interrupt::flag()?;
     let mut written = Ok(());

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use image::RgbImage;
 use pixart::{Pipeline, Request};
 use pixart_scenes::{Prompt, test_prompts};
@@ -38,7 +38,7 @@ fn run_faithfulness(args: &FaithfulnessArgs) -> Result<()> {
         interrupted: interrupt::flag()?,
     };
     if let Some(folder) = &args.output {
-        std::fs::create_dir_all(folder)?;
+        make_folder(folder)?;
         let texts: Vec<&str> = drawing.prompts.iter().map(|prompt| prompt.text.as_str()).collect();
         write_bytes(&folder.join("prompts.txt"), (texts.join("\n") + "\n").as_bytes())?;
     }
@@ -84,6 +84,10 @@ impl Drawing {
         kept?;
         Ok(found?)
     }
+}
+
+fn make_folder(folder: &Path) -> Result<()> {
+    std::fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))
 }
 
 fn go_on_if(all_is_well: bool) -> ControlFlow<()> {

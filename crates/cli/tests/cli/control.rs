@@ -1,6 +1,6 @@
 //! Following edges, and drawing over pictures.
 
-use super::{entries, fail, fixture, generate, model, pixels, succeed};
+use super::{entries, fail, fixture, generate, model, pixels, succeed, texts};
 
 #[test]
 fn follows_edges_and_draws_over_pictures() {
@@ -77,7 +77,12 @@ fn follows_edges_and_draws_over_pictures() {
     assert!(edges_of("seen-large.png").abs_diff(edges_of("edges.png")) < 12);
     let ready = ["--control", "run/network", "--control-image", "seen.png"];
     assert!(draw("ready", &ready) == controlled);
-    assert!(draw("never", &[&follow[..], &["--control-end", "0"]].concat()) == plain);
+    assert!(draw("never", &[&follow[..], &["--control-scale", "0"]].concat()) == plain);
+    // The picture remembers all of it.
+    let text = texts(&path("of-large.png"))["pixart"].clone();
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((&json["control_scale"], &json["control_end"]), (&1.0.into(), &1.0.into()), "{text}");
+    assert_eq!(json["parts"]["controlnet"], "run/network", "{text}");
 
     let over = draw("over", &["--init-image", "square.png"]);
     assert!(over != plain && over != draw("more", &["--init-image", "square.png", "--strength", "1"]));
@@ -101,14 +106,20 @@ fn follows_edges_and_draws_over_pictures() {
     let grey = ["features", "photos", "--model", &model, "--control-type", "none", "--output", "grey"];
     assert!(fail(&grey, folder.path()).contains("finds no edges"));
 
+    std::fs::create_dir(path("lying")).unwrap();
+    let config = std::fs::read_to_string(path("run/network/config.json")).unwrap();
+    let lying = config.replace("\"num_layers\": 1", "\"num_layers\": 3");
+    assert_ne!(lying, config);
+    std::fs::write(path("lying/config.json"), lying).unwrap();
+    let weights = "diffusion_pytorch_model.safetensors";
+    std::fs::copy(path("run/network").join(weights), path("lying").join(weights)).unwrap();
+    let itself = fail(&["control-image", "square.png", "--output", "./square.png"], folder.path());
+    assert!(itself.contains("would be lost"), "{itself}");
     for (more, message) in [
         (&["--control-image", "square.png"][..], "name one with --control"),
         (&["--control-image", "missing.png", "--control", "run/network"], "missing.png"),
         (&["--control-image", "empty.png", "--control", "run/network"], "empty.png"),
-        (
-            &["--control-image", "square.png", "--control", "run/network", "--save-control", "bad.png"],
-            "both the picture",
-        ),
+        (&["--control-image", "square.png", "--control", "run/network", "--save-control", "bad.png"], "both a picture"),
         (&["--control-image", "text.png", "--control", "run/network"], "text.png"),
         (&["--control-image", "strip.png", "--control", "run/network"], "900x20"),
         (&["--control-image", "square.png", "--control", "converted"], "[16, 16]"),
@@ -116,6 +127,28 @@ fn follows_edges_and_draws_over_pictures() {
         (&["--control-image", "square.png", "--control", "run/network", "--control-scale", "-1"], "control scale"),
         (&["--control-image", "square.png", "--control", "run/network", "--control-start", "2"], "between 0 and 1"),
         (&["--control-image", "square.png", "--control", "missing"], "missing"),
+        (&["--control-image", "square.png", "--control", "run/network", "--control-end", "0.3"], "control could apply"),
+        (&["--control-image", "square.png", "--control", "run/network", "--save-control", "map.jpg"], "as .png"),
+        (
+            &["--control-image", "square.png", "--control", "run/network", "--save-control", "square.png"],
+            "would be lost",
+        ),
+        (
+            &[
+                "--control-image",
+                "square.png",
+                "--control",
+                "run/network",
+                "--save-control",
+                "bad-0002.png",
+                "--num-images",
+                "2",
+            ],
+            "both a picture",
+        ),
+        (&["--control-image", "square.png", "--control", "run/network", "--hed", "x.pth"], "--control-type hed"),
+        (&["--control-type", "canny"], "--control-image names"),
+        (&["--control-image", "square.png", "--control", "lying"], "config.json has 3 copied blocks, the weights 1"),
         (&["--init-image", "strip.png"], "900x20"),
         (&["--init-image", "text.png"], "text.png"),
         (&["--init-image", "square.png", "--strength", "1.5"], "strength of 1.5"),

@@ -308,6 +308,28 @@ fn bad_input_gets_one_line_and_leaves_nothing() {
     assert!(message.contains("4000000000"), "{message}");
 }
 
+/// A LoRA and parts from elsewhere are in what a picture remembers; those that do not belong are found before anything is written.
+#[test]
+fn parts_from_elsewhere_are_remembered_and_checked() {
+    let folder = tempfile::tempdir().unwrap();
+    let (alpha, lora) = (model("alpha-256"), fixture("training/lora"));
+    let draw = ["a red fox", "--lora", &lora, "--lora-scale", "0.5", "--dtype", "f32", "--output", "fox.png"];
+    succeed(&generate(&alpha, &draw), folder.path());
+    let json: serde_json::Value = serde_json::from_str(&texts(&folder.path().join("fox.png"))["pixart"]).unwrap();
+    assert_eq!(json["loras"], serde_json::json!([{ "path": lora, "strength": 0.5 }]));
+    assert_eq!((&json["dtype"], json.get("parts")), (&"f32".into(), None));
+    let transformer = format!("{alpha}/transformer");
+    let refused = |arguments: &[&str], message: &str| {
+        let told = fail(arguments, folder.path());
+        assert!(told.contains(message), "{told}");
+    };
+    refused(&["convert", &alpha, "--vae", &transformer, "--output", "new"], "must be AutoencoderKL");
+    refused(&["convert", &alpha, "--output", "none/new"], "none: there is no such folder");
+    refused(&["quantize", "--model", "none", "--output", "new"], "none: there is no such folder");
+    succeed(&["quantize", "--model", &alpha, "--parts", "vae,transformer,vae", "--output", "int8"], folder.path());
+    refused(&generate("int8", &["x", "--dtype", "int8-weights", "--output", "x.png"]), "in int8 already");
+}
+
 /// Weights that a config leaves unused are drawn without, but not in silence.
 #[test]
 fn weights_that_do_not_fit_the_config_are_told() {

@@ -50,7 +50,9 @@ impl Detector {
     pub fn open(kind: ControlType, hed: Option<&Path>, device: &Device) -> Result<Self> {
         match (kind, hed) {
             (ControlType::Hed, Some(path)) => Self::hed(path, device),
-            (ControlType::Hed, None) => Err(Error::request("edges by HED need the network's weights, a .pth file")),
+            (ControlType::Hed, None) => {
+                Err(Error::request("edges by HED need the network's weights, a .pth file (--hed)"))
+            }
             (ControlType::Canny, _) => Ok(Self::Canny),
             (ControlType::Lineart, _) => Ok(Self::Lineart),
             (ControlType::None, _) => Ok(Self::Brightness),
