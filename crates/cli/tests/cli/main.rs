@@ -369,7 +369,7 @@ fn draws_in_8_bits() {
     assert!(exact.iter().zip(&tiled).all(|(a, b)| a.abs_diff(*b) <= 4), "decoding row after row changes a picture");
     let (stored, about) = draw("rounded", "stored.png", &[]);
     let about: serde_json::Value = serde_json::from_str(&about).unwrap();
-    assert_eq!(about["dtype"], "int8", "{about}");
+    assert!(about["dtype"].as_str().is_some_and(|dtype| dtype.starts_with("int8, ")), "{about}");
     assert_eq!(stored, draw(&model, "read.png", &["--dtype", "int8"]).0);
     assert_eq!(stored, draw(&model, "again.png", &["--dtype", "int8", "--threads", "1"]).0);
     for (name, found) in [

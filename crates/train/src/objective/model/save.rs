@@ -74,8 +74,9 @@ fn model_index() -> Value {
     })
 }
 
-/// The solver that published PixArt models come with, its steps evenly spaced in the logarithm of the signal-to-noise ratio:
-/// evenly in time, guidance is followed past what a new network draws well (docs/tiny-model.md).
+/// DPM-Solver++, as published PixArt models come with it, but of first order, its steps evenly spaced in the logarithm of the
+/// signal-to-noise ratio: a new network does not bear guidance with second order and steps evenly in time
+/// (docs/tiny-model.md).
 fn scheduler_config() -> Value {
     json!({
         "_class_name": "DPMSolverMultistepScheduler",
@@ -85,7 +86,7 @@ fn scheduler_config() -> Value {
         "beta_start": 0.0001,
         "num_train_timesteps": 1000,
         "prediction_type": "epsilon",
-        "solver_order": 2,
+        "solver_order": 1,
         "solver_type": "midpoint",
         "lower_order_final": true,
         "use_lu_lambdas": true,
