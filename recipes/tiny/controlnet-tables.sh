@@ -28,15 +28,16 @@ along cloud "a yellow cloud in a meadow" "a white cloud in a meadow" "a purple c
 
 # F1 of edges and share of right colours, of pictures along the edges of so many scenes.
 measure() {
-    pixart eval control --control "$1" --scenes "$2" --quiet | awk '/^along/ { print $4 " | " $5 " %" }'
+    pixart eval control --control "$1" --scenes "$2" --quiet |
+        awk '/^along/ { along = $4 " | " $5 " % | "; time = $7 } /^without/ { printf "%s%.2f\n", along, time / $6 }'
 }
 
-echo "| step | edges, F1 | colours |"
+echo "| step | edges, F1 | colours | time |"
 for checkpoint in "$runs"/controlnet/checkpoints/step-*; do
     echo "| $((10#${checkpoint##*-})) | $(measure "$checkpoint/network" 50) |"
 done
 
-echo "| copied blocks | edges, F1 | colours |"
+echo "| copied blocks | edges, F1 | colours | time |"
 for copies in 1 2 3 5; do
     recipe=$(mktemp --suffix .toml)
     sed "s/^steps = 4000/steps = 600/; s/^num_layers = .*/num_layers = $copies/" recipes/tiny/controlnet.toml > "$recipe"
