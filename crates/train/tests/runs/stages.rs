@@ -198,10 +198,7 @@ fn a_controlnet_is_trained_and_followed() -> pixart_train::Result<()> {
     };
     let (plain, one, other) = (draw(None)?, draw(Some(Control::new(map(0))))?, draw(Some(Control::new(map(5))))?);
     assert!(plain != one && one != other);
-    let unfollowed = [Control { scale: 0.0, ..Control::new(map(0)) }, Control { end: 0.0, ..Control::new(map(0)) }];
-    for control in unfollowed {
-        assert!(draw(Some(control))? == plain);
-    }
+    assert!(draw(Some(Control { scale: 0.0, ..Control::new(map(0)) }))? == plain);
 
     // It can be trained on.
     let folder_of = |run: &str| folder.path().join(run);
