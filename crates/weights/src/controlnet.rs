@@ -46,16 +46,16 @@ pub(crate) fn from_original(weights: &Weights) -> Result<Weights> {
 pub fn controlnet_config(path: &Path, weights: &Weights, base: &TransformerConfig) -> Result<ControlNetConfig> {
     let unfit = |reason: String| Err(Error::unsupported(path, reason));
     let config = ControlNetConfig { num_layers: copies(path, weights)? };
+    let before = "controlnet_blocks.0.before_proj.weight";
+    let Some(projection) = weights.tensors().get(before) else {
+        return Err(Error::corrupt(path, format!("is no ControlNet for PixArt: there is no tensor {before:?}")));
+    };
     if let Some(told) = field(path, "num_layers")?.and_then(|field| field.as_u64())
         && told != config.num_layers as u64
     {
         let found = config.num_layers;
         return Err(Error::corrupt(path, format!("config.json has {told} copied blocks, the weights {found}")));
     }
-    let before = "controlnet_blocks.0.before_proj.weight";
-    let Some(projection) = weights.tensors().get(before) else {
-        return Err(Error::corrupt(path, format!("is no ControlNet for PixArt: there is no tensor {before:?}")));
-    };
     let width = base.width();
     if projection.shape != [width, width] {
         return unfit(format!(
