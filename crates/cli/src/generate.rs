@@ -1,6 +1,5 @@
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
-use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -67,7 +66,7 @@ pub fn run(args: Box<GenerateArgs>) -> Result<()> {
         stop_if(&interrupted)?;
         let generated = pipeline.generate_with(&request, |step| {
             progress.step(step.index + 1, step.total);
-            if interrupted.load(Ordering::SeqCst) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            interrupt::go_on_if(!interrupted.load(Ordering::SeqCst))
         });
         progress.clear();
         let generated = generated?;

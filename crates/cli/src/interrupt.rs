@@ -1,5 +1,6 @@
 //! Ctrl-C: the first asks to stop after the current step, the second stops at once.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -20,4 +21,9 @@ pub fn flag() -> Result<Arc<AtomicBool>> {
     })
     .context("cannot watch for Ctrl-C")?;
     Ok(flag)
+}
+
+/// What work that asks after each of its steps is told.
+pub fn go_on_if(all_is_well: bool) -> ControlFlow<()> {
+    if all_is_well { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
 }

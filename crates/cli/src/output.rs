@@ -47,8 +47,7 @@ impl Names {
 
     /// Makes the folder, when there is something to put into it.
     pub fn make_folder(&self) -> Result<()> {
-        std::fs::create_dir_all(&self.folder)
-            .with_context(|| format!("cannot make the folder {}", self.folder.display()))
+        make_folder(&self.folder)
     }
 
     fn named(path: &Path, count: usize) -> Result<Self> {
@@ -56,7 +55,7 @@ impl Names {
         let is_folder = path.is_dir() || path.to_string_lossy().ends_with(std::path::MAIN_SEPARATOR);
         match extension.as_deref() {
             Some("png") if !is_folder => {
-                let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+                let folder = folder_of(path);
                 let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
                 let next = (count > 1).then_some(1);
                 Ok(Self { folder: folder.into(), stem, next, keep_existing: false })
@@ -87,6 +86,16 @@ impl Names {
     }
 }
 
+/// Makes a folder, and those that it is in.
+pub fn make_folder(folder: &Path) -> Result<()> {
+    std::fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))
+}
+
+/// The folder that a file is in.
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 /// A file's path as a user would write it, without a leading `./`.
 fn in_folder(folder: &Path, name: &str) -> PathBuf {
     if folder == Path::new(".") { name.into() } else { folder.join(name) }
@@ -95,8 +104,7 @@ fn in_folder(folder: &Path, name: &str) -> PathBuf {
 /// Makes sure before any work that a file can be written.
 pub fn check_writable(path: &Path) -> Result<()> {
     check_replaceable(path)?;
-    let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    check_folder(folder, false)
+    check_folder(folder_of(path), false)
 }
 
 /// Makes sure before any work that a PNG can be written.
@@ -109,12 +117,11 @@ pub fn check_png(path: &Path) -> Result<()> {
 
 /// Whether two paths lead to one file, which need not be there yet.
 pub fn is_same_file(a: &Path, b: &Path) -> bool {
-    let of = |path: &Path| {
-        let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        path.canonicalize()
-            .or_else(|_| Ok::<_, std::io::Error>(folder.canonicalize()?.join(path.file_name().unwrap_or_default())))
+    let of = |path: &Path| match path.canonicalize() {
+        Ok(path) => Some(path),
+        Err(_) => Some(folder_of(path).canonicalize().ok()?.join(path.file_name()?)),
     };
-    a == b || matches!((of(a), of(b)), (Ok(a), Ok(b)) if a == b)
+    a == b || of(a).is_some_and(|a| of(b) == Some(a))
 }
 
 /// Refuses what is there and is no file: a folder, a device.

@@ -1,4 +1,3 @@
-use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -20,26 +19,25 @@ pub fn run(args: QuantizeArgs) -> Result<()> {
     let interrupted = interrupt::flag()?;
     let shown = |done: QuantiseProgress| {
         progress.quantise(done);
-        if interrupted.load(Ordering::SeqCst) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        interrupt::go_on_if(!interrupted.load(Ordering::SeqCst))
     };
-    let is_pipeline = source.join("model_index.json").exists();
-    let parts = match is_pipeline {
-        true => of_pipeline(&args, &source)?,
-        false if source.join("config.json").exists() => vec![Part::of_folder(&source)?],
-        // It says what is not there.
-        false => return Err(PipelineFolder::open(&source).map(|_| ()).unwrap_err().into()),
+    let is_part = source.join("config.json").exists() && !source.join("model_index.json").exists();
+    // Of what is neither a part nor a pipeline, this says what is not there.
+    let folder = if is_part { None } else { Some(PipelineFolder::open(&source)?) };
+    let parts = match is_part {
+        true => vec![Part::of_folder(&source)?],
+        false => of_pipeline(&args, &source)?,
     };
-    let written = match is_pipeline {
-        true => {
-            let folder = PipelineFolder::open(&source)?;
+    let written = match &folder {
+        Some(folder) => {
             let calibration = calibration(&args, &source, &parts, &progress)?;
-            quantise_pipeline(&folder, &parts, args.scheme, calibration.as_ref(), &args.output, &shown)
+            quantise_pipeline(folder, &parts, args.scheme, calibration.as_ref(), &args.output, &shown)
         }
-        false if args.calibrate.is_some() => {
+        None if args.calibrate.is_some() => {
             bail!("--calibrate draws pictures, which takes a model folder; {} is one part", source.display())
         }
-        false if !args.parts.is_empty() => bail!("--parts goes with a model folder; {} is one part", source.display()),
-        false => quantise_part(&source, parts[0], args.scheme, &args.output, &shown),
+        None if !args.parts.is_empty() => bail!("--parts goes with a model folder; {} is one part", source.display()),
+        None => quantise_part(&source, parts[0], args.scheme, &args.output, &shown),
     };
     progress.clear();
     match written {
@@ -47,9 +45,9 @@ pub fn run(args: QuantizeArgs) -> Result<()> {
         other => other?,
     }
     let sizes = parts.iter().map(|part| {
-        let [before, after] = match is_pipeline {
-            true => [&source, &args.output].map(|folder| size(&folder.join(part.name()))),
-            false => [&source, &args.output].map(|folder| size(folder)),
+        let [before, after] = match is_part {
+            true => [&source, &args.output].map(|folder| size(folder)),
+            false => [&source, &args.output].map(|folder| size(&folder.join(part.name()))),
         };
         let [before, after] = [DecimalBytes(before?), DecimalBytes(after?)];
         Ok(format!("{} {before} to {after}", part.name().replace('_', " ")))

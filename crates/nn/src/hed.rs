@@ -14,7 +14,6 @@ const DEPTHS: [usize; 5] = [2, 2, 3, 3, 3];
 pub struct Hed {
     /// What is subtracted from a picture, `[1, 3, 1, 1]`.
     norm: Tensor,
-    width: usize,
     blocks: Vec<Block>,
 }
 
@@ -42,12 +41,7 @@ impl Hed {
             }
             blocks.push(Block { convs, projection: Conv2d::one(width, 1, vb.pp("projection"))? });
         }
-        Ok(Self { norm: vb.get((1, 3, 1, 1), "norm")?, width: widths[0], blocks })
-    }
-
-    /// Channels of the first block's images, which are as large as the picture.
-    pub fn width(&self) -> usize {
-        self.width
+        Ok(Self { norm: vb.get((1, 3, 1, 1), "norm")?, blocks })
     }
 
     /// Edges, 0 to 1, `[batch, 1, height, width]`, of pictures `[batch, 3, height, width]` of 0 to 255, f32. Height and width

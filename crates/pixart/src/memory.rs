@@ -176,9 +176,7 @@ pub(crate) fn text_encoder(loader: &Loader, scheme: Option<Scheme>, prompts: usi
 pub(crate) fn detecting(detector: &Detector, pixels: u64) -> u64 {
     PROGRAM
         + match detector {
-            Detector::Hed(hed) => {
-                hed.weights + (WHOLE_IMAGES * (pixels * 4 * hed.network.width() as u64) as f64) as u64
-            }
+            Detector::Hed(hed) => hed.weights + (WHOLE_IMAGES * (pixels * 4 * hed.width as u64) as f64) as u64,
             Detector::Canny | Detector::Lineart | Detector::Brightness => DETECTED * pixels,
         }
 }

@@ -50,7 +50,8 @@ pub fn controlnet_config(path: &Path, weights: &Weights, base: &TransformerConfi
     let Some(projection) = weights.tensors().get(before) else {
         return Err(Error::corrupt(path, format!("is no ControlNet for PixArt: there is no tensor {before:?}")));
     };
-    if let Some(told) = field(path, "num_layers")?.and_then(|field| field.as_u64())
+    let json = if path.is_dir() { Some(read_json(&path.join("config.json"))?) } else { None };
+    if let Some(told) = json.as_ref().and_then(|json| json.get("num_layers")?.as_u64())
         && told != config.num_layers as u64
     {
         let found = config.num_layers;
@@ -67,7 +68,7 @@ pub fn controlnet_config(path: &Path, weights: &Weights, base: &TransformerConfi
     if let Err(reason) = config.validate(base) {
         return unfit(reason);
     }
-    match has_size_conditions(path)? {
+    match has_size_conditions(path, json.as_ref())? {
         Some(has) if has != base.has_size_conditions() => {
             let with = |has: bool| if has { "with size conditions" } else { "without size conditions" };
             unfit(format!(
@@ -78,11 +79,6 @@ pub fn controlnet_config(path: &Path, weights: &Weights, base: &TransformerConfi
         }
         _ => Ok(config),
     }
-}
-
-/// A field of a folder's config, if it is a folder.
-fn field(path: &Path, name: &str) -> Result<Option<Value>> {
-    Ok(if path.is_dir() { read_json(&path.join("config.json"))?.get(name).cloned() } else { None })
 }
 
 /// How many blocks are copied in weights with diffusers' names.
@@ -99,11 +95,11 @@ fn copies(path: &Path, weights: &Weights) -> Result<usize> {
 }
 
 /// Whether its base has size conditions, where the files say so: PixArt's hold the base, `config.json` may have the field.
-fn has_size_conditions(path: &Path) -> Result<Option<bool>> {
-    if path.is_dir() {
-        return Ok(field(path, "use_additional_conditions")?.and_then(|field| field.as_bool()));
-    }
-    Ok(base_has_size_conditions(&Weights::open(path)?))
+fn has_size_conditions(path: &Path, json: Option<&Value>) -> Result<Option<bool>> {
+    Ok(match json {
+        Some(json) => json.get("use_additional_conditions").and_then(Value::as_bool),
+        None => base_has_size_conditions(&Weights::open(path)?),
+    })
 }
 
 /// Of PixArt's own file, where it holds the base.

@@ -9,9 +9,10 @@ use pixart::{Control, Detector, Request};
 use pixart_train::{Drawn, agreement, grid};
 use pixart_weights::write_bytes;
 
-use super::{go_on_if, make_folder, save};
+use super::save;
 use crate::args::AgreementArgs;
-use crate::output::print;
+use crate::interrupt::go_on_if;
+use crate::output::{make_folder, print};
 use crate::progress::Progress;
 use crate::{interrupt, open};
 

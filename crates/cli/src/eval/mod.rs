@@ -2,12 +2,11 @@ mod comparison;
 mod control;
 mod precision;
 
-use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use image::RgbImage;
 use pixart::{Pipeline, Request};
 use pixart_scenes::{Prompt, test_prompts};
@@ -15,7 +14,8 @@ use pixart_train::{Faithfulness, Share, faithfulness, reconstruction};
 use pixart_weights::write_bytes;
 
 use crate::args::{EvalCommand, FaithfulnessArgs, ReconstructionArgs};
-use crate::output::print;
+use crate::interrupt::go_on_if;
+use crate::output::{make_folder, print};
 use crate::progress::Progress;
 use crate::{interrupt, open};
 
@@ -84,14 +84,6 @@ impl Drawing {
         kept?;
         Ok(found?)
     }
-}
-
-fn make_folder(folder: &Path) -> Result<()> {
-    std::fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))
-}
-
-fn go_on_if(all_is_well: bool) -> ControlFlow<()> {
-    if all_is_well { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
 }
 
 /// Writes picture `index` of an evaluation.

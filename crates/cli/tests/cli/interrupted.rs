@@ -1,22 +1,29 @@
 //! A full disk and Ctrl-C: nothing is lost and nothing is left half-written.
 
+use std::path::Path;
 use std::process::Command;
 
 use super::{SMALL, entries, fail, generate, model, succeed, training::RECIPE};
+
+/// The one line of error of a command that cannot write files larger than so many blocks, which stops a write half-way as a full
+/// disk does.
+fn limited(blocks: usize, arguments: &str, folder: &Path) -> String {
+    let program = env!("CARGO_BIN_EXE_pixart");
+    let command = format!("trap '' XFSZ; ulimit -f {blocks}; exec {program} {arguments}");
+    let output = Command::new("bash").args(["-c", &command]).current_dir(folder).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert_eq!(stderr.trim_end().lines().count(), 1, "{stderr}");
+    stderr
+}
 
 /// A disk that fills up while a model is written in 8 bits.
 #[test]
 fn a_full_disk_leaves_no_model() {
     let folder = tempfile::tempdir().unwrap();
-    let program = env!("CARGO_BIN_EXE_pixart");
-    let command = format!(
-        "trap '' XFSZ; ulimit -f 16; exec {program} quantize --model '{}' --output rounded --quiet",
-        model("alpha-256")
-    );
-    let output = Command::new("bash").args(["-c", &command]).current_dir(folder.path()).output().unwrap();
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{stderr}");
-    assert!(stderr.contains("safetensors") && stderr.trim_end().lines().count() == 1, "{stderr}");
+    let quantize = format!("quantize --model '{}' --output rounded --quiet", model("alpha-256"));
+    let error = limited(16, &quantize, folder.path());
+    assert!(error.contains("safetensors"), "{error}");
     assert!(entries(folder.path()).is_empty());
 }
 
@@ -27,16 +34,8 @@ fn a_full_disk_is_an_error() {
     let model = model("alpha-256");
     let message = fail(&generate(&model, &["x", "--output", "/dev/full/x.png"]), folder.path());
     assert!(message.contains("/dev/full"), "{message}");
-    // A limit on the size of files stops a write half-way, as a full disk does.
-    let program = env!("CARGO_BIN_EXE_pixart");
-    let command = format!(
-        "trap '' XFSZ; ulimit -f 1; exec {program} generate x --model '{model}' {} --output x.png",
-        SMALL.join(" ")
-    );
-    let output = Command::new("bash").args(["-c", &command]).current_dir(folder.path()).output().unwrap();
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{stderr}");
-    assert!(stderr.contains("x.png") && stderr.trim_end().lines().count() == 1, "{stderr}");
+    let error = limited(1, &format!("generate x --model '{model}' {} --output x.png", SMALL.join(" ")), folder.path());
+    assert!(error.contains("x.png"), "{error}");
     assert!(entries(folder.path()).is_empty());
 }
 
@@ -50,20 +49,12 @@ fn a_full_disk_ends_training_with_the_last_checkpoint_kept() {
     let checkpoints = folder.path().join("run/checkpoints");
     let before = entries(&checkpoints);
     assert_eq!(before.len(), 1);
-    let limited = |blocks: usize, arguments: &str| {
-        let program = env!("CARGO_BIN_EXE_pixart");
-        let command = format!("trap '' XFSZ; ulimit -f {blocks}; exec {program} {arguments}");
-        let output = Command::new("bash").args(["-c", &command]).current_dir(folder.path()).output().unwrap();
-        let stderr = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(1), "{stderr}");
-        assert_eq!(stderr.trim_end().lines().count(), 1, "{stderr}");
-        stderr
-    };
-    let error = limited(4, "train recipe.toml --output run");
+    let error = limited(4, "train recipe.toml --output run", folder.path());
     assert!(error.contains("run/checkpoints/"), "{error}");
     assert_eq!(entries(&checkpoints), before, "only the last good checkpoint is there");
     let model = model("alpha-256");
-    let error = limited(1, &format!("features --scenes 3 --size 64 --vae '{model}' --output features"));
+    let features = format!("features --scenes 3 --size 64 --vae '{model}' --output features");
+    let error = limited(1, &features, folder.path());
     assert!(error.contains("features/"), "{error}");
     assert!(entries(&folder.path().join("features")).iter().all(|path| !path.to_string_lossy().contains("shard")));
 }

@@ -23,7 +23,9 @@ const LINEART_LEAST: f32 = 16.0;
 /// The HED network, where it computes.
 #[derive(Debug)]
 pub struct HedDetector {
-    pub(crate) network: Hed,
+    network: Hed,
+    /// Channels of its largest images, which are as large as the picture.
+    pub(crate) width: usize,
     /// Bytes of its weights.
     pub(crate) weights: u64,
     device: Device,
@@ -71,7 +73,7 @@ impl Detector {
         }
         let network = Hed::new(widths, weights.named(DType::F32, device))?;
         let weights = weights.bytes_in(DType::F32);
-        Ok(Self::Hed(Box::new(HedDetector { network, weights, device: device.clone() })))
+        Ok(Self::Hed(Box::new(HedDetector { network, width: widths[0], weights, device: device.clone() })))
     }
 
     /// A map of the picture's size: light edges on black.
