@@ -12,6 +12,10 @@ use pixart_kernels::{
     Normalise, Packed, Residual, Scratch, arithmetic_peak, attention, conv2d, gemm,
 };
 
+/// As in the program: whole pages for whole matrices, `MIMALLOC_ALLOW_LARGE_OS_PAGES=1` makes them large ones.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 struct Bench {
     isa: Isa,
     scratch: Scratch,

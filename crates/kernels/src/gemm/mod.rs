@@ -34,7 +34,7 @@ pub use packed::{Arithmetic, Packed};
 
 use crate::isa::Body;
 use crate::memory::{Line, LineWords, Scratch, Shared, ZERO};
-use crate::simd::{Element, LANES, Simd};
+use crate::simd::{Element, LANES, MATRIX_ROWS, Simd};
 use crate::threads::threads_for;
 use crate::{Isa, Matrix};
 
@@ -44,6 +44,12 @@ const LEFT_BYTES: usize = 512 << 10;
 
 /// The most rows of the left matrix that a thread works on at a time.
 const LEFT_TILES: usize = 16;
+
+/// Panels of the right matrix that go through a block of rows together, if they are no larger than so many bytes.
+/// Instructions for whole matrices are so fast that the result's way to memory counts: tiles beside each other are then
+/// written one after the other.
+const MOST_TOGETHER: usize = 4;
+const THIN_PANEL: usize = 64 << 10;
 
 /// `out = epilogue(left · rightᵀ)`: `left` is `[rows, depth]`, `right` a packed `[columns, depth]`, `out` `[rows, columns]`.
 ///
@@ -86,6 +92,8 @@ fn gemm_as<P: Words, A: Element, T: Element>(
     let tiles = (LEFT_BYTES / (4 * row_words * tile_rows)).clamp(1, LEFT_TILES);
     let rows_at_once = rows.min(tiles * tile_rows);
     let work = Work::new(rows.div_ceil(rows_at_once), right.panels());
+    let is_thin = size_of::<Line>() * right.panel_vectors * right.steps <= THIN_PANEL;
+    let together = if tile_rows == MATRIX_ROWS && is_thin { MOST_TOGETHER } else { 1 };
     let out = &Shared::new(out);
     let threads = threads_for(rows * depth * right.columns, P::GROUP);
     (0..threads).into_par_iter().with_max_len(1).for_each(|_| {
@@ -101,7 +109,8 @@ fn gemm_as<P: Words, A: Element, T: Element>(
                 panels: &work.blocks[block],
                 words: LineWords::new(scratch.take().lines(rows_at_once * row_words / LANES)),
                 row_words,
-                room: room.lines(right.panel_room()),
+                together,
+                room: room.lines(together * right.panel_room()),
                 product: PhantomData::<P>,
             });
         }
@@ -167,7 +176,9 @@ struct Block<'a, P, A, T> {
     panels: &'a Panels,
     words: LineWords<'a>,
     row_words: usize,
-    /// For a panel that is put in order.
+    /// Panels that go through the rows together.
+    together: usize,
+    /// For so many panels that are put in order.
     room: &'a mut [Line],
     product: PhantomData<P>,
 }
@@ -185,12 +196,18 @@ impl<P: Words, A: Element, T: Element> Body for Block<'_, P, A, T> {
         self.left.copy::<S, P>(s, factors, self.rows.clone(), &mut self.words, self.row_words, &mut scales);
         let mut tile = [ZERO; TILE_LINES];
         let tile_rows = s.tile_rows(P::GROUP);
+        let tiles = self.rows.len().div_ceil(tile_rows);
         while let Some(panels) = self.panels.take() {
-            for panel in panels {
-                let Panel { lines, vectors, sums } = self.right.panel_in::<S, P>(s, panel, self.room);
-                let tiles = self.rows.len().div_ceil(tile_rows);
-                let mut soon = Soon::new(self.right.memory_after(panel), tiles, lines.len());
-                for first in (0..self.rows.len()).step_by(tile_rows) {
+            for first in panels.clone().step_by(self.together) {
+                let mut together = [const { None }; MOST_TOGETHER];
+                let count = self.together.min(panels.end - first);
+                let mut room = &mut *self.room;
+                for (panel, place) in (first..first + count).zip(&mut together) {
+                    let (own, rest) = room.split_at_mut(self.right.panel_room());
+                    *place = Some((panel, self.right.panel_in::<S, P>(s, panel, own)));
+                    room = rest;
+                }
+                for (index, first) in (0..self.rows.len()).step_by(tile_rows).enumerate() {
                     let rows = tile_rows.min(self.rows.len() - first);
                     let left = Left {
                         words: &self.words,
@@ -199,23 +216,25 @@ impl<P: Words, A: Element, T: Element> Body for Block<'_, P, A, T> {
                         segments: &[0],
                         steps: self.right.steps,
                     };
-                    let place = Place {
-                        row: self.rows.start + first,
-                        row_step: 1,
-                        rows,
-                        column: panel * self.right.panel_vectors * LANES,
-                    };
-                    prefetch_tile(s, place, self.right, self.epilogue, self.out);
-                    multiply::<S, P>(s, left, Right { lines, soon }, (rows, vectors), &mut tile, MAX_VECTORS);
-                    let rows = &scales[first..first + rows];
-                    let quantised = (self.right.arithmetic == Arithmetic::Int8).then_some(Quantised {
-                        scales: Scales::Rows(rows),
-                        zero_point: ZERO_POINT,
-                        sums: &sums,
-                    });
-                    // SAFETY: every tile of the result belongs to exactly one thread.
-                    unsafe { write_tile(s, &tile, place, self.right, quantised, self.epilogue, self.out) };
-                    soon.advance();
+                    for (panel, Panel { lines, vectors, sums }) in together.iter().flatten() {
+                        let soon = Soon::new(self.right.memory_of(panel + count), index, tiles, lines.len());
+                        let place = Place {
+                            row: self.rows.start + first,
+                            row_step: 1,
+                            rows,
+                            column: panel * self.right.panel_vectors * LANES,
+                        };
+                        prefetch_tile(s, place, self.right, self.epilogue, self.out);
+                        let size = (rows, *vectors);
+                        multiply::<S, P>(s, left, Right { lines, soon }, size, &mut tile, MAX_VECTORS);
+                        let quantised = (self.right.arithmetic == Arithmetic::Int8).then_some(Quantised {
+                            scales: Scales::Rows(&scales[first..first + rows]),
+                            zero_point: ZERO_POINT,
+                            sums,
+                        });
+                        // SAFETY: every tile of the result belongs to exactly one thread.
+                        unsafe { write_tile(s, &tile, place, self.right, quantised, self.epilogue, self.out) };
+                    }
                 }
             }
         }

@@ -233,33 +233,30 @@ impl Packed {
         }
     }
 
-    /// The bytes from which the panel after panel `panel` will be read, none after the last.
+    /// The bytes from which panel `panel` will be read, none if there is no such panel.
     #[inline(always)]
-    pub(crate) fn memory_after(&self, panel: usize) -> &[u8] {
-        let next = (panel + 1) * self.panel_vectors * LANES;
+    pub(crate) fn memory_of(&self, panel: usize) -> &[u8] {
         match &self.bytes {
             Some(bytes) => {
-                let memory = bytes.starting_at(next);
+                let memory = bytes.starting_at(panel * self.panel_vectors * LANES);
                 &memory[..memory.len().min(self.panel_vectors * LANES * self.depth)]
             }
-            None => line_bytes(self.lines_after(panel)),
+            None => line_bytes(self.lines_of(panel)),
         }
     }
 
     /// The lines of panel `panel`, and how many vectors it is wide.
     #[inline(always)]
     pub(crate) fn panel(&self, panel: usize) -> (&[Line], usize) {
-        let run = self.taps * self.steps;
-        let start = panel * self.panel_vectors * run;
-        let end = (start + self.panel_vectors * run).min(self.lines.len());
-        (&self.lines[start..end], ((end - start) / run.max(1)).clamp(1, MAX_VECTORS))
+        let lines = self.lines_of(panel);
+        (lines, (lines.len() / (self.taps * self.steps).max(1)).clamp(1, MAX_VECTORS))
     }
 
-    /// The lines of the panel after panel `panel`, none after the last.
+    /// The lines of panel `panel`, none if there is no such panel.
     #[inline(always)]
-    fn lines_after(&self, panel: usize) -> &[Line] {
+    fn lines_of(&self, panel: usize) -> &[Line] {
         let panel_lines = self.panel_vectors * self.taps * self.steps;
-        let start = ((panel + 1) * panel_lines).min(self.lines.len());
+        let start = (panel * panel_lines).min(self.lines.len());
         &self.lines[start..(start + panel_lines).min(self.lines.len())]
     }
 

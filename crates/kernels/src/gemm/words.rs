@@ -94,6 +94,11 @@ impl Words for F32 {
     }
 }
 
+#[inline(always)]
+fn word_of_pair([low, high]: [bf16; 2]) -> u32 {
+    low.to_bits() as u32 | ((high.to_bits() as u32) << 16)
+}
+
 impl Words for Bf16 {
     #[inline(always)]
     fn widen<S: Simd>(s: S, bytes: S::Bits) -> [S::Bits; 4] {
@@ -124,12 +129,14 @@ impl Words for Bf16 {
     #[inline(always)]
     fn left_row<S: Simd, T: Element>(s: S, row: &[T], _: f32, words: &mut [u32]) {
         if let Some(row) = T::as_bf16(row) {
-            let (pairs, rest) = row.as_chunks::<2>();
-            for (word, pair) in words.iter_mut().zip(pairs) {
-                *word = pair[0].to_bits() as u32 | ((pair[1].to_bits() as u32) << 16);
+            // A line at a time, which compiles to a copy.
+            let (whole, rest) = row.as_chunks::<{ 2 * LANES }>();
+            let (words, last) = words.split_at_mut(whole.len() * LANES);
+            for (pairs, words) in whole.iter().zip(words.as_chunks_mut::<LANES>().0) {
+                *words = std::array::from_fn(|i| word_of_pair([pairs[2 * i], pairs[2 * i + 1]]));
             }
-            if let [last] = rest {
-                words[pairs.len()] = last.to_bits() as u32;
+            for (pair, word) in rest.chunks(2).zip(last) {
+                *word = word_of_pair([pair[0], pair.get(1).copied().unwrap_or_default()]);
             }
             return;
         }
@@ -143,7 +150,7 @@ impl Words for Bf16 {
         let mut lanes = [bf16::ZERO; LANES];
         s.store_bf16(v, &mut lanes);
         for (word, pair) in words.iter_mut().zip(lanes.as_chunks::<2>().0) {
-            *word = pair[0].to_bits() as u32 | ((pair[1].to_bits() as u32) << 16);
+            *word = word_of_pair(*pair);
         }
     }
 }
@@ -170,12 +177,23 @@ impl Words for Int8 {
 
     #[inline(always)]
     fn left_scale<S: Simd, T: Element>(s: S, row: &[T]) -> f32 {
-        let mut largest = s.splat(0.0);
-        for xs in row.chunks(LANES) {
+        // Four at a time, since each has to wait for the one before.
+        let (whole, rest) = row.as_chunks::<{ 4 * LANES }>();
+        let absolute = |xs: &[T]| {
             let xs = load_up_to(s, xs);
-            largest = s.max(largest, s.max(xs, s.sub(s.splat(0.0), xs)));
+            s.max(xs, s.sub(s.splat(0.0), xs))
+        };
+        let [mut a, mut b, mut c, mut d] = [s.splat(0.0); 4];
+        for xs in whole {
+            a = s.max(a, absolute(&xs[..LANES]));
+            b = s.max(b, absolute(&xs[LANES..2 * LANES]));
+            c = s.max(c, absolute(&xs[2 * LANES..3 * LANES]));
+            d = s.max(d, absolute(&xs[3 * LANES..]));
         }
-        match s.largest(largest) {
+        for xs in rest.chunks(LANES) {
+            a = s.max(a, absolute(xs));
+        }
+        match s.largest(s.max(s.max(a, b), s.max(c, d))) {
             0.0 => 1.0,
             largest => largest / LARGEST_BYTE,
         }
@@ -185,17 +203,26 @@ impl Words for Int8 {
     #[inline(always)]
     fn left_row<S: Simd, T: Element>(s: S, row: &[T], scale: f32, words: &mut [u32]) {
         let inverse = s.splat(1.0 / scale);
-        for (xs, words) in row.chunks(LANES).zip(words.chunks_mut(LANES / 4)) {
-            Self::store_words(s, s.mul(load_up_to(s, xs), inverse), words);
+        let (whole, rest) = row.as_chunks::<LANES>();
+        let (words, last) = words.split_at_mut(whole.len() * (LANES / 4));
+        for (xs, words) in whole.iter().zip(words.as_chunks_mut::<{ LANES / 4 }>().0) {
+            Self::store_words(s, s.mul(T::load(s, xs), inverse), words);
+        }
+        if !rest.is_empty() {
+            Self::store_words(s, s.mul(load_up_to(s, rest), inverse), last);
         }
     }
 
     #[inline(always)]
     fn store_words<S: Simd>(s: S, v: S::F32, words: &mut [u32]) {
-        let mut bytes = [0u8; LANES];
-        s.store_u8(s.add(v, s.splat(ZERO_POINT)), &mut bytes);
-        for (word, quad) in words.iter_mut().zip(bytes.as_chunks::<4>().0) {
-            *word = u32::from_le_bytes(*quad);
+        let bytes = s.add(v, s.splat(ZERO_POINT));
+        match words.first_chunk_mut() {
+            Some(whole) => s.store_bytes(bytes, whole),
+            None => {
+                let mut whole = [0; LANES / 4];
+                s.store_bytes(bytes, &mut whole);
+                words.copy_from_slice(&whole[..words.len()]);
+            }
         }
     }
 }

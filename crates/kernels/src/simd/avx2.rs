@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use half::bf16;
 
-use super::{LANES, Simd};
+use super::{LANES, Simd, bytes_to_words};
 use crate::isa::Body;
 
 /// Proof that AVX2 and FMA are there.
@@ -202,10 +202,10 @@ impl Simd for Avx2 {
         halves!(|v| _mm256_castps_si256(v))
     }
     #[inline(always)]
-    fn store_u8(self, v: Self::F32, to: &mut [u8; LANES]) {
+    fn store_bytes(self, v: Self::F32, to: &mut [u32; LANES / 4]) {
         let mut lanes = [0f32; LANES];
         self.store(self.round(v), &mut lanes);
-        *to = lanes.map(|x| x as u8);
+        *to = bytes_to_words(lanes.map(|x| x as u8));
     }
     #[inline(always)]
     fn dot_bf16(self, acc: Self::F32, a: Self::Bits, b: Self::Bits) -> Self::F32 {

@@ -254,7 +254,7 @@ impl Simd for Avx512 {
         registers!(_mm512_castps_si512(v))
     }
     #[inline(always)]
-    fn store_u8(self, v: Self::F32, to: &mut [u8; LANES]) {
+    fn store_bytes(self, v: Self::F32, to: &mut [u32; LANES / 4]) {
         let bytes = registers!(_mm512_cvtusepi32_epi8(_mm512_cvtps_epi32(v)));
         memory!(_mm_storeu_si128(to.as_mut_ptr().cast(), bytes))
     }

@@ -158,8 +158,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn as_f32(self, v: Self::Bits) -> Self::F32;
     /// The bits of the lanes.
     fn as_bits(self, v: Self::F32) -> Self::Bits;
-    /// Nearest integers of `v`, 0 to 255, one byte a lane.
-    fn store_u8(self, v: Self::F32, to: &mut [u8; LANES]);
+    /// Nearest integers of `v`, 0 to 255, one byte a lane, four in a word.
+    fn store_bytes(self, v: Self::F32, to: &mut [u32; LANES / 4]);
     /// Adds to each lane of `acc` the product of two pairs of bf16.
     fn dot_bf16(self, acc: Self::F32, a: Self::Bits, b: Self::Bits) -> Self::F32;
     /// Adds to each lane of `acc` the product of four unsigned and four signed bytes.
@@ -268,6 +268,13 @@ pub(crate) fn load_up_to<S: Simd, T: Element>(simd: S, xs: &[T]) -> S::F32 {
     }
 }
 
+/// Four bytes in a word, the first one lowest.
+#[inline(always)]
+fn bytes_to_words(bytes: [u8; LANES]) -> [u32; LANES / 4] {
+    let quads = bytes.as_chunks::<4>().0;
+    std::array::from_fn(|i| u32::from_le_bytes(quads[i]))
+}
+
 /// Stores as many lanes as `to` has room for, at most sixteen.
 #[inline(always)]
 pub(crate) fn store_up_to<S: Simd, T: Element>(simd: S, v: S::F32, to: &mut [T]) {
@@ -341,9 +348,9 @@ mod tests {
             assert_eq!(stored, bits);
             simd.store_bits(bytes, &mut stored);
             assert_eq!(stored, bits);
-            let mut narrow = [0u8; LANES];
-            simd.store_u8(simd.mul(simd.splat(12.5), vb), &mut narrow);
-            assert_eq!(narrow, b.map(|x| (12.5 * x).round_ties_even() as u8));
+            let mut narrow = [0u32; LANES / 4];
+            simd.store_bytes(simd.mul(simd.splat(12.5), vb), &mut narrow);
+            assert_eq!(*narrow.map(u32::to_le_bytes).as_flattened(), b.map(|x| (12.5 * x).round_ties_even() as u8));
             all
         }
     }

@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::{LANES, MAGIC, Simd};
+use super::{LANES, MAGIC, Simd, bytes_to_words};
 use crate::isa::Body;
 
 #[derive(Clone, Copy)]
@@ -134,8 +134,8 @@ impl Simd for Portable {
         v.map(f32::to_bits)
     }
     #[inline(always)]
-    fn store_u8(self, v: Self::F32, to: &mut [u8; LANES]) {
-        *to = self.round(v).map(|x| x as u8);
+    fn store_bytes(self, v: Self::F32, to: &mut [u32; LANES / 4]) {
+        *to = bytes_to_words(self.round(v).map(|x| x as u8));
     }
     #[inline(always)]
     fn dot_bf16(self, acc: Self::F32, a: Self::Bits, b: Self::Bits) -> Self::F32 {
