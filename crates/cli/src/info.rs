@@ -49,7 +49,13 @@ fn memory_table(folder: &Path) -> Result<String> {
     let mut table =
         format!("\n| GB           | {:38} | {} |\n", "", SIZES.map(|size| format!("{size:5}²")).join(" | "));
     table += &format!("| ------------ | {} | {} |", "-".repeat(38), ["-----:"; SIZES.len()].join(" | "));
-    for (name, precision) in [("f32", Precision::F32), ("bf16", Precision::Bf16), ("int8", Precision::Int8)] {
+    let precisions = [
+        ("f32", Precision::F32),
+        ("bf16", Precision::Bf16),
+        ("int8-weights", Precision::Int8Weights),
+        ("int8", Precision::Int8),
+    ];
+    for (name, precision) in precisions {
         let pipeline = Pipeline::builder(folder).device(DeviceChoice::Cpu).precision(precision).open()?;
         // Weights that are stored in 8 bits stay so.
         let stored = pipeline.precision_name();

@@ -8,7 +8,7 @@ use super::weights::Phase;
 use super::{ConvWeights, Geometry, Images, Normalise};
 use crate::gemm::{
     Bf16, F32, Int8, Left, MAX_VECTORS, Panel, Place, Product, Quantised, Right, Scales, TILE_LINES, Words, ZERO_POINT,
-    multiply, padded_stride, prefetch_tile, write_tile,
+    goes_past_caches, multiply, padded_stride, prefetch_tile, write_tile,
 };
 use crate::isa::Body;
 use crate::memory::{LineWords, Scratch, Shared, ZERO};
@@ -114,6 +114,7 @@ pub(super) fn conv2d_as<P: Words, A: Element, T: Element>(
 ) {
     let pixel_words = padded_stride(images.channels.div_ceil(P::GROUP));
     let cut = &Cut::new(isa.tile_rows(P::GROUP), images.batch, geometry, weights, pixel_words);
+    let past_caches = goes_past_caches(isa.tile_rows(P::GROUP), weights.phases[0].packed.columns, out);
     let out = &Shared::new(out);
     let (down, across) = (cut.blocks_down(), cut.blocks_across());
     (0..images.batch * down * across).into_par_iter().with_max_len(1).for_each_init(
@@ -133,6 +134,7 @@ pub(super) fn conv2d_as<P: Words, A: Element, T: Element>(
                 copied: cut.copied,
                 words: LineWords::new(buffer.lines(cut.copied.0 * cut.copied.1 * pixel_words / LANES)),
                 pixel_words,
+                past_caches,
                 product: PhantomData,
             });
         },
@@ -153,6 +155,7 @@ struct Block<'a, P, A, T> {
     copied: (usize, usize),
     words: LineWords<'a>,
     pixel_words: usize,
+    past_caches: bool,
     product: PhantomData<P>,
 }
 
@@ -195,6 +198,7 @@ impl<P: Words, A: Element, T: Element> Body for Block<'_, P, A, T> {
                             row_step: step,
                             rows,
                             column: panel * packed.panel_vectors * LANES,
+                            past_caches: self.past_caches,
                         };
                         let left = Left {
                             words: &self.words,
@@ -206,10 +210,13 @@ impl<P: Words, A: Element, T: Element> Body for Block<'_, P, A, T> {
                         prefetch_tile(s, place, packed, self.epilogue, self.out);
                         multiply::<S, P>(s, left, Right::new(lines), (rows, vectors), &mut tile, MAX_VECTORS);
                         // SAFETY: every pixel of the result belongs to exactly one block, and to one tile of it.
-                        unsafe { write_tile(s, &tile, place, packed, quantised, self.epilogue, self.out) };
+                        unsafe { write_tile::<S, P, T>(s, &tile, place, packed, quantised, self.epilogue, self.out) };
                     }
                 }
             }
+        }
+        if self.past_caches {
+            s.finish_lines();
         }
     }
 }

@@ -1,7 +1,7 @@
-use super::{MAX_VECTORS, Packed, load_f32};
+use super::{MAX_VECTORS, Packed, Product, load_f32};
 use crate::activation::Activation;
 use crate::memory::{Line, Shared};
-use crate::simd::{Element, LANES, Simd, load_up_to, store_up_to};
+use crate::simd::{Element, LANES, MATRIX_ROWS, Simd, load_up_to, store_up_to};
 
 /// What becomes of a product before it is written: `residual + gate · activation(product + addend + bias)`, each where
 /// given.
@@ -79,6 +79,18 @@ pub(crate) struct Place {
     pub rows: usize,
     /// The first column.
     pub column: usize,
+    /// Whether whole lines go past the caches; see [`goes_past_caches`].
+    pub past_caches: bool,
+}
+
+/// Whether a result of rows of `columns` elements, made by tiles of so many rows, is best written past the caches. Instructions for
+/// whole matrices make it faster than a large one finds its way through the caches, where each line is read before
+/// it is written, and rows that lie far apart push each other out. Whoever writes so calls [`Simd::finish_lines`] in the end.
+pub(crate) fn goes_past_caches<T>(tile_rows: usize, columns: usize, out: &[T]) -> bool {
+    /// More than the second-level caches of the threads hold.
+    const LARGE: usize = 16 << 20;
+    let is_in_lines = (out.as_ptr() as usize | columns * size_of::<T>()).is_multiple_of(size_of::<Line>());
+    tile_rows == MATRIX_ROWS && is_in_lines && size_of_val(out) >= LARGE
 }
 
 /// Asks for what a tile will be written to, and for what is added to it, before the tile is computed: the rows lie far
@@ -95,7 +107,9 @@ pub(crate) fn prefetch_tile<S: Simd, T: Element>(
     for r in 0..place.rows {
         let at = (place.row + r * place.row_step) * right.columns + place.column;
         for at in (at..at + right.panel_vectors * LANES).step_by(in_line) {
-            s.prefetch_to_write(out.address(at));
+            if !place.past_caches {
+                s.prefetch_to_write(out.address(at));
+            }
             if let Some(residual) = &epilogue.residual {
                 s.prefetch(residual.xs.as_ptr().wrapping_add(at));
             }
@@ -103,13 +117,13 @@ pub(crate) fn prefetch_tile<S: Simd, T: Element>(
     }
 }
 
-/// Writes a tile, rows of [`MAX_VECTORS`] lines, to `out`, rows of `right.columns` elements. `quantised` is there where the
-/// product was in int8.
+/// Writes a tile of a product `P`, rows of [`MAX_VECTORS`] lines, to `out`, rows of `right.columns` elements. `quantised` is there
+/// where the product is in int8.
 ///
 /// # Safety
 /// No other thread may use this tile's part of `out` meanwhile.
 #[inline(always)]
-pub(crate) unsafe fn write_tile<S: Simd, T: Element>(
+pub(crate) unsafe fn write_tile<S: Simd, P: Product, T: Element>(
     s: S,
     tile: &[Line],
     place: Place,
@@ -118,90 +132,130 @@ pub(crate) unsafe fn write_tile<S: Simd, T: Element>(
     epilogue: &Epilogue<T>,
     out: &Shared<T>,
 ) {
-    // SAFETY: as the caller promises.
-    unsafe {
-        match right.columns - place.column >= S::TILE_VECTORS * LANES {
-            true => write_columns::<S, T, true>(s, tile, place, right, quantised, epilogue, out),
-            false => write_columns::<S, T, false>(s, tile, place, right, quantised, epilogue, out),
-        }
+    let columns = Columns::new(s, place, right, quantised, epilogue);
+    // One loop for each activation, and for tiles that are whole and not, so that nothing is decided again for each number.
+    macro_rules! write {
+        ($whole:literal, $($activation:ident)|+) => {
+            match epilogue.activation {
+                // SAFETY: as the caller promises.
+                $(Activation::$activation => unsafe {
+                    columns.write::<P, T, $whole>(s, tile, place, Activation::$activation, epilogue, out)
+                })+
+            }
+        };
+    }
+    match right.columns - place.column >= S::TILE_VECTORS * LANES {
+        true => write!(true, None | Silu | GeluTanh),
+        false => write!(false, None | Silu | GeluTanh),
     }
 }
 
-/// As [`write_tile`], of a tile all of whose columns are the result's where `WHOLE`.
-///
-/// # Safety
-/// As for [`write_tile`].
-#[inline(always)]
-unsafe fn write_columns<S: Simd, T: Element, const WHOLE: bool>(
-    s: S,
-    tile: &[Line],
-    place: Place,
-    right: &Packed,
-    quantised: Option<Quantised>,
-    epilogue: &Epilogue<T>,
-    out: &Shared<T>,
-) {
-    let width = right.columns;
-    let count = if WHOLE { S::TILE_VECTORS * LANES } else { width - place.column };
-    let vectors = count.div_ceil(LANES);
-    let columns = place.column..place.column + count;
-    let mut bias = [s.splat(0.0); MAX_VECTORS];
-    if let Some(values) = epilogue.bias {
-        bias = load_vectors(s, &values[columns.clone()]);
-    }
-    let (mut zeros, mut scales) = ([s.splat(0.0); MAX_VECTORS], [s.splat(1.0); MAX_VECTORS]);
-    let is_scaled = !right.scales.is_empty();
-    if is_scaled {
-        scales = load_vectors(s, &right.scales[columns.clone()]);
-    }
-    if let Some(quantised) = &quantised {
-        zeros = load_vectors(s, quantised.sums);
-        for sum in &mut zeros {
-            *sum = s.mul(*sum, s.splat(quantised.zero_point));
+/// What a tile's columns have in common in all rows.
+struct Columns<'a, S: Simd> {
+    /// Elements from row to row of the result.
+    width: usize,
+    count: usize,
+    bias: [S::F32; MAX_VECTORS],
+    scales: [S::F32; MAX_VECTORS],
+    zeros: [S::F32; MAX_VECTORS],
+    left_scales: Scales<'a>,
+}
+
+impl<'a, S: Simd> Columns<'a, S> {
+    #[inline(always)]
+    fn new<T>(s: S, place: Place, right: &Packed, quantised: Option<Quantised<'a>>, epilogue: &Epilogue<T>) -> Self {
+        let count = (right.columns - place.column).min(S::TILE_VECTORS * LANES);
+        let columns = place.column..place.column + count;
+        let mut new = Self {
+            width: right.columns,
+            count,
+            bias: [s.splat(0.0); MAX_VECTORS],
+            scales: [s.splat(1.0); MAX_VECTORS],
+            zeros: [s.splat(0.0); MAX_VECTORS],
+            left_scales: Scales::One(1.0),
+        };
+        if let Some(bias) = epilogue.bias {
+            new.bias = load_vectors(s, &bias[columns.clone()]);
         }
-    }
-    // The gate of the rows before `gate_end`.
-    let (mut gate, mut gate_end) = ([s.splat(1.0); MAX_VECTORS], 0);
-    for (r, lines) in tile.chunks_exact(MAX_VECTORS).enumerate().take(place.rows) {
-        let row = place.row + r * place.row_step;
-        let at = row * width + place.column;
-        // SAFETY: this part of the result is this tile's alone, as the caller promises.
-        let out = unsafe { out.part(at, count) };
-        let mut xs = [s.splat(0.0); MAX_VECTORS];
-        for v in 0..vectors {
-            let product = match &quantised {
-                None if is_scaled => s.mul(load_f32(s, &lines[v]), scales[v]),
-                None => load_f32(s, &lines[v]),
-                Some(quantised) => {
-                    let sums = s.sub(s.to_f32(s.load_bits(&lines[v].0)), zeros[v]);
-                    let of_row = match quantised.scales {
-                        Scales::Rows(scales) => scales[r],
-                        Scales::One(scale) => scale,
-                    };
-                    s.mul(sums, s.mul(scales[v], s.splat(of_row)))
-                }
-            };
-            let product = match &epilogue.addend {
-                Some(addend) => s.add(product, load_up_to(s, &addend[at..at + count][v * LANES..])),
-                None => product,
-            };
-            xs[v] = epilogue.activation.apply(s, s.add(product, bias[v]));
+        if !right.scales.is_empty() {
+            new.scales = load_vectors(s, &right.scales[columns]);
         }
-        if let Some(residual) = &epilogue.residual {
-            if let Some(values) = &residual.gate
-                && row >= gate_end
-            {
-                let group = row / values.rows;
-                gate_end = (group + 1) * values.rows;
-                gate = load_vectors(s, &values.values[group * width..][columns.clone()]);
+        if let Some(quantised) = quantised {
+            new.left_scales = quantised.scales;
+            new.zeros = load_vectors(s, quantised.sums);
+            for sum in &mut new.zeros {
+                *sum = s.mul(*sum, s.splat(quantised.zero_point));
             }
-            let residual = &residual.xs[at..at + count];
+        }
+        new
+    }
+
+    /// Writes all rows.
+    ///
+    /// # Safety
+    /// As for [`write_tile`]; all of the tile's columns are the result's where `WHOLE`.
+    #[inline(always)]
+    unsafe fn write<P: Product, T: Element, const WHOLE: bool>(
+        &self,
+        s: S,
+        tile: &[Line],
+        place: Place,
+        activation: Activation,
+        epilogue: &Epilogue<T>,
+        out: &Shared<T>,
+    ) {
+        let count = if WHOLE { S::TILE_VECTORS * LANES } else { self.count };
+        let vectors = count.div_ceil(LANES);
+        // The gate of the rows before `gate_end`.
+        let (mut gate, mut gate_end) = ([s.splat(1.0); MAX_VECTORS], 0);
+        for (r, lines) in tile.as_chunks::<MAX_VECTORS>().0.iter().enumerate().take(place.rows) {
+            let row = place.row + r * place.row_step;
+            let at = row * self.width + place.column;
+            // SAFETY: this part of the result is this tile's alone, as the caller promises.
+            let out = unsafe { out.part(at, count) };
+            let of_row = match self.left_scales {
+                Scales::Rows(scales) => s.splat(scales[r]),
+                Scales::One(scale) => s.splat(scale),
+            };
+            let mut xs = [s.splat(0.0); MAX_VECTORS];
             for v in 0..vectors {
-                xs[v] = s.mul_add(xs[v], gate[v], load_up_to(s, &residual[v * LANES..]));
+                let product = match P::GROUP {
+                    4 => {
+                        let sums = s.sub(s.to_f32(s.load_bits(&lines[v].0)), self.zeros[v]);
+                        s.mul(sums, s.mul(self.scales[v], of_row))
+                    }
+                    _ => s.mul(load_f32(s, &lines[v]), self.scales[v]),
+                };
+                let mut sum = s.add(product, self.bias[v]);
+                if let Some(addend) = &epilogue.addend {
+                    sum = s.add(sum, load_up_to(s, &addend[at..at + count][v * LANES..]));
+                }
+                xs[v] = activation.apply(s, sum);
             }
-        }
-        for v in 0..vectors {
-            store_up_to(s, xs[v], &mut out[v * LANES..]);
+            if let Some(residual) = &epilogue.residual {
+                if let Some(values) = &residual.gate
+                    && row >= gate_end
+                {
+                    let group = row / values.rows;
+                    gate_end = (group + 1) * values.rows;
+                    gate = load_vectors(s, &values.values[group * self.width + place.column..][..count]);
+                }
+                let residual = &residual.xs[at..at + count];
+                for v in 0..vectors {
+                    xs[v] = s.mul_add(xs[v], gate[v], load_up_to(s, &residual[v * LANES..]));
+                }
+            }
+            if WHOLE && place.past_caches {
+                // SAFETY: as `past_caches` says, a line starts here, and two vectors fill one or two; any bits are a line and numbers.
+                let lines = unsafe {
+                    std::slice::from_raw_parts_mut(out.as_mut_ptr().cast(), size_of_val(out) / size_of::<Line>())
+                };
+                T::write_lines(s, xs, lines);
+            } else {
+                for v in 0..vectors {
+                    store_up_to(s, xs[v], &mut out[v * LANES..]);
+                }
+            }
         }
     }
 }

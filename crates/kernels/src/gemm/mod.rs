@@ -94,6 +94,7 @@ fn gemm_as<P: Words, A: Element, T: Element>(
     let work = Work::new(rows.div_ceil(rows_at_once), right.panels());
     let is_thin = size_of::<Line>() * right.panel_vectors * right.steps <= THIN_PANEL;
     let together = if tile_rows == MATRIX_ROWS && is_thin { MOST_TOGETHER } else { 1 };
+    let past_caches = goes_past_caches(tile_rows, right.columns, out);
     let out = &Shared::new(out);
     let threads = threads_for(rows * depth * right.columns, P::GROUP);
     (0..threads).into_par_iter().with_max_len(1).for_each(|_| {
@@ -110,6 +111,7 @@ fn gemm_as<P: Words, A: Element, T: Element>(
                 words: LineWords::new(scratch.take().lines(rows_at_once * row_words / LANES)),
                 row_words,
                 together,
+                past_caches,
                 room: room.lines(together * right.panel_room()),
                 product: PhantomData::<P>,
             });
@@ -178,6 +180,7 @@ struct Block<'a, P, A, T> {
     row_words: usize,
     /// Panels that go through the rows together.
     together: usize,
+    past_caches: bool,
     /// For so many panels that are put in order.
     room: &'a mut [Line],
     product: PhantomData<P>,
@@ -223,6 +226,7 @@ impl<P: Words, A: Element, T: Element> Body for Block<'_, P, A, T> {
                             row_step: 1,
                             rows,
                             column: panel * self.right.panel_vectors * LANES,
+                            past_caches: self.past_caches,
                         };
                         prefetch_tile(s, place, self.right, self.epilogue, self.out);
                         let size = (rows, *vectors);
@@ -233,10 +237,15 @@ impl<P: Words, A: Element, T: Element> Body for Block<'_, P, A, T> {
                             sums,
                         });
                         // SAFETY: every tile of the result belongs to exactly one thread.
-                        unsafe { write_tile(s, &tile, place, self.right, quantised, self.epilogue, self.out) };
+                        unsafe {
+                            write_tile::<S, P, T>(s, &tile, place, self.right, quantised, self.epilogue, self.out)
+                        };
                     }
                 }
             }
+        }
+        if self.past_caches {
+            s.finish_lines();
         }
     }
 }

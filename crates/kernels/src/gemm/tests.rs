@@ -136,6 +136,31 @@ fn weights_in_bytes_are_the_numbers_they_stand_for() {
     }
 }
 
+/// Where a large result's rows start with lines of the cache, some sets of instructions write past it. It is the same result.
+#[test]
+fn large_results_do_not_depend_on_where_they_lie() {
+    fn check<T: Element>(isa: Isa) {
+        let (rows, depth, columns) = ((16 << 20) / 1024 / size_of::<T>() + 5, 20, 1024 + 32);
+        let (left, right, bias) = (numbers(rows * depth, 1), numbers(columns * depth, 2), numbers(columns, 3));
+        let left = Matrix::new(&left, rows, depth);
+        let packed = Packed::new(isa, Arithmetic::Bf16, Matrix::new(&right, columns, depth));
+        let epilogue = Epilogue { bias: Some(&bias), ..Epilogue::default() };
+        let mut memory = vec![T::default(); rows * columns + 64];
+        let line = memory.as_ptr().align_offset(64);
+        let mut product = |start: usize| {
+            let out = &mut memory[start..][..rows * columns];
+            out.fill(T::from_f32(f32::NAN));
+            gemm(isa, &Scratch::new(), left, &packed, &epilogue, out);
+            out.to_vec()
+        };
+        assert!(product(line) == product(line + 1), "{isa:?}");
+    }
+    for isa in Isa::available() {
+        check::<f32>(isa);
+        check::<bf16>(isa);
+    }
+}
+
 /// A product whose left columns are multiplied first is that of the multiplied ones, and an addend is added before anything
 /// else.
 #[test]

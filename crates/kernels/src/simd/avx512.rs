@@ -115,6 +115,19 @@ impl Simd for Avx512 {
         memory!(_mm256_storeu_si256(to.as_mut_ptr().cast(), halves))
     }
     #[inline(always)]
+    fn join_bf16(self, first: Self::F32, second: Self::F32) -> Self::Bits {
+        registers!(std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(second, first)))
+    }
+    #[inline(always)]
+    fn write_line(self, bits: Self::Bits, to: &mut Line) {
+        // SAFETY: `self` proves that the instruction is there; it writes a whole line, which is aligned as it asks.
+        unsafe { _mm512_stream_si512(to.0.as_mut_ptr().cast(), bits) }
+    }
+    #[inline(always)]
+    fn finish_lines(self) {
+        registers!(_mm_sfence())
+    }
+    #[inline(always)]
     fn pair_bf16(self, low: Self::F32, high: Self::F32) -> Self::Bits {
         registers!({
             let halves = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));

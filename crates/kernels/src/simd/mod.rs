@@ -160,6 +160,24 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn as_bits(self, v: Self::F32) -> Self::Bits;
     /// Nearest integers of `v`, 0 to 255, one byte a lane, four in a word.
     fn store_bytes(self, v: Self::F32, to: &mut [u32; LANES / 4]);
+    /// Sixteen numbers as bf16, and sixteen more after them.
+    #[inline(always)]
+    fn join_bf16(self, first: Self::F32, second: Self::F32) -> Self::Bits {
+        let mut halves = [[bf16::ZERO; LANES]; 2];
+        self.store_bf16(first, &mut halves[0]);
+        self.store_bf16(second, &mut halves[1]);
+        let pairs = halves.as_flattened().as_chunks::<2>().0;
+        self.load_bits(&std::array::from_fn(|i| pairs[i][0].to_bits() as u32 | ((pairs[i][1].to_bits() as u32) << 16)))
+    }
+    /// Writes a line, past the caches where there is an instruction for it: a line that is read again only when the caches
+    /// have forgotten it need not be brought there first. [`Simd::finish_lines`] goes before anybody else reads it.
+    #[inline(always)]
+    fn write_line(self, bits: Self::Bits, to: &mut Line) {
+        self.store_bits(bits, &mut to.0);
+    }
+    /// Waits for lines that were written.
+    #[inline(always)]
+    fn finish_lines(self) {}
     /// Adds to each lane of `acc` the product of two pairs of bf16.
     fn dot_bf16(self, acc: Self::F32, a: Self::Bits, b: Self::Bits) -> Self::F32;
     /// Adds to each lane of `acc` the product of four unsigned and four signed bytes.
@@ -191,9 +209,17 @@ pub trait Element: sealed::Sealed + Copy + Default + Send + Sync + PartialEq + s
     fn load<S: Simd>(simd: S, xs: &[Self; LANES]) -> S::F32;
     #[doc(hidden)]
     fn store<S: Simd>(simd: S, v: S::F32, to: &mut [Self; LANES]);
+    /// [`Simd::write_line`] for the lines that two vectors fill.
+    #[doc(hidden)]
+    fn write_lines<S: Simd>(simd: S, vectors: [S::F32; 2], lines: &mut [Line]);
 }
 
 impl Element for f32 {
+    #[inline(always)]
+    fn write_lines<S: Simd>(simd: S, [first, second]: [S::F32; 2], lines: &mut [Line]) {
+        simd.write_line(simd.as_bits(first), &mut lines[0]);
+        simd.write_line(simd.as_bits(second), &mut lines[1]);
+    }
     #[inline(always)]
     fn to_f32(self) -> f32 {
         self
@@ -225,6 +251,10 @@ impl Element for f32 {
 }
 
 impl Element for bf16 {
+    #[inline(always)]
+    fn write_lines<S: Simd>(simd: S, [first, second]: [S::F32; 2], lines: &mut [Line]) {
+        simd.write_line(simd.join_bf16(first, second), &mut lines[0]);
+    }
     #[inline(always)]
     fn to_f32(self) -> f32 {
         f32::from_bits((self.to_bits() as u32) << 16)
@@ -348,6 +378,12 @@ mod tests {
             assert_eq!(stored, bits);
             simd.store_bits(bytes, &mut stored);
             assert_eq!(stored, bits);
+            let mut line = crate::memory::ZERO;
+            simd.write_line(simd.join_bf16(va, vb), &mut line);
+            simd.finish_lines();
+            let halves = a.iter().chain(&b).map(|x| portable::to_bf16(*x).to_bits());
+            let words = line.0.iter().flat_map(|word| [*word as u16, (word >> 16) as u16]);
+            assert!(halves.eq(words), "{line:?}");
             let mut narrow = [0u32; LANES / 4];
             simd.store_bytes(simd.mul(simd.splat(12.5), vb), &mut narrow);
             assert_eq!(*narrow.map(u32::to_le_bytes).as_flattened(), b.map(|x| (12.5 * x).round_ties_even() as u8));
