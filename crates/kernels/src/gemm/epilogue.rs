@@ -89,7 +89,8 @@ pub(crate) struct Place {
 pub(crate) fn goes_past_caches<T>(tile_rows: usize, columns: usize, out: &[T]) -> bool {
     /// More than the second-level caches of the threads hold.
     const LARGE: usize = 16 << 20;
-    let is_in_lines = (out.as_ptr() as usize | columns * size_of::<T>()).is_multiple_of(size_of::<Line>());
+    let is_whole_lines = |bytes: usize| bytes.is_multiple_of(size_of::<Line>());
+    let is_in_lines = is_whole_lines(out.as_ptr() as usize) && is_whole_lines(columns * size_of::<T>());
     tile_rows == MATRIX_ROWS && is_in_lines && size_of_val(out) >= LARGE
 }
 

@@ -87,6 +87,10 @@ pub struct NewModelRecipe {
     pub transformer: TransformerConfig,
     /// The text encoder: its config, or one that was trained before.
     pub text_encoder: TextEncoderSource,
+    /// A model whose transformer this one begins as; that one's patches may be larger. With `interpolation_scale` as many times as
+    /// large, tokens stand where they stood.
+    #[serde(default)]
+    pub start: Option<PathBuf>,
 }
 
 impl LogitNormal {

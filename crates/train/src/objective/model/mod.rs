@@ -2,6 +2,7 @@
 
 mod footprint;
 mod save;
+mod start;
 mod text;
 
 use std::path::{Path, PathBuf};
@@ -20,6 +21,9 @@ use super::word_encoder::WordEncoder;
 use crate::features::{Batch, Features};
 use crate::{Error, NewModelRecipe, Parameters, PixArtInitialise, Recipe, Result, TextEncoderSource, Zeros};
 use text::FrozenEncoder;
+
+/// What the names of a new transformer's parameters begin with.
+const NEW_TRANSFORMER: &str = "transformer.";
 
 /// What is trained.
 pub(crate) struct Model {
@@ -99,6 +103,9 @@ impl Model {
         model.text_encoder()?;
         if let Some(weights) = trained {
             WordEncoder::load(&model.parameters, &weights)?;
+        }
+        if let Some(folder) = &recipe.start {
+            start::begin_as(&model.parameters, NEW_TRANSFORMER, &model.config, folder)?;
         }
         Ok(model)
     }
@@ -190,7 +197,7 @@ impl Model {
     /// The transformer's weights among those that `builder` gives.
     fn of_transformer(&self, builder: NamedWeights<'static>) -> NamedWeights<'static> {
         match self.source {
-            Source::New { .. } => builder.pp("transformer"),
+            Source::New { .. } => builder.pp(NEW_TRANSFORMER.trim_end_matches('.')),
             Source::Base { .. } => builder,
         }
     }

@@ -6,7 +6,7 @@ use pixart::{Pipeline, PipelineBuilder};
 use pixart_weights::{Part, controlnet_config_json, transformer_config_json, write_json, write_peft};
 use serde_json::{Value, json};
 
-use super::{Model, Source, Trained};
+use super::{Model, NEW_TRANSFORMER, Source, Trained};
 use crate::objective::WEIGHTS;
 use crate::{Error, Result};
 
@@ -19,7 +19,7 @@ impl Model {
                 write_json(&folder.join("model_index.json"), &model_index())?;
                 write_json(&folder.join("scheduler/scheduler_config.json"), &scheduler_config())?;
                 text_encoder.save(&self.parameters, folder)?;
-                self.save_transformer("transformer.", &folder.join("transformer"))?;
+                self.save_transformer(NEW_TRANSFORMER, &folder.join("transformer"))?;
                 let to = folder.join("vae");
                 std::fs::create_dir_all(&to).map_err(Error::io(&to))?;
                 for file in ["config.json", WEIGHTS] {
