@@ -201,13 +201,13 @@ impl<P: Words, A: Element, T: Element> Body for Block<'_, P, A, T> {
         let tile_rows = s.tile_rows(P::GROUP);
         let tiles = self.rows.len().div_ceil(tile_rows);
         while let Some(panels) = self.panels.take() {
-            for first in panels.clone().step_by(self.together) {
+            for start in panels.clone().step_by(self.together) {
                 let mut together = [const { None }; MOST_TOGETHER];
-                let count = self.together.min(panels.end - first);
+                let count = self.together.min(panels.end - start);
                 let mut room = &mut *self.room;
-                for (panel, place) in (first..first + count).zip(&mut together) {
+                for (panel, slot) in (start..start + count).zip(&mut together) {
                     let (own, rest) = room.split_at_mut(self.right.panel_room());
-                    *place = Some((panel, self.right.panel_in::<S, P>(s, panel, own)));
+                    *slot = Some((panel, self.right.panel_in::<S, P>(s, panel, own)));
                     room = rest;
                 }
                 for (index, first) in (0..self.rows.len()).step_by(tile_rows).enumerate() {
