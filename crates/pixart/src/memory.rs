@@ -27,6 +27,9 @@ const WHOLE_IMAGES: f64 = 3.8;
 const BANDED_IMAGES: f64 = 1.3;
 const BANDS: f64 = 8.0;
 
+/// The part of what denoising computed that is still held, in pieces too small for a decoder in bands: one in so many. Measured.
+const STILL_HELD: u64 = 3;
+
 /// Numbers that are held at once for each of a token's in the transformer, in f32 and in its dtype.
 const STREAM: u64 = 5;
 const HIDDEN: u64 = 10;
@@ -155,7 +158,8 @@ impl MemoryEstimate {
         };
         let encoded_picture = if work.pictures > 0 { beside(vae, way.alone) + work.pictures } else { 0 };
         let decode = |Sharing { in_bands, alone }| {
-            beside(vae, alone) + if in_bands { work.decode_in_bands } else { work.decode_whole }
+            let in_bands = in_bands.then_some(work.decode_in_bands + work.denoise / STILL_HELD);
+            beside(vae, alone) + in_bands.unwrap_or(work.decode_whole).min(work.decode_whole)
         };
         Self {
             encode: (program + texts + work.texts).max(encoded_picture),

@@ -89,7 +89,7 @@ fn info_estimates_memory_by_dtype_and_size() {
     let said = succeed(&["info", "--memory"], folder.path());
     let numbers = |row: &str| -> Vec<f64> { row.split('|').filter_map(|cell| cell.trim().parse().ok()).collect() };
     let rows: Vec<Vec<f64>> = said.lines().map(numbers).filter(|numbers| numbers.len() == 4).collect();
-    assert_eq!(rows.len(), 12, "{said}");
+    assert_eq!(rows.len(), 16, "{said}");
     for row in &rows {
         assert!(row.is_sorted(), "larger pictures take no less: {said}");
     }
