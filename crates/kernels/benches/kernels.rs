@@ -4,6 +4,10 @@
 //! `cargo bench -p pixart-kernels --bench kernels [-- [--tsv] [--runs N] [FILTER]]`. A line with `--tsv` is name, dtype, median
 //! milliseconds, GFLOP/s and per cent of the peak.
 
+#[path = "../../cli/src/allocator.rs"]
+#[expect(dead_code, reason = "a benchmark keeps its memory")]
+mod allocator;
+
 use std::time::Instant;
 
 use half::bf16;
@@ -11,10 +15,6 @@ use pixart_kernels::{
     Activation, Arithmetic, ByteMatrix, ConvWeights, Element, Epilogue, Gate, Geometry, Heads, Images, Isa, Matrix,
     Normalise, Packed, Residual, Scratch, arithmetic_peak, attention, conv2d, gemm,
 };
-
-/// As in the program: whole pages for whole matrices, `MIMALLOC_ALLOW_LARGE_OS_PAGES=1` makes them large ones.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 struct Bench {
     isa: Isa,
@@ -25,6 +25,7 @@ struct Bench {
 }
 
 fn main() {
+    allocator::keep_large_pages();
     let mut arguments = std::env::args().skip(1).filter(|argument| argument != "--bench").peekable();
     let isa = Isa::chosen().unwrap_or_else(|error| fail(&error));
     let mut bench = Bench { isa, scratch: Scratch::new(), tsv: false, runs: 9, filter: None };

@@ -96,6 +96,10 @@ impl<'a, T> Shared<'a, T> {
         Self { start: slice.as_mut_ptr(), len: slice.len(), slice: PhantomData }
     }
 
+    pub(crate) fn size_in_bytes(&self) -> usize {
+        self.len * size_of::<T>()
+    }
+
     /// Where element `i` stands, for a hint to the processor; it may lie outside.
     #[inline(always)]
     pub(crate) fn address(&self, i: usize) -> *const T {

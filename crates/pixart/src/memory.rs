@@ -158,8 +158,8 @@ impl MemoryEstimate {
         };
         let encoded_picture = if work.pictures > 0 { beside(vae, way.alone) + work.pictures } else { 0 };
         let decode = |Sharing { in_bands, alone }| {
-            let in_bands = in_bands.then_some(work.decode_in_bands + work.denoise / STILL_HELD);
-            beside(vae, alone) + in_bands.unwrap_or(work.decode_whole).min(work.decode_whole)
+            let bands = work.decode_in_bands + work.denoise / STILL_HELD;
+            beside(vae, alone) + if in_bands { bands.min(work.decode_whole) } else { work.decode_whole }
         };
         Self {
             encode: (program + texts + work.texts).max(encoded_picture),

@@ -90,9 +90,8 @@ pub(crate) fn resume(
         return Err(Error::folder(&path, "was made by another recipe; choose another output folder, or that recipe"));
     }
     let weights = Weights::open(path.join(PARAMETERS))?;
-    for (name, variable) in objective.parameters().all() {
-        variable.set(&weights.tensor(&name, DType::F32, variable.device())?)?;
-    }
+    let parameters = objective.parameters();
+    parameters.set_part("", |name| Ok(weights.tensor(name, DType::F32, parameters.device())?))?;
     let steps = u32::try_from(state.step).map_err(|_| Error::folder(&state_path, format!("step {}", state.step)))?;
     optimizer.load(&path.join("optimizer.safetensors"), steps)?;
     if let Some(ema) = ema {

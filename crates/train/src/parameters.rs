@@ -153,6 +153,21 @@ impl Parameters {
         write_tensors(path, &tensors.collect::<Vec<_>>())
     }
 
+    /// Gives those whose names begin with `prefix` the values that `value` has for their names without it.
+    pub(crate) fn set_part(&self, prefix: &str, value: impl Fn(&str) -> crate::Result<Tensor>) -> crate::Result<()> {
+        for (name, variable) in self.all() {
+            if let Some(name) = name.strip_prefix(prefix) {
+                variable.set(&value(name)?)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Where the variables are.
+    pub(crate) fn device(&self) -> &Device {
+        &self.device
+    }
+
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Var>> {
         // Variables are only ever added whole, so a panic elsewhere leaves a sound map.
         self.variables.lock().unwrap_or_else(PoisonError::into_inner)

@@ -423,8 +423,8 @@ impl<P: Weights, T: Element> Block<'_, P, T> {
 #[inline(always)]
 fn soon<S: Simd, P: Words>(s: S, words: &[u32], vectors: usize) -> Soon {
     match P::GROUP > 1 && s.has_matrices() {
-        true => Soon::new::<u32>(&[], 0, 1, vectors),
-        false => Soon::new(words, 0, 1, vectors),
+        true => Soon::new::<u32>(&[], 1, vectors),
+        false => Soon::new(words, 1, vectors),
     }
 }
 

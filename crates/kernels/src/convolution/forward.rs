@@ -114,7 +114,6 @@ pub(super) fn conv2d_as<P: Words, A: Element, T: Element>(
 ) {
     let pixel_words = padded_stride(images.channels.div_ceil(P::GROUP));
     let cut = &Cut::new(isa.tile_rows(P::GROUP), images.batch, geometry, weights, pixel_words);
-    let past_caches = goes_past_caches(isa.tile_rows(P::GROUP), weights.phases[0].packed.columns, out);
     let out = &Shared::new(out);
     let (down, across) = (cut.blocks_down(), cut.blocks_across());
     (0..images.batch * down * across).into_par_iter().with_max_len(1).for_each_init(
@@ -134,7 +133,6 @@ pub(super) fn conv2d_as<P: Words, A: Element, T: Element>(
                 copied: cut.copied,
                 words: LineWords::new(buffer.lines(cut.copied.0 * cut.copied.1 * pixel_words / LANES)),
                 pixel_words,
-                past_caches,
                 product: PhantomData,
             });
         },
@@ -155,7 +153,6 @@ struct Block<'a, P, A, T> {
     copied: (usize, usize),
     words: LineWords<'a>,
     pixel_words: usize,
-    past_caches: bool,
     product: PhantomData<P>,
 }
 
@@ -171,6 +168,7 @@ impl<P: Words, A: Element, T: Element> Body for Block<'_, P, A, T> {
         let mut segments = [0; MAX_TAPS];
         let mut tile = [ZERO; TILE_LINES];
         let tile_rows = s.tile_rows(P::GROUP);
+        let past_caches = goes_past_caches(tile_rows, weights.phases[0].packed.columns, self.out);
         for panel in 0..weights.phases[0].packed.panels() {
             for (phase, Phase { packed, taps }) in weights.phases.iter().enumerate() {
                 let segments = &mut segments[..taps.len()];
@@ -198,7 +196,7 @@ impl<P: Words, A: Element, T: Element> Body for Block<'_, P, A, T> {
                             row_step: step,
                             rows,
                             column: panel * packed.panel_vectors * LANES,
-                            past_caches: self.past_caches,
+                            past_caches,
                         };
                         let left = Left {
                             words: &self.words,
@@ -215,7 +213,7 @@ impl<P: Words, A: Element, T: Element> Body for Block<'_, P, A, T> {
                 }
             }
         }
-        if self.past_caches {
+        if past_caches {
             s.finish_lines();
         }
     }

@@ -86,12 +86,12 @@ pub(crate) struct Place {
 /// Whether a result of rows of `columns` elements, made by tiles of so many rows, is best written past the caches. Instructions for
 /// whole matrices make it faster than a large one finds its way through the caches, where each line is read before
 /// it is written, and rows that lie far apart push each other out. Whoever writes so calls [`Simd::finish_lines`] in the end.
-pub(crate) fn goes_past_caches<T>(tile_rows: usize, columns: usize, out: &[T]) -> bool {
+pub(crate) fn goes_past_caches<T>(tile_rows: usize, columns: usize, out: &Shared<T>) -> bool {
     /// More than the second-level caches of the threads hold.
     const LARGE: usize = 16 << 20;
     let is_whole_lines = |bytes: usize| bytes.is_multiple_of(size_of::<Line>());
-    let is_in_lines = is_whole_lines(out.as_ptr() as usize) && is_whole_lines(columns * size_of::<T>());
-    tile_rows == MATRIX_ROWS && is_in_lines && size_of_val(out) >= LARGE
+    let is_in_lines = is_whole_lines(out.address(0) as usize) && is_whole_lines(columns * size_of::<T>());
+    tile_rows == MATRIX_ROWS && is_in_lines && out.size_in_bytes() >= LARGE
 }
 
 /// Asks for what a tile will be written to, and for what is added to it, before the tile is computed: the rows lie far
@@ -134,21 +134,22 @@ pub(crate) unsafe fn write_tile<S: Simd, P: Product, T: Element>(
     out: &Shared<T>,
 ) {
     let columns = Columns::new(s, place, right, quantised, epilogue);
+    let is_whole = columns.count == S::TILE_VECTORS * LANES;
     // One loop for each activation, and for tiles that are whole and not, so that nothing is decided again for each number.
-    macro_rules! write {
-        ($whole:literal, $($activation:ident)|+) => {
-            match epilogue.activation {
-                // SAFETY: as the caller promises.
-                $(Activation::$activation => unsafe {
-                    columns.write::<P, T, $whole>(s, tile, place, Activation::$activation, epilogue, out)
-                })+
+    macro_rules! write_with {
+        ($($activation:ident)+) => {
+            match (epilogue.activation, is_whole) {
+                $(
+                    (activation @ Activation::$activation, true) =>
+                        columns.write::<P, T, true>(s, tile, place, activation, epilogue, out),
+                    (activation @ Activation::$activation, false) =>
+                        columns.write::<P, T, false>(s, tile, place, activation, epilogue, out),
+                )+
             }
         };
     }
-    match right.columns - place.column >= S::TILE_VECTORS * LANES {
-        true => write!(true, None | Silu | GeluTanh),
-        false => write!(false, None | Silu | GeluTanh),
-    }
+    // SAFETY: as the caller promises.
+    unsafe { write_with!(None Silu GeluTanh) }
 }
 
 /// What a tile's columns have in common in all rows.
@@ -227,11 +228,11 @@ impl<'a, S: Simd> Columns<'a, S> {
                     }
                     _ => s.mul(load_f32(s, &lines[v]), self.scales[v]),
                 };
-                let mut sum = s.add(product, self.bias[v]);
-                if let Some(addend) = &epilogue.addend {
-                    sum = s.add(sum, load_up_to(s, &addend[at..at + count][v * LANES..]));
-                }
-                xs[v] = activation.apply(s, sum);
+                let product = match &epilogue.addend {
+                    Some(addend) => s.add(product, load_up_to(s, &addend[at..at + count][v * LANES..])),
+                    None => product,
+                };
+                xs[v] = activation.apply(s, s.add(product, self.bias[v]));
             }
             if let Some(residual) = &epilogue.residual {
                 if let Some(values) = &residual.gate

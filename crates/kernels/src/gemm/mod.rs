@@ -94,7 +94,6 @@ fn gemm_as<P: Words, A: Element, T: Element>(
     let work = Work::new(rows.div_ceil(rows_at_once), right.panels());
     let is_thin = size_of::<Line>() * right.panel_vectors * right.steps <= THIN_PANEL;
     let together = if tile_rows == MATRIX_ROWS && is_thin { MOST_TOGETHER } else { 1 };
-    let past_caches = goes_past_caches(tile_rows, right.columns, out);
     let out = &Shared::new(out);
     let threads = threads_for(rows * depth * right.columns, P::GROUP);
     (0..threads).into_par_iter().with_max_len(1).for_each(|_| {
@@ -111,7 +110,6 @@ fn gemm_as<P: Words, A: Element, T: Element>(
                 words: LineWords::new(scratch.take().lines(rows_at_once * row_words / LANES)),
                 row_words,
                 together,
-                past_caches,
                 room: room.lines(together * right.panel_room()),
                 product: PhantomData::<P>,
             });
@@ -180,7 +178,6 @@ struct Block<'a, P, A, T> {
     row_words: usize,
     /// Panels that go through the rows together.
     together: usize,
-    past_caches: bool,
     /// For so many panels that are put in order.
     room: &'a mut [Line],
     product: PhantomData<P>,
@@ -200,6 +197,7 @@ impl<P: Words, A: Element, T: Element> Body for Block<'_, P, A, T> {
         let mut tile = [ZERO; TILE_LINES];
         let tile_rows = s.tile_rows(P::GROUP);
         let tiles = self.rows.len().div_ceil(tile_rows);
+        let past_caches = goes_past_caches(tile_rows, self.right.columns, self.out);
         while let Some(panels) = self.panels.take() {
             for start in panels.clone().step_by(self.together) {
                 let mut together = [const { None }; MOST_TOGETHER];
@@ -207,7 +205,9 @@ impl<P: Words, A: Element, T: Element> Body for Block<'_, P, A, T> {
                 let mut room = &mut *self.room;
                 for (panel, slot) in (start..start + count).zip(&mut together) {
                     let (own, rest) = room.split_at_mut(self.right.panel_room());
-                    *slot = Some((panel, self.right.panel_in::<S, P>(s, panel, own)));
+                    let packed = self.right.panel_in::<S, P>(s, panel, own);
+                    let soon = Soon::new(self.right.memory_of(panel + count), tiles, packed.lines.len());
+                    *slot = Some((panel, packed, soon));
                     room = rest;
                 }
                 for (index, first) in (0..self.rows.len()).step_by(tile_rows).enumerate() {
@@ -219,18 +219,18 @@ impl<P: Words, A: Element, T: Element> Body for Block<'_, P, A, T> {
                         segments: &[0],
                         steps: self.right.steps,
                     };
-                    for (panel, Panel { lines, vectors, sums }) in together.iter().flatten() {
-                        let soon = Soon::new(self.right.memory_of(panel + count), index, tiles, lines.len());
+                    for (panel, Panel { lines, vectors, sums }, soon) in together.iter().flatten() {
                         let place = Place {
                             row: self.rows.start + first,
                             row_step: 1,
                             rows,
                             column: panel * self.right.panel_vectors * LANES,
-                            past_caches: self.past_caches,
+                            past_caches,
                         };
                         prefetch_tile(s, place, self.right, self.epilogue, self.out);
                         let size = (rows, *vectors);
-                        multiply::<S, P>(s, left, Right { lines, soon }, size, &mut tile, MAX_VECTORS);
+                        let right = Right { lines, soon: soon.of_tile(index) };
+                        multiply::<S, P>(s, left, right, size, &mut tile, MAX_VECTORS);
                         let quantised = (self.right.arithmetic == Arithmetic::Int8).then_some(Quantised {
                             scales: Scales::Rows(&scales[first..first + rows]),
                             zero_point: ZERO_POINT,
@@ -244,7 +244,7 @@ impl<P: Words, A: Element, T: Element> Body for Block<'_, P, A, T> {
                 }
             }
         }
-        if self.past_caches {
+        if past_caches {
             s.finish_lines();
         }
     }

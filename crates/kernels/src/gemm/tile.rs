@@ -121,7 +121,7 @@ impl<'a> Right<'a> {
     #[inline(always)]
     pub(crate) fn new(lines: &'a [Line]) -> Self {
         const AHEAD: usize = 48;
-        Self { lines, soon: Soon { next: lines.as_ptr().wrapping_add(AHEAD).cast(), step: size_of::<Line>() } }
+        Self { lines, soon: Soon { next: lines.as_ptr().wrapping_add(AHEAD).cast(), step: size_of::<Line>(), tile: 0 } }
     }
 }
 
@@ -131,16 +131,21 @@ pub(crate) struct Soon {
     next: *const u8,
     /// Bytes from one vector of a step to the next.
     step: usize,
+    tile: usize,
 }
 
 impl Soon {
-    /// Tile `index`'s share of memory that will be read soon, if it is spread over the `vectors` (over all steps) of each of
-    /// `tiles` tiles.
+    /// Memory that will be read soon, spread over the `vectors` (over all steps) of each of `tiles` tiles.
     #[inline(always)]
-    pub(crate) fn new<T>(memory: &[T], index: usize, tiles: usize, vectors: usize) -> Self {
+    pub(crate) fn new<T>(memory: &[T], tiles: usize, vectors: usize) -> Self {
         let tile = size_of_val(memory).div_ceil(tiles);
-        let next = memory.as_ptr().cast::<u8>().wrapping_add(index * tile);
-        Self { next, step: tile.div_ceil(vectors).min(size_of::<Line>()) }
+        Self { next: memory.as_ptr().cast(), step: tile.div_ceil(vectors).min(size_of::<Line>()), tile }
+    }
+
+    /// Tile `index`'s share.
+    #[inline(always)]
+    pub(crate) fn of_tile(self, index: usize) -> Self {
+        Self { next: self.next.wrapping_add(index * self.tile), ..self }
     }
 }
 

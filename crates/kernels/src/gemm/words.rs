@@ -1,7 +1,7 @@
 //! Elements to the words of 32 bits that products are made of.
 
 use super::{Bf16, F32, Int8, Product};
-use crate::simd::{Element, LANES, Simd, load_up_to};
+use crate::simd::{Element, LANES, Simd, load_up_to, pair_to_word};
 use half::bf16;
 
 /// How the elements of a product's left or right matrix become words.
@@ -94,11 +94,6 @@ impl Words for F32 {
     }
 }
 
-#[inline(always)]
-fn word_of_pair([low, high]: [bf16; 2]) -> u32 {
-    low.to_bits() as u32 | ((high.to_bits() as u32) << 16)
-}
-
 impl Words for Bf16 {
     #[inline(always)]
     fn widen<S: Simd>(s: S, bytes: S::Bits) -> [S::Bits; 4] {
@@ -129,14 +124,12 @@ impl Words for Bf16 {
     #[inline(always)]
     fn left_row<S: Simd, T: Element>(s: S, row: &[T], _: f32, words: &mut [u32]) {
         if let Some(row) = T::as_bf16(row) {
-            // A line at a time, which compiles to a copy.
-            let (whole, rest) = row.as_chunks::<{ 2 * LANES }>();
-            let (words, last) = words.split_at_mut(whole.len() * LANES);
-            for (pairs, words) in whole.iter().zip(words.as_chunks_mut::<LANES>().0) {
-                *words = std::array::from_fn(|i| word_of_pair([pairs[2 * i], pairs[2 * i + 1]]));
+            let (pairs, rest) = row.as_chunks::<2>();
+            for (word, pair) in words.iter_mut().zip(pairs) {
+                *word = pair_to_word(*pair);
             }
-            for (pair, word) in rest.chunks(2).zip(last) {
-                *word = word_of_pair([pair[0], pair.get(1).copied().unwrap_or_default()]);
+            if let [last] = rest {
+                words[pairs.len()] = last.to_bits() as u32;
             }
             return;
         }
@@ -150,7 +143,7 @@ impl Words for Bf16 {
         let mut lanes = [bf16::ZERO; LANES];
         s.store_bf16(v, &mut lanes);
         for (word, pair) in words.iter_mut().zip(lanes.as_chunks::<2>().0) {
-            *word = word_of_pair(*pair);
+            *word = pair_to_word(*pair);
         }
     }
 }

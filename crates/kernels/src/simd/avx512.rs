@@ -130,7 +130,7 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn pair_bf16(self, low: Self::F32, high: Self::F32) -> Self::Bits {
         registers!({
-            let halves = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
+            let halves = self.join_bf16(low, high);
             // From all low ones before all high ones to one of each.
             let mut places = [0u16; 2 * LANES];
             let mut i = 0;

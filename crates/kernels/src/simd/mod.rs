@@ -101,7 +101,7 @@ pub trait Simd: Copy + Send + Sync + 'static {
         self.store_bf16(high, &mut highs);
         let mut pairs = [0u32; LANES];
         for ((pair, low), high) in pairs.iter_mut().zip(lows).zip(highs) {
-            *pair = low.to_bits() as u32 | (high.to_bits() as u32) << 16;
+            *pair = pair_to_word([low, high]);
         }
         self.load_bits(&pairs)
     }
@@ -167,7 +167,7 @@ pub trait Simd: Copy + Send + Sync + 'static {
         self.store_bf16(first, &mut halves[0]);
         self.store_bf16(second, &mut halves[1]);
         let pairs = halves.as_flattened().as_chunks::<2>().0;
-        self.load_bits(&std::array::from_fn(|i| pairs[i][0].to_bits() as u32 | ((pairs[i][1].to_bits() as u32) << 16)))
+        self.load_bits(&std::array::from_fn(|i| pair_to_word(pairs[i])))
     }
     /// Writes a line, past the caches where there is an instruction for it: a line that is read again only when the caches
     /// have forgotten it need not be brought there first. [`Simd::finish_lines`] goes before anybody else reads it.
@@ -296,6 +296,12 @@ pub(crate) fn load_up_to<S: Simd, T: Element>(simd: S, xs: &[T]) -> S::F32 {
             T::load(simd, &lanes)
         }
     }
+}
+
+/// Two bf16 in a word, the first one lowest.
+#[inline(always)]
+pub(crate) fn pair_to_word([low, high]: [bf16; 2]) -> u32 {
+    low.to_bits() as u32 | ((high.to_bits() as u32) << 16)
 }
 
 /// Four bytes in a word, the first one lowest.

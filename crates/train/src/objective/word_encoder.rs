@@ -74,12 +74,7 @@ impl WordEncoder {
 
     /// Gives its parameters, which [`WordEncoder::network`] has asked for, the values of one that was trained before.
     pub(crate) fn load(parameters: &Parameters, weights: &Weights) -> Result<()> {
-        for (name, variable) in parameters.all() {
-            if let Some(name) = name.strip_prefix(PREFIX) {
-                variable.set(&weights.tensor(name, DType::F32, variable.device())?)?;
-            }
-        }
-        Ok(())
+        parameters.set_part(PREFIX, |name| Ok(weights.tensor(name, DType::F32, parameters.device())?))
     }
 
     /// The network as it is now.

@@ -12,6 +12,7 @@ use crate::{Error, Parameters, Result};
 /// Gives the parameters below `prefix`, which a network of `config` has asked for, the values of the transformer at `folder`.
 pub(super) fn begin_as(parameters: &Parameters, prefix: &str, config: &TransformerConfig, folder: &Path) -> Result<()> {
     let (coarse, weights) = open_part::<TransformerConfig>(folder, Part::Transformer, DType::F32)?;
+    coarse.validate().map_err(|reason| Error::folder(folder, reason))?;
     let patches = (coarse.patch_size, config.patch_size);
     let alike = TransformerConfig {
         patch_size: config.patch_size,
@@ -19,18 +20,12 @@ pub(super) fn begin_as(parameters: &Parameters, prefix: &str, config: &Transform
         interpolation_scale: config.interpolation_scale,
         ..coarse
     };
-    if alike != *config || !patches.0.is_multiple_of(patches.1.max(1)) {
+    if alike != *config || !patches.0.is_multiple_of(patches.1) {
         let message = "only a transformer that differs in patch_size alone, by a whole factor, in sample_size and in \
                        interpolation_scale can be begun with";
         return Err(Error::folder(folder, message));
     }
-    for (name, variable) in parameters.all() {
-        if let Some(name) = name.strip_prefix(prefix) {
-            let stored = weights.tensor(name, DType::F32, variable.device())?;
-            variable.set(&finer(name, &stored, patches)?)?;
-        }
-    }
-    Ok(())
+    parameters.set_part(prefix, |name| finer(name, &weights.tensor(name, DType::F32, parameters.device())?, patches))
 }
 
 /// The weight `name` for patches of `to` latent pixels a side, of one for patches of `from`. A small patch becomes the token that a
