@@ -2,6 +2,8 @@
 
 use std::sync::OnceLock;
 
+#[cfg(target_arch = "x86_64")]
+use crate::simd::avx512::{self, Avx512};
 use crate::simd::{MATRIX_ROWS, Portable, Simd};
 
 /// A set of vector instructions that kernels are compiled for.
@@ -11,20 +13,34 @@ pub enum Isa {
     Portable,
     /// AVX2 and FMA.
     Avx2,
-    /// AVX-512 with F, BW, DQ, VL, BF16 and VNNI.
+    /// AVX-512 with F, BW, DQ and VL.
     Avx512,
+    /// The same, and VNNI, for products of bytes.
+    Avx512Vnni,
+    /// The same, and BF16.
+    Avx512Bf16,
     /// The same, and AMX with BF16 and INT8 for products of matrices.
     Amx,
 }
 
 impl Isa {
+    /// Each with its name, the fastest last.
+    const NAMES: [(Self, &str); 6] = [
+        (Self::Portable, "portable"),
+        (Self::Avx2, "avx2"),
+        (Self::Avx512, "avx512"),
+        (Self::Avx512Vnni, "avx512vnni"),
+        (Self::Avx512Bf16, "avx512bf16"),
+        (Self::Amx, "amx"),
+    ];
+
     /// All that this machine has, the fastest last.
     pub fn available() -> Vec<Self> {
-        [Self::Portable, Self::Avx2, Self::Avx512, Self::Amx].into_iter().filter(|isa| isa.is_available()).collect()
+        Self::NAMES.into_iter().map(|(isa, _)| isa).filter(|isa| isa.is_available()).collect()
     }
 
-    /// The one in use: what the environment variable `PIXART_CPU` (`portable`, `avx2`, `avx512` or `amx`) names, else the
-    /// fastest that this machine has.
+    /// The one in use: what the environment variable `PIXART_CPU` (`portable`, `avx2`, `avx512`, `avx512vnni`,
+    /// `avx512bf16` or `amx`) names, else the fastest that this machine has.
     ///
     /// # Errors
     /// `PIXART_CPU` names none of them, or one that this machine lacks.
@@ -34,17 +50,17 @@ impl Isa {
     }
 
     fn from_name(name: Option<&str>) -> Result<Self, String> {
-        let isa = match name {
+        let name = match name {
             None | Some("") => return Ok(*Self::available().last().unwrap_or(&Self::Portable)),
-            Some("portable") => Self::Portable,
-            Some("avx2") => Self::Avx2,
-            Some("avx512") => Self::Avx512,
-            Some("amx") => Self::Amx,
-            Some(other) => return Err(format!("PIXART_CPU is {other:?}; known are portable, avx2, avx512 and amx")),
+            Some(name) => name,
+        };
+        let Some((isa, _)) = Self::NAMES.into_iter().find(|(_, known)| *known == name) else {
+            let known = Self::NAMES.map(|(_, name)| name).join(", ");
+            return Err(format!("PIXART_CPU is {name:?}; known are {known}"));
         };
         match isa.is_available() {
             true => Ok(isa),
-            false => Err(format!("PIXART_CPU asks for {}, which this processor does not have", name.unwrap_or(""))),
+            false => Err(format!("PIXART_CPU asks for {name}, which this processor does not have")),
         }
     }
 
@@ -60,11 +76,13 @@ impl Isa {
                     && is_x86_feature_detected!("avx512bw")
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vl")
-                    && is_x86_feature_detected!("avx512bf16")
-                    && is_x86_feature_detected!("avx512vnni")
             }
             #[cfg(target_arch = "x86_64")]
-            Self::Amx => Self::Avx512.is_available() && crate::simd::amx::is_available(),
+            Self::Avx512Vnni => Self::Avx512.is_available() && is_x86_feature_detected!("avx512vnni"),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16 => Self::Avx512Vnni.is_available() && is_x86_feature_detected!("avx512bf16"),
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx => Self::Avx512Bf16.is_available() && crate::simd::amx::is_available(),
             #[cfg(not(target_arch = "x86_64"))]
             _ => false,
         }
@@ -72,7 +90,7 @@ impl Isa {
 
     /// Whether products of bf16 cost less than products of f32.
     pub fn has_fast_bf16(self) -> bool {
-        matches!(self, Self::Avx512 | Self::Amx)
+        matches!(self, Self::Avx512Bf16 | Self::Amx)
     }
 
     /// Rows of a tile of a matrix product whose words have `group` elements.
@@ -93,7 +111,11 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => of::<crate::simd::avx2::Avx2>(),
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 | Self::Amx => of::<crate::simd::avx512::Avx512>(),
+            Self::Avx512 => of::<Avx512<false, false>>(),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Vnni => of::<Avx512<true, false>>(),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16 | Self::Amx => of::<Avx512<true, true>>(),
             _ => of::<Portable>(),
         }
     }
@@ -109,10 +131,22 @@ impl Isa {
                 unsafe { crate::simd::avx2::run(body) }
             }
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 | Self::Amx => {
+            Self::Avx512 => {
                 assert!(self.is_available());
                 // SAFETY: as above.
-                unsafe { crate::simd::avx512::run(self == Self::Amx, body) }
+                unsafe { avx512::run(false, body) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Vnni => {
+                assert!(self.is_available());
+                // SAFETY: as above.
+                unsafe { avx512::run_vnni(false, body) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16 | Self::Amx => {
+                assert!(self.is_available());
+                // SAFETY: as above.
+                unsafe { avx512::run_bf16(self == Self::Amx, body) }
             }
             _ => body.run(Portable),
         }

@@ -20,6 +20,7 @@ pub trait Product: 'static {
     type Sum<S: Simd>: Copy;
     fn zero<S: Simd>(s: S) -> Self::Sum<S>;
     fn multiply_add<S: Simd>(s: S, sum: Self::Sum<S>, left: u32, right: S::Bits) -> Self::Sum<S>;
+    fn in_order<S: Simd>(s: S, sum: Self::Sum<S>) -> Self::Sum<S>;
     fn store<S: Simd>(s: S, sum: Self::Sum<S>, to: &mut Line);
 }
 
@@ -42,6 +43,10 @@ impl Product for F32 {
         s.mul_add(s.splat(f32::from_bits(left)), s.as_f32(right), sum)
     }
     #[inline(always)]
+    fn in_order<S: Simd>(s: S, sum: S::F32) -> S::F32 {
+        s.as_f32(s.in_order(s.as_bits(sum)))
+    }
+    #[inline(always)]
     fn store<S: Simd>(s: S, sum: S::F32, to: &mut Line) {
         store_f32(s, sum, to);
     }
@@ -59,6 +64,10 @@ impl Product for Bf16 {
         s.dot_bf16(sum, s.splat_bits(left), right)
     }
     #[inline(always)]
+    fn in_order<S: Simd>(s: S, sum: S::F32) -> S::F32 {
+        s.as_f32(s.in_order(s.as_bits(sum)))
+    }
+    #[inline(always)]
     fn store<S: Simd>(s: S, sum: S::F32, to: &mut Line) {
         store_f32(s, sum, to);
     }
@@ -74,6 +83,10 @@ impl Product for Int8 {
     #[inline(always)]
     fn multiply_add<S: Simd>(s: S, sum: S::Bits, left: u32, right: S::Bits) -> S::Bits {
         s.dot_u8_i8(sum, s.splat_bits(left), right)
+    }
+    #[inline(always)]
+    fn in_order<S: Simd>(s: S, sum: S::Bits) -> S::Bits {
+        s.in_order(sum)
     }
     #[inline(always)]
     fn store<S: Simd>(s: S, sum: S::Bits, to: &mut Line) {
@@ -276,21 +289,35 @@ unsafe fn multiply_of_size<S: Simd, P: Product, const R: usize, const V: usize>(
         // SAFETY: the caller promises that what is read lies within the words and the lines.
         unsafe {
             let mut group = left.words.as_ptr().add(left.start + segment);
-            for _ in 0..left.steps {
-                let mut columns = [s.splat_bits(0); V];
-                for (v, columns) in columns.iter_mut().enumerate() {
-                    *columns = s.load_bits(&(*right.add(v)).0);
-                    s.prefetch(ahead);
-                    ahead = ahead.wrapping_add(ahead_step);
-                }
-                for (r, sums) in sums.iter_mut().enumerate() {
-                    let left = *group.add(r * left.row_stride);
-                    for v in 0..V {
-                        sums[v] = P::multiply_add(s, sums[v], left, columns[v]);
-                    }
-                }
-                group = group.add(1);
-                right = right.add(V);
+            let mut steps = left.steps;
+            // Steps written out one after the other, so that finding their addresses costs little beside them.
+            macro_rules! steps {
+                ($($step:literal)+) => {
+                    $(
+                        let mut columns = [s.splat_bits(0); V];
+                        for (v, columns) in columns.iter_mut().enumerate() {
+                            *columns = s.load_bits(&(*right.add($step * V + v)).0);
+                            s.prefetch(ahead);
+                            ahead = ahead.wrapping_add(ahead_step);
+                        }
+                        for (r, sums) in sums.iter_mut().enumerate() {
+                            let left = *group.add(r * left.row_stride + $step);
+                            for v in 0..V {
+                                sums[v] = P::in_order(s, P::multiply_add(s, sums[v], left, columns[v]));
+                            }
+                        }
+                    )+
+                    let count = [$($step),+].len();
+                    group = group.add(count);
+                    right = right.add(count * V);
+                    steps -= count;
+                };
+            }
+            while steps >= 4 {
+                steps!(0 1 2 3);
+            }
+            while steps > 0 {
+                steps!(0);
             }
         }
     }

@@ -1,5 +1,6 @@
 //! AVX-512: a vector is one register. Matrix products may go to AMX's tiles.
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 use half::bf16;
@@ -9,30 +10,44 @@ use crate::gemm::Left;
 use crate::isa::Body;
 use crate::memory::Line;
 
-/// Proof that AVX-512 with F, BW, DQ, VL, BF16 and VNNI is there.
+/// Proof that AVX-512 with F, BW, DQ and VL is there; with VNNI, if `VNNI`; with BF16, if `BF16`.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx512 {
+pub(crate) struct Avx512<const VNNI: bool, const BF16: bool> {
     /// AMX with BF16 and INT8 is there too, and to be used.
     amx: bool,
 }
 
-/// Runs `body` with these instructions, and AMX's if `amx`.
-///
-/// # Safety
-/// The machine must have them.
-#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni")]
-pub(crate) unsafe fn run<B: Body>(amx: bool, body: B) -> B::Output {
-    body.run(Avx512 { amx })
+/// Two functions that run a body with a set of instructions: the second is never part of its caller.
+macro_rules! run_with {
+    ($run:ident, $run_apart:ident, $vnni:literal, $bf16:literal, $features:literal) => {
+        /// Runs `body` with these instructions, and AMX's if `amx`.
+        ///
+        /// # Safety
+        /// The machine must have them.
+        #[target_feature(enable = $features)]
+        pub(crate) unsafe fn $run<B: Body>(amx: bool, body: B) -> B::Output {
+            body.run(Avx512::<$vnni, $bf16> { amx })
+        }
+
+        #[inline(never)]
+        #[target_feature(enable = $features)]
+        unsafe fn $run_apart<B: Body>(amx: bool, body: B) -> B::Output {
+            body.run(Avx512::<$vnni, $bf16> { amx })
+        }
+    };
 }
 
-/// As [`run`], and never part of its caller.
-///
-/// # Safety
-/// The machine must have them.
-#[inline(never)]
-#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni")]
-unsafe fn run_apart<B: Body>(amx: bool, body: B) -> B::Output {
-    body.run(Avx512 { amx })
+run_with!(run, run_apart, false, false, "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl");
+run_with!(run_vnni, run_vnni_apart, true, false, "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni");
+run_with!(run_bf16, run_bf16_apart, true, true, "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16");
+
+/// See [`Simd::in_order`]: no instruction, of which the compiler is only told that it may read and write memory.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn in_order(mut v: __m512i) -> __m512i {
+    // SAFETY: nothing is done.
+    unsafe { asm!("/* {0} */", inout(zmm_reg) v, options(nostack, preserves_flags)) };
+    v
 }
 
 /// An intrinsic on registers.
@@ -52,12 +67,28 @@ macro_rules! memory {
     };
 }
 
-impl Simd for Avx512 {
+impl<const VNNI: bool, const BF16: bool> Avx512<VNNI, BF16> {
+    /// The nearest bf16 in the low half of each lane, as the instruction finds it; a NaN stays one.
+    #[inline(always)]
+    fn to_bf16(self, v: __m512) -> __m512i {
+        registers!({
+            let bits = _mm512_castps_si512(v);
+            let high = _mm512_srli_epi32::<16>(bits);
+            let half = _mm512_add_epi32(_mm512_and_si512(high, _mm512_set1_epi32(1)), _mm512_set1_epi32(0x7fff));
+            let nearest = _mm512_srli_epi32::<16>(_mm512_add_epi32(bits, half));
+            let is_nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
+            _mm512_mask_or_epi32(nearest, is_nan, high, _mm512_set1_epi32(0x40))
+        })
+    }
+}
+
+impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
     type F32 = __m512;
     type Bits = __m512i;
 
-    // 14 × 2 accumulators, two vectors of the right matrix and one of the left: 31 of 32 registers.
-    const TILE_ROWS: usize = 14;
+    // 14 × 2 accumulators, two vectors of the right matrix and one of the left: 31 of 32 registers. Products of bf16 whose
+    // halves have to be taken apart need three more.
+    const TILE_ROWS: usize = if BF16 { 14 } else { 12 };
     const TILE_VECTORS: usize = 2;
 
     #[inline(always)]
@@ -89,7 +120,13 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn apart<B: Body>(self, body: B) -> B::Output {
         // SAFETY: `self` proves that the instructions are there.
-        unsafe { run_apart(self.amx, body) }
+        unsafe {
+            match (VNNI, BF16) {
+                (_, true) => run_bf16_apart(self.amx, body),
+                (true, false) => run_vnni_apart(self.amx, body),
+                (false, false) => run_apart(self.amx, body),
+            }
+        }
     }
 
     #[inline(always)]
@@ -111,12 +148,21 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     fn store_bf16(self, v: Self::F32, to: &mut [bf16; LANES]) {
-        let halves = registers!(std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(v)));
+        let halves = match BF16 {
+            true => registers!(std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(v))),
+            false => registers!(_mm512_cvtepi32_epi16(self.to_bf16(v))),
+        };
         memory!(_mm256_storeu_si256(to.as_mut_ptr().cast(), halves))
     }
     #[inline(always)]
     fn join_bf16(self, first: Self::F32, second: Self::F32) -> Self::Bits {
-        registers!(std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(second, first)))
+        match BF16 {
+            true => registers!(std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(second, first))),
+            false => registers!({
+                let halves = |v| _mm512_cvtepi32_epi16(self.to_bf16(v));
+                _mm512_inserti64x4::<1>(_mm512_castsi256_si512(halves(first)), halves(second))
+            }),
+        }
     }
     #[inline(always)]
     fn write_line(self, bits: Self::Bits, to: &mut Line) {
@@ -129,6 +175,10 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     fn pair_bf16(self, low: Self::F32, high: Self::F32) -> Self::Bits {
+        if !BF16 {
+            let high = registers!(_mm512_slli_epi32::<16>(self.to_bf16(high)));
+            return registers!(_mm512_or_si512(self.to_bf16(low), high));
+        }
         registers!({
             let halves = self.join_bf16(low, high);
             // From all low ones before all high ones to one of each.
@@ -272,7 +322,18 @@ impl Simd for Avx512 {
         memory!(_mm_storeu_si128(to.as_mut_ptr().cast(), bytes))
     }
     #[inline(always)]
+    fn in_order(self, v: Self::Bits) -> Self::Bits {
+        registers!(in_order(v))
+    }
+    #[inline(always)]
     fn dot_bf16(self, acc: Self::F32, a: Self::Bits, b: Self::Bits) -> Self::F32 {
+        if !BF16 {
+            return registers!({
+                let low = |pair| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(pair));
+                let high = |pair| _mm512_castsi512_ps(_mm512_and_si512(pair, _mm512_set1_epi32(0xffff_0000_u32 as i32)));
+                _mm512_fmadd_ps(high(a), high(b), _mm512_fmadd_ps(low(a), low(b), acc))
+            });
+        }
         // A bit pattern is a bit pattern: both types are 512 bits in one register.
         registers!({
             let pairs = std::mem::transmute::<__m512i, __m512bh>;
@@ -281,6 +342,15 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     fn dot_u8_i8(self, acc: Self::Bits, a: Self::Bits, b: Self::Bits) -> Self::Bits {
+        if !VNNI {
+            // `vpmaddubsw` would saturate; the even and the odd bytes are widened to 16 bits instead.
+            return registers!({
+                let evens = |v| _mm512_and_si512(v, _mm512_set1_epi16(0x00ff));
+                let even = _mm512_madd_epi16(evens(a), _mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(b)));
+                let odd = _mm512_madd_epi16(_mm512_srli_epi16::<8>(a), _mm512_srai_epi16::<8>(b));
+                _mm512_add_epi32(acc, _mm512_add_epi32(even, odd))
+            });
+        }
         registers!(_mm512_dpbusd_epi32(acc, a, b))
     }
 }

@@ -178,6 +178,12 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// Waits for lines that were written.
     #[inline(always)]
     fn finish_lines(self) {}
+    /// `v`, which is computed before anything that is read from memory after it. Left to itself the compiler reads ahead
+    /// more than there are registers for.
+    #[inline(always)]
+    fn in_order(self, v: Self::Bits) -> Self::Bits {
+        v
+    }
     /// Adds to each lane of `acc` the product of two pairs of bf16.
     fn dot_bf16(self, acc: Self::F32, a: Self::Bits, b: Self::Bits) -> Self::F32;
     /// Adds to each lane of `acc` the product of four unsigned and four signed bytes.

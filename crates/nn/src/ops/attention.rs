@@ -1,6 +1,6 @@
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, D, DType, Layout, Result, Shape, Tensor};
 use candle_nn::ops::{softmax, softmax_last_dim};
-use pixart_kernels::{Arithmetic, Heads, Matrix, ScoreBias, attention_backward};
+use pixart_kernels::{Heads, Matrix, ScoreBias, attention_backward};
 
 use super::cpu::{self, CpuElement, SCRATCH, View, for_dtype};
 use super::product_dtype;
@@ -200,7 +200,7 @@ impl Attention {
             let parts = Parts::<T>::new(tensors)?;
             let shape = (parts.batch, parts.q.rows() / parts.batch.max(1), parts.q.columns());
             cpu::filled_storage::<T>(shape, |out| {
-                pixart_kernels::attention(isa, &SCRATCH, T::ARITHMETIC, &self.heads(&parts)?, out);
+                pixart_kernels::attention(isa, &SCRATCH, cpu::fast_arithmetic::<T>(isa), &self.heads(&parts)?, out);
                 Ok(())
             })
         })
@@ -217,9 +217,8 @@ impl Attention {
                 let zeros = |part: &Matrix<T>| vec![T::default(); part.rows() * part.columns()];
                 let (mut d_q, mut d_k, mut d_v) = (zeros(&parts.q), zeros(&parts.k), zeros(&parts.v));
                 cpu::with_views([&d_out], |[d_out]| {
-                    let arithmetic = if isa.has_fast_bf16() { T::ARITHMETIC } else { Arithmetic::F32 };
                     let d_out = d_out.slice()?;
-                    attention_backward(isa, &SCRATCH, arithmetic, &heads, d_out, &mut d_q, &mut d_k, &mut d_v);
+                    attention_backward(isa, &SCRATCH, cpu::fast_arithmetic::<T>(isa), &heads, d_out, &mut d_q, &mut d_k, &mut d_v);
                     Ok(())
                 })?;
                 Ok([d_q, d_k, d_v])
