@@ -150,6 +150,7 @@ impl Bench {
             };
             self.attention::<f32>(Arithmetic::F32, &name, heads, queries, keys, size);
             self.attention::<bf16>(Arithmetic::Bf16, &name, heads, queries, keys, size);
+            self.attention::<bf16>(Arithmetic::Int8, &name, heads, queries, keys, size);
         }
     }
 

@@ -4,7 +4,7 @@ use crate::NamedWeights;
 use candle_core::{DType, Device, Result, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::ops::{Activation, Linear, RmsNorm, self_attention};
+use crate::ops::{Activation, Linear, RmsNorm, Scores, self_attention};
 
 /// Added to the score of a padded key, as transformers does it: the lowest f32.
 const MASKED: f64 = f32::MIN as f64;
@@ -189,7 +189,7 @@ impl Block {
         let normed = self.attention_norm.forward(xs)?.to_dtype(self.dtype)?;
         let qkv = self.qkv.forward(&normed)?;
         // T5 does not scale its scores; the initialisation took care of it.
-        let attended = self_attention(&qkv, self.heads, 1.0, Some(bias))?;
+        let attended = self_attention(&qkv, Scores::new(self.heads, 1.0), Some(bias))?;
         let xs = self.o.forward_residual(&attended.to_dtype(stream)?, xs, None)?;
         let normed = self.feed_forward_norm.forward(&xs)?.to_dtype(self.dtype)?;
         let gate = self.wi_0.forward_activated(&normed, Activation::GeluTanh)?;

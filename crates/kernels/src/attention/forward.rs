@@ -1,5 +1,8 @@
 //! The products are computed transposed: a tile of scores has keys down and queries across, so that a query is a lane, and
 //! the softmax needs no sums or maxima across lanes; its weights are written where the second product reads them.
+//!
+//! In 8 bits the first product is of bytes (as in SageAttention, Zhang et al. 2024): keys less their mean, which adds the same
+//! to all scores of a query and so changes nothing, rounded with one scale for each block of keys, queries with one each.
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -8,15 +11,15 @@ use rayon::prelude::*;
 
 use super::{Heads, ScoreBias};
 use crate::gemm::{
-    Bf16, F32, Left, MAX_VECTORS, Right, Soon, TILE_LINES, Words, load_f32, multiply, pack_rows, padded_stride,
-    store_f32,
+    Bf16, F32, Int8, LARGEST_BYTE, Left, MAX_VECTORS, Product, Right, Soon, TILE_LINES, Words, ZERO_POINT, load_f32,
+    multiply, pack_rows, padded_stride, store_f32,
 };
 use crate::isa::Body;
 use crate::math::exp2;
 use crate::memory::{Line, LineWords, Scratch, Shared, ZERO};
 use crate::simd::{Element, LANES, Simd, load_up_to, store_up_to};
 use crate::threads::least_pieces_per_thread;
-use crate::{Arithmetic, Isa};
+use crate::{Arithmetic, Isa, Matrix};
 
 /// Groups of keys that a thread works on at a time; a multiple of [`LANES`].
 const KEY_GROUPS: usize = 128;
@@ -25,10 +28,11 @@ const KEY_GROUPS: usize = 128;
 const QUERY_TILES: usize = 4;
 
 /// `out = softmax(q · kᵀ · scale + bias) · v` for every head; `out` is `[batch · n, heads · size]`. Products are computed
-/// in `arithmetic` (f32 or bf16), the softmax in f32.
+/// in `arithmetic`, the softmax in f32. In int8 it is queries and keys alone that are rounded to bytes; weights and values are
+/// multiplied in bf16, or in f32 where that is no slower.
 ///
 /// # Panics
-/// The shapes do not belong together, the scale is not above 0, or `arithmetic` is int8.
+/// The shapes do not belong together, or the scale is not above 0.
 pub fn attention<T: Element>(isa: Isa, scratch: &Scratch, arithmetic: Arithmetic, heads: &Heads<T>, out: &mut [T]) {
     heads.check();
     assert_eq!(out.len(), heads.q.rows * heads.q.columns, "the result is like q");
@@ -40,9 +44,10 @@ pub fn attention<T: Element>(isa: Isa, scratch: &Scratch, arithmetic: Arithmetic
         return;
     }
     match arithmetic {
-        Arithmetic::F32 => attention_as::<F32, T>(isa, scratch, heads, out),
-        Arithmetic::Bf16 => attention_as::<Bf16, T>(isa, scratch, heads, out),
-        Arithmetic::Int8 => panic!("attention in int8 is not there"),
+        Arithmetic::F32 => attention_as::<F32, F32, T>(isa, scratch, heads, out),
+        Arithmetic::Bf16 => attention_as::<Bf16, Bf16, T>(isa, scratch, heads, out),
+        Arithmetic::Int8 if isa.has_fast_bf16() => attention_as::<Int8, Bf16, T>(isa, scratch, heads, out),
+        Arithmetic::Int8 => attention_as::<Int8, F32, T>(isa, scratch, heads, out),
     }
 }
 
@@ -66,8 +71,8 @@ impl Weights for Bf16 {
     }
 }
 
-/// How a head's packed keys and values lie in memory. Keys stand as they are, one row of words after another. Of the values,
-/// for one block of keys after another, each column's words.
+/// How a head's packed keys and values lie in memory. Keys stand as they are, one row of words after another; then what the
+/// scores of each block of them are multiplied with. Of the values, for one block of keys after another, each column's words.
 #[derive(Clone, Copy)]
 struct Sizes {
     size: usize,
@@ -82,14 +87,14 @@ struct Sizes {
 }
 
 impl Sizes {
-    fn new<P: Words, T: Element>(isa: Isa, heads: &Heads<T>) -> Self {
+    fn new<K: Words, P: Words, T: Element>(isa: Isa, heads: &Heads<T>) -> Self {
         let (size, keys) = (heads.size(), heads.keys());
         let groups = keys.div_ceil(P::GROUP);
         let key_groups = KEY_GROUPS.min(groups.next_multiple_of(LANES));
         Self {
             size,
             keys,
-            size_steps: size.div_ceil(P::GROUP),
+            size_steps: size.div_ceil(K::GROUP),
             key_groups,
             key_blocks: groups.div_ceil(key_groups),
             vectors: isa.tile_vectors(),
@@ -105,8 +110,13 @@ impl Sizes {
         self.size * self.key_groups / LANES
     }
 
+    /// Lines of the blocks' scales.
+    fn scale_lines(&self) -> usize {
+        self.key_blocks.div_ceil(LANES)
+    }
+
     fn head_lines(&self) -> usize {
-        self.key_lines() + self.key_blocks * self.value_lines()
+        self.key_lines() + self.scale_lines() + self.key_blocks * self.value_lines()
     }
 
     /// Lines of a tile of packed queries.
@@ -125,15 +135,16 @@ impl Sizes {
     }
 }
 
-fn attention_as<P: Weights, T: Element>(isa: Isa, scratch: &Scratch, heads: &Heads<T>, out: &mut [T]) {
-    let sizes = Sizes::new::<P, T>(isa, heads);
+/// Queries are multiplied with keys as `K`, weights with values as `P`.
+fn attention_as<K: Words, P: Weights, T: Element>(isa: Isa, scratch: &Scratch, heads: &Heads<T>, out: &mut [T]) {
+    let sizes = Sizes::new::<K, P, T>(isa, heads);
     let mut buffer = scratch.take();
     let packed = buffer.lines(heads.batch * heads.heads * sizes.head_lines());
     // Packing an element costs about as much as some multiplications.
     let heads_per_thread = least_pieces_per_thread(64 * sizes.keys * sizes.size, P::GROUP);
     packed.par_chunks_mut(sizes.head_lines()).enumerate().with_min_len(heads_per_thread).for_each(|(head, lines)| {
         let (image, head) = (head / heads.heads, head % heads.heads);
-        isa.run(PackHead::<P, T> { heads, image, head, sizes, lines, product: PhantomData });
+        isa.run(PackHead::<K, P, T> { heads, image, head, sizes, lines, products: PhantomData });
     });
     let packed = &*packed;
     let at_once = QUERY_TILES * sizes.vectors * LANES;
@@ -147,7 +158,7 @@ fn attention_as<P: Weights, T: Element>(isa: Isa, scratch: &Scratch, heads: &Hea
         || scratch.take(),
         |buffer, piece| {
             let (head, first) = (piece / blocks, piece % blocks * at_once);
-            isa.run(Block::<P, T> {
+            isa.run(Block::<K, P, T> {
                 heads,
                 sizes,
                 packed: &packed[head * sizes.head_lines()..][..sizes.head_lines()],
@@ -156,23 +167,23 @@ fn attention_as<P: Weights, T: Element>(isa: Isa, scratch: &Scratch, heads: &Hea
                 queries: first..heads.queries().min(first + at_once),
                 work: Work::new(buffer, &sizes, P::GROUP),
                 out,
-                product: PhantomData,
+                products: PhantomData,
             });
         },
     );
 }
 
 /// A head's keys and values, as the left operands of the two products.
-struct PackHead<'a, P, T> {
+struct PackHead<'a, K, P, T> {
     heads: &'a Heads<'a, T>,
     image: usize,
     head: usize,
     sizes: Sizes,
     lines: &'a mut [Line],
-    product: PhantomData<P>,
+    products: PhantomData<(K, P)>,
 }
 
-impl<P: Words, T: Element> Body for PackHead<'_, P, T> {
+impl<K: Words, P: Words, T: Element> Body for PackHead<'_, K, P, T> {
     type Output = ();
 
     #[inline(always)]
@@ -180,10 +191,17 @@ impl<P: Words, T: Element> Body for PackHead<'_, P, T> {
         let sizes = self.sizes;
         let part = |matrix| self.heads.part(matrix, self.image, self.head);
         let (k, v) = (part(&self.heads.k), part(&self.heads.v));
-        let (key_lines, value_lines) = self.lines.split_at_mut(sizes.key_lines());
+        let (key_lines, lines) = self.lines.split_at_mut(sizes.key_lines());
+        let (scale_lines, value_lines) = lines.split_at_mut(sizes.scale_lines());
         let mut words = LineWords::new(key_lines);
-        for (key, words) in words.chunks_exact_mut(sizes.size_steps).enumerate().take(sizes.keys) {
-            P::left_row(s, &k.data[key * k.row_stride..][..sizes.size], 1.0, words);
+        let mut scales = LineWords::new(scale_lines);
+        if K::GROUP == Int8::GROUP {
+            round_keys::<S, K, T>(s, &k, sizes.key_groups * P::GROUP, &mut words, &mut scales);
+        } else {
+            scales.fill(1f32.to_bits());
+            for (key, words) in words.chunks_exact_mut(sizes.size_steps).enumerate().take(sizes.keys) {
+                K::left_row(s, &k.data[key * k.row_stride..][..sizes.size], 1.0, words);
+            }
         }
         // Sixteen groups of keys by sixteen columns at a time.
         for (block, lines) in value_lines.chunks_exact_mut(sizes.value_lines()).enumerate() {
@@ -205,6 +223,52 @@ impl<P: Words, T: Element> Body for PackHead<'_, P, T> {
                         s.store_bits(*words, &mut lines[line].0);
                     }
                 }
+            }
+        }
+    }
+}
+
+/// Keys, less their mean, as bytes. The scale of each `at_once` of them goes to `scales`, as bits.
+#[inline(always)]
+fn round_keys<S: Simd, K: Words, T: Element>(
+    s: S,
+    keys: &Matrix<T>,
+    at_once: usize,
+    words: &mut [u32],
+    scales: &mut [u32],
+) {
+    let size = keys.columns;
+    let part = |key: usize, column: usize| {
+        load_up_to(s, &keys.data[key * keys.row_stride + column..][..LANES.min(size - column)])
+    };
+    let mut means = vec![ZERO; size.div_ceil(LANES)];
+    for (column, mean) in (0..size).step_by(LANES).zip(&mut means) {
+        let mut sum = s.splat(0.0);
+        for key in 0..keys.rows {
+            sum = s.add(sum, part(key, column));
+        }
+        store_f32(s, s.mul(sum, s.splat(1.0 / keys.rows as f32)), mean);
+    }
+    let steps = size.div_ceil(K::GROUP);
+    for (first, scale) in (0..keys.rows).step_by(at_once).zip(scales) {
+        let block = first..keys.rows.min(first + at_once);
+        let mut largest = s.splat(0.0);
+        for (column, mean) in (0..size).step_by(LANES).zip(&means) {
+            for key in block.clone() {
+                let x = s.sub(part(key, column), load_f32(s, mean));
+                largest = s.max(largest, s.max(x, s.sub(s.splat(0.0), x)));
+            }
+        }
+        let step = match s.largest(largest) {
+            0.0 => 1.0,
+            largest => largest / LARGEST_BYTE,
+        };
+        *scale = step.to_bits();
+        let inverse = s.splat(1.0 / step);
+        for (key, words) in words[first * steps..].chunks_exact_mut(steps).enumerate().take(block.len()) {
+            let words = words.chunks_mut(LANES / K::GROUP);
+            for ((column, mean), words) in (0..size).step_by(LANES).zip(&means).zip(words) {
+                K::store_words(s, s.mul(s.sub(part(first + key, column), load_f32(s, mean)), inverse), words);
             }
         }
     }
@@ -238,7 +302,7 @@ impl<'a> Work<'a> {
 }
 
 /// Some queries of one head.
-struct Block<'a, P, T> {
+struct Block<'a, K, P, T> {
     heads: &'a Heads<'a, T>,
     sizes: Sizes,
     packed: &'a [Line],
@@ -247,7 +311,7 @@ struct Block<'a, P, T> {
     queries: Range<usize>,
     work: Work<'a>,
     out: &'a Shared<'a, T>,
-    product: PhantomData<P>,
+    products: PhantomData<(K, P)>,
 }
 
 /// A tile of queries: one in each lane.
@@ -259,6 +323,13 @@ struct Tile {
     queries: usize,
 }
 
+/// Of each query, what turns its raw scores into exponents of 2: they are multiplied with `scale`, and `offset` is added.
+#[derive(Clone, Copy)]
+struct Exponents<S: Simd> {
+    scale: [S::F32; MAX_VECTORS],
+    offset: [S::F32; MAX_VECTORS],
+}
+
 /// Of each query, the largest exponent so far (of 2), and the sum of weights relative to it.
 #[derive(Clone, Copy)]
 struct Running<S: Simd> {
@@ -266,7 +337,7 @@ struct Running<S: Simd> {
     totals: [S::F32; MAX_VECTORS],
 }
 
-impl<P: Weights, T: Element> Body for Block<'_, P, T> {
+impl<K: Words, P: Weights, T: Element> Body for Block<'_, K, P, T> {
     type Output = ();
 
     #[inline(always)]
@@ -280,28 +351,49 @@ impl<P: Weights, T: Element> Body for Block<'_, P, T> {
             Tile { index, first, queries: across.min(queries.end - first) }
         };
         let q = self.heads.part(&self.heads.q, self.image, self.head);
-        for index in 0..tiles {
+        let scale = s.splat(self.heads.scale * std::f32::consts::LOG2_E);
+        let mut exponents =
+            [Exponents::<S> { scale: [scale; MAX_VECTORS], offset: [s.splat(0.0); MAX_VECTORS] }; QUERY_TILES];
+        for (index, exponents) in exponents.iter_mut().enumerate().take(tiles) {
             let lines = &mut self.work.queries[index * self.sizes.query_lines()..][..self.sizes.query_lines()];
             let mut scales = [1f32; MAX_VECTORS * LANES];
-            pack_rows::<S, P, T>(s, &q, tile(index).first, lines, &mut scales, &mut self.work.query_copy);
+            pack_rows::<S, K, T>(s, &q, tile(index).first, lines, &mut scales, &mut self.work.query_copy);
+            if K::GROUP == Int8::GROUP {
+                for (v, scales) in scales.as_chunks().0.iter().enumerate().take(S::TILE_VECTORS) {
+                    let mut sum = s.splat_bits(0);
+                    for line in lines.iter().skip(v).step_by(S::TILE_VECTORS) {
+                        sum = s.dot_u8_i8(sum, s.splat_bits(0x0101_0101), s.load_bits(&line.0));
+                    }
+                    exponents.scale[v] = s.mul(scale, s.load(scales));
+                    exponents.offset[v] = s.mul(s.mul(s.to_f32(sum), s.splat(-ZERO_POINT)), exponents.scale[v]);
+                }
+            }
         }
+        let scale_lines = &self.packed[self.sizes.key_lines()..][..self.sizes.scale_lines()];
+        let block_scales = crate::memory::line_words(scale_lines);
         self.work.sums.fill(ZERO);
         let start = Running::<S> { largest: [s.splat(f32::MIN); MAX_VECTORS], totals: [s.splat(0.0); MAX_VECTORS] };
         let mut running = [start; QUERY_TILES];
         for block in 0..self.sizes.key_blocks {
             let at_once = self.sizes.key_groups * P::GROUP;
             let keys = block * at_once..self.sizes.keys.min((block + 1) * at_once);
+            let block_scale = s.splat(f32::from_bits(block_scales[block]));
             for (index, running) in running.iter_mut().enumerate().take(tiles) {
                 self.scores(s, index, &keys);
-                let mut scale = self.heads.scale * std::f32::consts::LOG2_E;
-                if let Some(bias) = self.heads.bias {
-                    self.add_bias(s, &bias, tile(index), &keys);
-                    scale = 1.0;
-                }
-                let scores = &self.work.scores[..keys.len() * S::TILE_VECTORS];
-                let kept = match S::TILE_VECTORS {
-                    1 => softmax::<S, P, 1>(s, scores, scale, running, self.work.weights),
-                    _ => softmax::<S, P, 2>(s, scores, scale, running, self.work.weights),
+                let Exponents { scale, offset } = exponents[index];
+                let of_block = Exponents {
+                    scale: scale.map(|x| s.mul(x, block_scale)),
+                    offset: offset.map(|x| s.mul(x, block_scale)),
+                };
+                let kept = match self.heads.bias {
+                    Some(bias) => {
+                        self.add_bias(s, &bias, tile(index), &keys, of_block);
+                        let exponents =
+                            Exponents { scale: [s.splat(1.0); MAX_VECTORS], offset: [s.splat(0.0); MAX_VECTORS] };
+                        self.softmax::<S, false>(s, keys.len(), exponents, running)
+                    }
+                    None if K::GROUP == Int8::GROUP => self.softmax::<S, true>(s, keys.len(), of_block, running),
+                    None => self.softmax::<S, false>(s, keys.len(), of_block, running),
                 };
                 self.add_values(s, index, block, keys.len(), kept);
             }
@@ -312,28 +404,27 @@ impl<P: Weights, T: Element> Body for Block<'_, P, T> {
     }
 }
 
-impl<P: Weights, T: Element> Block<'_, P, T> {
-    /// Scores of a tile of queries with a block of keys.
+impl<K: Words, P: Weights, T: Element> Block<'_, K, P, T> {
+    /// Raw scores of a tile of queries with a block of keys.
     #[inline(always)]
     fn scores<S: Simd>(&mut self, s: S, tile: usize, keys: &Range<usize>) {
         let Sizes { size_steps, .. } = self.sizes;
         let words = crate::memory::line_words(&self.packed[..self.sizes.key_lines()]);
         let lines = &self.work.queries[tile * self.sizes.query_lines()..][..self.sizes.query_lines()];
-        for key in keys.clone().step_by(s.tile_rows(P::GROUP)) {
-            let rows = s.tile_rows(P::GROUP).min(keys.end - key);
+        for key in keys.clone().step_by(s.tile_rows(K::GROUP)) {
+            let rows = s.tile_rows(K::GROUP).min(keys.end - key);
             let left =
                 Left { words, start: key * size_steps, row_stride: size_steps, segments: &[0], steps: size_steps };
             let next = &words[(key + rows) * size_steps..];
-            let soon = soon::<S, P>(s, &next[..next.len().min(rows * size_steps)], lines.len());
+            let soon = soon::<S, K>(s, &next[..next.len().min(rows * size_steps)], lines.len());
             let scores = &mut self.work.scores[(key - keys.start) * S::TILE_VECTORS..];
-            multiply::<S, P>(s, left, Right { lines, soon }, (rows, S::TILE_VECTORS), scores, S::TILE_VECTORS);
+            multiply::<S, K>(s, left, Right { lines, soon }, (rows, S::TILE_VECTORS), scores, S::TILE_VECTORS);
         }
     }
 
     /// Turns raw scores into exponents of 2, with the bias.
     #[inline(always)]
-    fn add_bias<S: Simd>(&mut self, s: S, bias: &ScoreBias, tile: Tile, keys: &Range<usize>) {
-        let scale = s.splat(self.heads.scale * std::f32::consts::LOG2_E);
+    fn add_bias<S: Simd>(&mut self, s: S, bias: &ScoreBias, tile: Tile, keys: &Range<usize>, exponents: Exponents<S>) {
         let row = |query: usize| &bias.row(self.image, self.head, query, self.sizes.keys)[keys.clone()];
         for (chunk, scores) in
             self.work.scores[..keys.len() * S::TILE_VECTORS].chunks_mut(LANES * S::TILE_VECTORS).enumerate()
@@ -356,11 +447,31 @@ impl<P: Weights, T: Element> Block<'_, P, T> {
                 }
                 for (key, column) in columns.iter().enumerate().take(scores.len() / S::TILE_VECTORS) {
                     let line = &mut scores[key * S::TILE_VECTORS + v];
-                    let bias = s.mul(s.as_f32(*column), s.splat(std::f32::consts::LOG2_E));
-                    let score = s.mul_add(load_f32(s, line), scale, bias);
+                    let bias = s.mul_add(s.as_f32(*column), s.splat(std::f32::consts::LOG2_E), exponents.offset[v]);
+                    let score = match K::GROUP == Int8::GROUP {
+                        true => raw_score::<S, true>(s, line),
+                        false => raw_score::<S, false>(s, line),
+                    };
+                    let score = s.mul_add(score, exponents.scale[v], bias);
                     store_f32(s, s.max(score, s.splat(f32::MIN)), line);
                 }
             }
+        }
+    }
+
+    /// See [`softmax`].
+    #[inline(always)]
+    fn softmax<S: Simd, const BYTES: bool>(
+        &mut self,
+        s: S,
+        keys: usize,
+        exponents: Exponents<S>,
+        running: &mut Running<S>,
+    ) -> [S::F32; MAX_VECTORS] {
+        let scores = &self.work.scores[..keys * S::TILE_VECTORS];
+        match S::TILE_VECTORS {
+            1 => softmax::<S, K, P, 1, BYTES>(s, scores, exponents, running, self.work.weights),
+            _ => softmax::<S, K, P, 2, BYTES>(s, scores, exponents, running, self.work.weights),
         }
     }
 
@@ -369,7 +480,8 @@ impl<P: Weights, T: Element> Block<'_, P, T> {
     fn add_values<S: Simd>(&mut self, s: S, tile: usize, block: usize, keys: usize, kept: [S::F32; MAX_VECTORS]) {
         let Sizes { size, key_groups, .. } = self.sizes;
         let steps = keys.div_ceil(P::GROUP);
-        let values = &self.packed[self.sizes.key_lines() + block * self.sizes.value_lines()..];
+        let before = self.sizes.key_lines() + self.sizes.scale_lines();
+        let values = &self.packed[before + block * self.sizes.value_lines()..];
         let words = crate::memory::line_words(&values[..self.sizes.value_lines()]);
         let lines = &self.work.weights[..steps * S::TILE_VECTORS];
         let sums = &mut self.work.sums[tile * self.sizes.sum_lines()..][..self.sizes.sum_lines()];
@@ -428,40 +540,57 @@ fn soon<S: Simd, P: Words>(s: S, words: &[u32], vectors: usize) -> Soon {
     }
 }
 
-/// Turns raw scores, `V` lines for each key, into weights `2^(score · scale - largest)`, where `largest` becomes the largest
+/// A line of raw scores as numbers: those of a product of bytes, or any other.
+#[inline(always)]
+fn raw_score<S: Simd, const BYTES: bool>(s: S, line: &Line) -> S::F32 {
+    match BYTES {
+        true => s.to_f32(s.load_bits(&line.0)),
+        false => load_f32(s, line),
+    }
+}
+
+/// `2^exponent`, as exact as the scores are and the product with the values needs it.
+#[inline(always)]
+fn weight<S: Simd, K: Product, P: Product>(s: S, exponent: S::F32) -> S::F32 {
+    match K::GROUP == Int8::GROUP {
+        true => exp2::<S, Bf16>(s, exponent),
+        false => exp2::<S, P>(s, exponent),
+    }
+}
+
+/// Turns raw scores, `V` lines for each key, into weights `2^(exponent - largest)`, where `largest` becomes the largest
 /// exponent so far. Returns what sums relative to the one before are to be multiplied with.
 #[inline(always)]
-fn softmax<S: Simd, P: Weights, const V: usize>(
+fn softmax<S: Simd, K: Product, P: Weights, const V: usize, const BYTES: bool>(
     s: S,
     scores: &[Line],
-    scale: f32,
+    Exponents { scale, offset }: Exponents<S>,
     running: &mut Running<S>,
     weights: &mut [Line],
 ) -> [S::F32; MAX_VECTORS] {
     let scores = scores.as_chunks::<V>().0;
-    let scale = s.splat(scale);
     let mut most = [[s.splat(f32::MIN); V]; 2];
     let (pairs, last) = scores.as_chunks::<2>();
     for pair in pairs.iter() {
         for (most, scores) in most.iter_mut().zip(pair) {
             for v in 0..V {
-                most[v] = s.max(most[v], load_f32(s, &scores[v]));
+                most[v] = s.max(most[v], raw_score::<S, BYTES>(s, &scores[v]));
             }
         }
     }
     for scores in last {
         for v in 0..V {
-            most[0][v] = s.max(most[0][v], load_f32(s, &scores[v]));
+            most[0][v] = s.max(most[0][v], raw_score::<S, BYTES>(s, &scores[v]));
         }
     }
     let mut kept = [s.splat(1.0); MAX_VECTORS];
     let mut minus_largest = [s.splat(0.0); V];
     for v in 0..V {
-        let largest = s.max(running.largest[v], s.mul(s.max(most[0][v], most[1][v]), scale));
+        let largest = s.max(running.largest[v], s.mul_add(s.max(most[0][v], most[1][v]), scale[v], offset[v]));
         // To f32's precision: it is exactly 1 where the largest stays.
         kept[v] = exp2::<S, F32>(s, s.sub(running.largest[v], largest));
         running.largest[v] = largest;
-        minus_largest[v] = s.sub(s.splat(0.0), largest);
+        minus_largest[v] = s.sub(offset[v], largest);
     }
     let mut totals = [[s.splat(0.0); V]; 2];
     let whole = scores.len() / P::GROUP * P::GROUP;
@@ -469,8 +598,8 @@ fn softmax<S: Simd, P: Weights, const V: usize>(
         for v in 0..V {
             let mut xs = [s.splat(0.0); 2];
             for i in 0..P::GROUP {
-                let exponent = s.mul_add(load_f32(s, &scores[group + i][v]), scale, minus_largest[v]);
-                xs[i] = exp2::<S, P>(s, exponent);
+                let exponent = s.mul_add(raw_score::<S, BYTES>(s, &scores[group + i][v]), scale[v], minus_largest[v]);
+                xs[i] = weight::<S, K, P>(s, exponent);
                 totals[i][v] = s.add(totals[i][v], xs[i]);
             }
             s.store_bits(P::group(s, xs), &mut weights[v].0);
@@ -479,7 +608,8 @@ fn softmax<S: Simd, P: Weights, const V: usize>(
     // Half a group at the end.
     for last in &scores[whole..] {
         for v in 0..V {
-            let weight = exp2::<S, P>(s, s.mul_add(load_f32(s, &last[v]), scale, minus_largest[v]));
+            let exponent = s.mul_add(raw_score::<S, BYTES>(s, &last[v]), scale[v], minus_largest[v]);
+            let weight = weight::<S, K, P>(s, exponent);
             totals[0][v] = s.add(totals[0][v], weight);
             let bits = P::group(s, [weight, s.splat(0.0)]);
             s.store_bits(bits, &mut weights[whole / P::GROUP * V + v].0);

@@ -146,7 +146,9 @@ fn attention_is_the_definition() {
                     bias,
                 };
                 let expected = Definition::new(&heads).forward();
-                for (arithmetic, tolerance) in [(Arithmetic::F32, 3e-6), (Arithmetic::Bf16, 2e-2)] {
+                for (arithmetic, tolerance) in
+                    [(Arithmetic::F32, 3e-6), (Arithmetic::Bf16, 2e-2), (Arithmetic::Int8, 2e-2)]
+                {
                     let mut out = vec![f32::NAN; batch * queries * width];
                     attention(isa, &scratch, arithmetic, &heads, &mut out);
                     let worst = worst(&out, &expected);
@@ -183,6 +185,34 @@ fn masked_keys_have_no_influence() {
             out
         };
         assert_eq!(of(1.0), of(3.0));
+    }
+}
+
+/// What all keys have in common takes no bits of theirs when they are rounded.
+#[test]
+fn what_all_keys_share_costs_no_precision() {
+    let scratch = soiled_scratch();
+    let (queries, keys, size) = (40, 300, 24);
+    let (q, k, v) = (numbers(queries * size, 1), numbers(keys * size, 2), numbers(keys * size, 3));
+    let shifted: Vec<f32> = k.iter().enumerate().map(|(i, x)| x + [30.0, -70.0][i % 2]).collect();
+    for isa in Isa::available() {
+        let of = |arithmetic, k: &[f32]| {
+            let heads = Heads {
+                q: Matrix::new(&q, queries, size),
+                k: Matrix::new(k, keys, size),
+                v: Matrix::new(&v, keys, size),
+                batch: 1,
+                heads: 1,
+                scale: 0.5,
+                bias: None,
+            };
+            let mut out = vec![f32::NAN; queries * size];
+            attention(isa, &scratch, arithmetic, &heads, &mut out);
+            out
+        };
+        let expected: Vec<f64> = of(Arithmetic::F32, &k).iter().map(|x| f64::from(*x)).collect();
+        let (plain, shifted) = (of(Arithmetic::Int8, &k), of(Arithmetic::Int8, &shifted));
+        assert!(worst(&plain, &expected) < 1e-2 && worst(&shifted, &expected) < 1e-2, "{isa:?}");
     }
 }
 

@@ -24,7 +24,7 @@ pub(crate) use outer::*;
 pub(crate) use pack::*;
 pub(crate) use packed::Panel;
 pub(crate) use tile::*;
-pub(crate) use words::{Words, ZERO_POINT};
+pub(crate) use words::{LARGEST_BYTE, Words, ZERO_POINT};
 
 pub use bytes::{ByteMatrix, SharedBytes};
 pub use column_maxima::column_maxima;
@@ -40,10 +40,10 @@ use crate::{Isa, Matrix};
 
 /// Bytes of the left matrix that a thread works on at a time: half of a common second-level cache, beside which a panel
 /// of the right matrix finds room.
-const LEFT_BYTES: usize = 512 << 10;
+const LEFT_BYTES: usize = 640 << 10;
 
 /// The most rows of the left matrix that a thread works on at a time.
-const LEFT_TILES: usize = 16;
+const LEFT_ROWS: usize = 528;
 
 /// Panels of the right matrix that go through a block of rows together, if they are no larger than so many bytes.
 /// Instructions for whole matrices are so fast that the result's way to memory counts: tiles beside each other are then
@@ -89,8 +89,9 @@ fn gemm_as<P: Words, A: Element, T: Element>(
     let (rows, depth) = (left.rows, left.columns);
     let row_words = padded_stride(right.steps);
     let tile_rows = isa.tile_rows(P::GROUP);
-    let tiles = (LEFT_BYTES / (4 * row_words * tile_rows)).clamp(1, LEFT_TILES);
-    let rows_at_once = rows.min(tiles * tile_rows);
+    let most_rows = (LEFT_BYTES / (4 * row_words)).clamp(tile_rows, LEFT_ROWS);
+    // Blocks of equal height.
+    let rows_at_once = rows.div_ceil(rows.div_ceil(most_rows)).next_multiple_of(tile_rows).min(rows);
     let work = Work::new(rows.div_ceil(rows_at_once), right.panels());
     let is_thin = size_of::<Line>() * right.panel_vectors * right.steps <= THIN_PANEL;
     let together = if tile_rows == MATRIX_ROWS && is_thin { MOST_TOGETHER } else { 1 };
@@ -184,7 +185,7 @@ struct Block<'a, P, A, T> {
 }
 
 /// The most rows of a block.
-const MAX_BLOCK_ROWS: usize = LEFT_TILES * MAX_ROWS;
+const MAX_BLOCK_ROWS: usize = LEFT_ROWS.next_multiple_of(MAX_ROWS);
 
 impl<P: Words, A: Element, T: Element> Body for Block<'_, P, A, T> {
     type Output = ();

@@ -1,6 +1,6 @@
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, D, DType, Layout, Result, Shape, Tensor};
 use candle_nn::ops::{softmax, softmax_last_dim};
-use pixart_kernels::{Heads, Matrix, ScoreBias, attention_backward};
+use pixart_kernels::{Arithmetic, Heads, Matrix, ScoreBias, attention_backward};
 
 use super::cpu::{self, CpuElement, SCRATCH, View, for_dtype};
 use super::product_dtype;
@@ -9,43 +9,54 @@ use super::product_dtype;
 /// it: at 1024 pixels the whole 16 × 4096 × 4096 matrix of a layer would be a gigabyte.
 const SCORES: usize = 1 << 24;
 
-/// Scaled dot-product attention (Vaswani et al. 2017, equation 1) over `heads` heads.
+/// How the scores of attention are found.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Scores {
+    /// Heads, which share the width of queries and keys.
+    pub heads: usize,
+    /// What products of queries and keys are multiplied with.
+    pub scale: f64,
+    /// Whether queries and keys are rounded to 8 bits first, where there is a kernel that gains by it: on a CPU.
+    pub rounded: bool,
+}
+
+impl Scores {
+    /// Scores in the precision of queries and keys.
+    pub fn new(heads: usize, scale: f64) -> Self {
+        Self { heads, scale, rounded: false }
+    }
+}
+
+/// Scaled dot-product attention (Vaswani et al. 2017, equation 1).
 ///
 /// `q` is `[batch, n, heads · d]`, `k` and `v` are `[batch, m, heads · d]`; the result is like `q`. `bias` is added to
 /// the scores before the softmax: it broadcasts to `[batch, heads, n, m]`, in f32. Softmax is taken in f32.
-pub fn attention(
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    heads: usize,
-    scale: f64,
-    bias: Option<&Tensor>,
-) -> Result<Tensor> {
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scores: Scores, bias: Option<&Tensor>) -> Result<Tensor> {
     if !is_fast(&[q, k, v], bias) {
-        return attention_composed(q, k, v, heads, scale, bias);
+        return attention_composed(q, k, v, scores.heads, scores.scale, bias);
     }
-    let op = Attention::new(heads, scale, bias, k.dim(1)?)?;
+    let op = Attention::new(scores, bias, k.dim(1)?)?;
     cpu::with_rows(q)?.apply_op3(&cpu::with_rows(k)?, &cpu::with_rows(v)?, op)
 }
 
 /// [`attention`] of a sequence to itself: `qkv` `[batch, n, 3 · heads · d]` has queries, keys and values side by side.
-pub fn self_attention(qkv: &Tensor, heads: usize, scale: f64, bias: Option<&Tensor>) -> Result<Tensor> {
+pub fn self_attention(qkv: &Tensor, scores: Scores, bias: Option<&Tensor>) -> Result<Tensor> {
     let width = qkv.dim(2)? / 3;
     if !is_fast(&[qkv], bias) {
         let part = |i: usize| qkv.narrow(2, i * width, width);
-        return attention(&part(0)?, &part(1)?, &part(2)?, heads, scale, bias);
+        return attention(&part(0)?, &part(1)?, &part(2)?, scores, bias);
     }
-    cpu::with_rows(qkv)?.apply_op1(Attention::new(heads, scale, bias, qkv.dim(1)?)?)
+    cpu::with_rows(qkv)?.apply_op1(Attention::new(scores, bias, qkv.dim(1)?)?)
 }
 
 /// [`attention`] of `q` `[batch, n, heads · d]` to another sequence, whose keys and values stand side by side in `kv`
 /// `[batch, m, 2 · heads · d]`.
-pub fn cross_attention(q: &Tensor, kv: &Tensor, heads: usize, scale: f64, bias: Option<&Tensor>) -> Result<Tensor> {
+pub fn cross_attention(q: &Tensor, kv: &Tensor, scores: Scores, bias: Option<&Tensor>) -> Result<Tensor> {
     if !is_fast(&[q, kv], bias) {
         let part = |i: usize| kv.narrow(2, i * q.dim(2)?, q.dim(2)?);
-        return attention(q, &part(0)?, &part(1)?, heads, scale, bias);
+        return attention(q, &part(0)?, &part(1)?, scores, bias);
     }
-    let op = Attention::new(heads, scale, bias, kv.dim(1)?)?;
+    let op = Attention::new(scores, bias, kv.dim(1)?)?;
     cpu::with_rows(q)?.apply_op2(&cpu::with_rows(kv)?, op)
 }
 
@@ -127,8 +138,7 @@ impl Bias {
 }
 
 struct Attention {
-    heads: usize,
-    scale: f32,
+    scores: Scores,
     bias: Option<Bias>,
 }
 
@@ -167,16 +177,17 @@ impl<'a, T: CpuElement> Parts<'a, T> {
 }
 
 impl Attention {
-    fn new(heads: usize, scale: f64, bias: Option<&Tensor>, keys: usize) -> Result<Self> {
+    fn new(scores: Scores, bias: Option<&Tensor>, keys: usize) -> Result<Self> {
         let bias = bias.map(|bias| Bias::new(bias, keys)).transpose()?;
-        Ok(Self { heads, scale: scale as f32, bias })
+        Ok(Self { scores, bias })
     }
 
     fn heads<'a, T: CpuElement>(&'a self, parts: &Parts<'a, T>) -> Result<Heads<'a, T>> {
         let Parts { batch, q, k, v } = *parts;
+        let Scores { heads, scale, .. } = self.scores;
         let (n, m) = (q.rows() / batch.max(1), k.rows() / batch.max(1));
-        if batch == 0 || !q.columns().is_multiple_of(self.heads) {
-            candle_core::bail!("attention: a width of {} for {} heads", q.columns(), self.heads);
+        if batch == 0 || !q.columns().is_multiple_of(heads) {
+            candle_core::bail!("attention: a width of {} for {heads} heads", q.columns());
         }
         let bias = self.bias.as_ref().map(|bias| ScoreBias {
             values: &bias.values,
@@ -185,13 +196,13 @@ impl Attention {
             query_stride: bias.query_stride,
         });
         let fits = |bias: &ScoreBias| {
-            let last = (batch - 1) * bias.batch_stride + (self.heads - 1) * bias.head_stride;
+            let last = (batch - 1) * bias.batch_stride + (heads - 1) * bias.head_stride;
             last + n.saturating_sub(1) * bias.query_stride + m <= bias.values.len()
         };
         if bias.as_ref().is_some_and(|bias| !fits(bias)) {
-            candle_core::bail!("attention: the bias does not broadcast to [{batch}, {}, {n}, {m}]", self.heads);
+            candle_core::bail!("attention: the bias does not broadcast to [{batch}, {heads}, {n}, {m}]");
         }
-        Ok(Heads { q, k, v, batch, heads: self.heads, scale: self.scale, bias })
+        Ok(Heads { q, k, v, batch, heads, scale: scale as f32, bias })
     }
 
     fn forward(&self, tensors: &[View]) -> Result<(CpuStorage, Shape)> {
@@ -200,7 +211,11 @@ impl Attention {
             let parts = Parts::<T>::new(tensors)?;
             let shape = (parts.batch, parts.q.rows() / parts.batch.max(1), parts.q.columns());
             cpu::filled_storage::<T>(shape, |out| {
-                pixart_kernels::attention(isa, &SCRATCH, cpu::fast_arithmetic::<T>(isa), &self.heads(&parts)?, out);
+                let arithmetic = match self.scores.rounded {
+                    true => Arithmetic::Int8,
+                    false => cpu::fast_arithmetic::<T>(isa),
+                };
+                pixart_kernels::attention(isa, &SCRATCH, arithmetic, &self.heads(&parts)?, out);
                 Ok(())
             })
         })

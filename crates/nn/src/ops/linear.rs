@@ -141,6 +141,11 @@ impl Linear {
         Ok(Self { weights })
     }
 
+    /// Whether inputs are rounded to 8 bits, as the weights are.
+    pub fn rounds_inputs(&self) -> bool {
+        matches!(&self.weights, Weights::Packed(packed) if packed.rounds_inputs())
+    }
+
     /// `[..., width_in]` to `[..., width_out]`.
     pub fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         match &self.weights {

@@ -26,7 +26,7 @@ mod upsample;
 
 pub use activation::{activation, silu};
 pub use adamw::adamw;
-pub use attention::{attention, cross_attention, self_attention};
+pub use attention::{Scores, attention, cross_attention, self_attention};
 pub use conv2d::{Conv2d, Padding, conv2d};
 pub use gated_residual::gated_residual;
 pub use group_norm::{GroupNorm, group_norm};

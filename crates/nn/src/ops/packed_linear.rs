@@ -95,6 +95,10 @@ impl PackedLinear {
         Ok(Self { weight: Arc::new(packed), bias, low_rank, outliers, observer: None })
     }
 
+    pub(super) fn rounds_inputs(&self) -> bool {
+        self.weight.arithmetic() == Arithmetic::Int8
+    }
+
     /// What becomes of the product, which `addend` is added to.
     fn epilogue<'a, T>(&'a self, activation: Activation, addend: Option<&'a [f32]>) -> Epilogue<'a, T> {
         Epilogue { addend, bias: self.bias.as_ref().map(|bias| &bias[..]), activation, residual: None }

@@ -174,30 +174,30 @@ fn attention_is_its_composition() -> Result<()> {
             hold(
                 "attention",
                 &[&[batch, n, width], &[batch, m, width], &[batch, m, width]],
-                |xs| attention(&xs[0], &xs[1], &xs[2], heads, 0.7, bias),
-                |xs| attention_composed(&xs[0], &xs[1], &xs[2], heads, 0.7, bias),
+                |xs| attention(&xs[0], &xs[1], &xs[2], Scores::new(heads, 0.7), bias),
+                |xs| attention_composed(&xs[0], &xs[1], &xs[2], Scores::new(heads, 0.7), bias),
             )?;
         }
     }
     // Queries, keys and values as parts of one tensor.
     let part = |xs: &Tensor, i: usize| xs.narrow(2, i * 24, 24);
-    let composed = |q: &Tensor, k: &Tensor, v: &Tensor| attention_composed(q, k, v, 3, 0.3, None);
+    let composed = |q: &Tensor, k: &Tensor, v: &Tensor| attention_composed(q, k, v, Scores::new(3, 0.3), None);
     hold(
         "attention of parts",
         &[&[2, 19, 72]],
-        |xs| attention(&part(&xs[0], 0)?, &part(&xs[0], 1)?, &part(&xs[0], 2)?, 3, 0.3, None),
+        |xs| attention(&part(&xs[0], 0)?, &part(&xs[0], 1)?, &part(&xs[0], 2)?, Scores::new(3, 0.3), None),
         |xs| composed(&part(&xs[0], 0)?, &part(&xs[0], 1)?, &part(&xs[0], 2)?),
     )?;
     hold(
         "self-attention",
         &[&[2, 19, 72]],
-        |xs| self_attention(&xs[0], 3, 0.3, None),
+        |xs| self_attention(&xs[0], Scores::new(3, 0.3), None),
         |xs| composed(&part(&xs[0], 0)?, &part(&xs[0], 1)?, &part(&xs[0], 2)?),
     )?;
     hold(
         "cross-attention",
         &[&[2, 19, 24], &[2, 7, 48]],
-        |xs| cross_attention(&xs[0], &xs[1], 3, 0.3, None),
+        |xs| cross_attention(&xs[0], &xs[1], Scores::new(3, 0.3), None),
         |xs| composed(&xs[0], &part(&xs[1], 0)?, &part(&xs[1], 1)?),
     )
 }

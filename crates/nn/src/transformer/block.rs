@@ -4,7 +4,9 @@ use crate::NamedWeights;
 use candle_core::{DType, Result, Tensor};
 
 use super::TransformerConfig;
-use crate::ops::{Activation, LayerNorm, Linear, attention, cross_attention, layer_norm_modulate, self_attention};
+use crate::ops::{
+    Activation, LayerNorm, Linear, Scores, attention, cross_attention, layer_norm_modulate, self_attention,
+};
 
 /// The dtype of the residual stream and of all that is small. On a CPU it is f32 whatever the weights are: sums of many
 /// layers then keep their digits, at no cost beside the products.
@@ -62,6 +64,13 @@ impl Block {
     }
 }
 
+/// Scores are rounded where the maps to queries and keys round what they are given: it is the same arithmetic, with the same
+/// loss.
+fn scores(config: &TransformerConfig, rounded: bool) -> Scores {
+    let scale = (config.attention_head_dim as f64).powf(-0.5);
+    Scores { rounded, ..Scores::new(config.num_attention_heads, scale) }
+}
+
 #[derive(Debug, Clone)]
 struct SelfAttention {
     /// Queries, keys and values side by side.
@@ -69,8 +78,7 @@ struct SelfAttention {
     to_out: Linear,
     /// Norms of queries and keys, in the PixArt-Σ checkpoints that have them.
     norms: Option<[LayerNorm; 2]>,
-    heads: usize,
-    scale: f64,
+    scores: Scores,
 }
 
 impl SelfAttention {
@@ -79,12 +87,12 @@ impl SelfAttention {
         let names = ["to_q", "to_k", "to_v"].map(|name| vb.pp(name));
         let norm = |name| LayerNorm::new(width, 1e-5, vb.pp(name));
         let has_norms = vb.contains_tensor("q_norm.weight");
+        let to_qkv = Linear::joined(width, width, config.attention_bias, &names)?;
         Ok(Self {
-            to_qkv: Linear::joined(width, width, config.attention_bias, &names)?,
+            scores: scores(config, to_qkv.rounds_inputs()),
+            to_qkv,
             to_out: Linear::new(width, width, vb.pp("to_out").pp(0))?,
             norms: has_norms.then(|| Ok::<_, candle_core::Error>([norm("q_norm")?, norm("k_norm")?])).transpose()?,
-            heads: config.num_attention_heads,
-            scale: (config.attention_head_dim as f64).powf(-0.5),
         })
     }
 
@@ -92,12 +100,12 @@ impl SelfAttention {
     fn forward(&self, xs: &Tensor, residual: &Tensor, gate: &Tensor) -> Result<Tensor> {
         let qkv = self.to_qkv.forward(xs)?;
         let attended = match &self.norms {
-            None => self_attention(&qkv, self.heads, self.scale, None)?,
+            None => self_attention(&qkv, self.scores, None)?,
             Some([q_norm, k_norm]) => {
                 let width = qkv.dim(2)? / 3;
                 let part = |i: usize| qkv.narrow(2, i * width, width);
                 let (q, k) = (q_norm.forward(&part(0)?)?, k_norm.forward(&part(1)?)?);
-                attention(&q, &k, &part(2)?, self.heads, self.scale, None)?
+                attention(&q, &k, &part(2)?, self.scores, None)?
             }
         };
         self.to_out.forward_residual(&attended, residual, Some(gate))
@@ -110,20 +118,19 @@ pub(crate) struct CrossAttention {
     /// Keys and values side by side.
     to_kv: Linear,
     to_out: Linear,
-    heads: usize,
-    scale: f64,
+    scores: Scores,
 }
 
 impl CrossAttention {
     fn new(config: &TransformerConfig, vb: NamedWeights) -> Result<Self> {
         let width = config.width();
         let bias = config.attention_bias;
+        let to_q = Linear::with_bias(width, width, bias, vb.pp("to_q"))?;
         Ok(Self {
-            to_q: Linear::with_bias(width, width, bias, vb.pp("to_q"))?,
+            scores: scores(config, to_q.rounds_inputs()),
+            to_q,
             to_kv: Linear::joined(width, width, bias, &[vb.pp("to_k"), vb.pp("to_v")])?,
             to_out: Linear::new(width, width, vb.pp("to_out").pp(0))?,
-            heads: config.num_attention_heads,
-            scale: (config.attention_head_dim as f64).powf(-0.5),
         })
     }
 
@@ -135,7 +142,7 @@ impl CrossAttention {
     /// `xs + attention(xs, text)`.
     fn forward(&self, xs: &Tensor, keys_values: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
         let q = self.to_q.forward_in(xs, keys_values.dtype())?;
-        let attended = cross_attention(&q, keys_values, self.heads, self.scale, bias)?;
+        let attended = cross_attention(&q, keys_values, self.scores, bias)?;
         self.to_out.forward_residual(&attended, xs, None)
     }
 }

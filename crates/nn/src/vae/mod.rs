@@ -6,7 +6,7 @@ mod bands;
 use candle_core::{DType, Result, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::ops::{Conv2d, GroupNorm, Linear, Padding, image_to_tokens, self_attention, tokens_to_image};
+use crate::ops::{Conv2d, GroupNorm, Linear, Padding, Scores, image_to_tokens, self_attention, tokens_to_image};
 
 const EPS: f64 = 1e-6;
 
@@ -382,7 +382,7 @@ impl AttentionBlock {
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         let (_, channels, height, width) = xs.dims4()?;
         let qkv = self.to_qkv.forward(&image_to_tokens(&self.group_norm.forward(xs)?)?)?;
-        let attended = self_attention(&qkv, 1, (channels as f64).powf(-0.5), None)?;
+        let attended = self_attention(&qkv, Scores::new(1, (channels as f64).powf(-0.5)), None)?;
         let tokens = self.to_out.forward_residual(&attended, &image_to_tokens(xs)?, None)?;
         tokens_to_image(&tokens, (height, width))
     }

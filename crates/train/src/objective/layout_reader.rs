@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 use pixart_nn::NamedWeights;
-use pixart_nn::ops::{Activation, Linear, RmsNorm, cross_attention};
+use pixart_nn::ops::{Activation, Linear, RmsNorm, Scores, cross_attention};
 use pixart_nn::t5::T5Config;
 use pixart_nn::transformer::padding_bias;
 
@@ -50,7 +50,12 @@ impl LayoutReader {
         let padding = padding_bias(&text.mask)?;
         let scale = 1.0 / ((width / self.heads) as f64).sqrt();
         let keys_values = self.keys_values.forward(&text.embeds)?;
-        let heard = cross_attention(&self.queries.forward(&places)?, &keys_values, self.heads, scale, Some(&padding))?;
+        let heard = cross_attention(
+            &self.queries.forward(&places)?,
+            &keys_values,
+            Scores::new(self.heads, scale),
+            Some(&padding),
+        )?;
         let tokens = (places + heard)?;
         let hidden = self.hidden.forward_activated(&self.norm.forward(&tokens)?, Activation::GeluTanh)?;
         tokens + self.out.forward(&hidden)?
