@@ -17,7 +17,7 @@ PACKAGES = ("torch", "diffusers", "openvino", "nncf")
 
 def describe(program: Path, threads: int) -> dict:
     cpu = cpu_fields()
-    present = set(cpu.get("flags", "").split())
+    present = cpu_flags()
     return {
         "cpu": cpu.get("model name", platform.processor() or platform.machine()),
         "cores": os.cpu_count(),
@@ -76,6 +76,10 @@ def cpu_fields() -> dict[str, str]:
     except OSError:
         return {}
     return {name.strip(): value.strip() for name, _, value in (row.partition(":") for row in first.splitlines())}
+
+
+def cpu_flags() -> set[str]:
+    return set(cpu_fields().get("flags", "").split())
 
 
 def pixart_version(program: Path) -> str:

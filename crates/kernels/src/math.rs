@@ -41,11 +41,12 @@ fn exp_of<S: Simd>(s: S, x: S::F32) -> S::F32 {
     s.scale_by_power(p, n)
 }
 
-/// `2ˣ` for `x` up to 120, and 2⁻¹²⁶ for all below -126. As exact as a product of `P` needs its operands: to 1e-4 for
+/// `2ˣ` for `x` up to 120, and that of -125 for all below: no number with fewer digits, which a product would take long
+/// with. As exact as a product of `P` needs its operands: to 1e-4 for
 /// bf16, to 2 units in the last place for f32.
 #[inline(always)]
 pub(crate) fn exp2<S: Simd, P: Product>(s: S, x: S::F32) -> S::F32 {
-    let x = s.max(x, s.splat(-126.0));
+    let x = s.max(x, s.splat(-125.0));
     let shifted = s.add(x, s.splat(MAGIC));
     let r = s.sub(x, s.sub(shifted, s.splat(MAGIC)));
     // For r within ± 0.5: the terms of the exponential series, (ln 2)ᵏ / k!, or the minimax polynomial of degree 3.
@@ -106,6 +107,7 @@ pub(crate) fn gelu_tanh_gradient<S: Simd>(s: S, x: S::F32) -> S::F32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gemm::{Bf16, F32};
     use crate::isa::{Body, Isa};
     use crate::simd::LANES;
 
@@ -209,6 +211,32 @@ mod tests {
         }
         for isa in Isa::available() {
             assert_eq!(isa.run(Ends)[..6], [1.0, 0.0, 0.0, 0.0, f32::INFINITY, f32::INFINITY], "{isa:?}");
+        }
+    }
+
+    #[test]
+    fn powers_of_two_are_right_and_normal() {
+        struct Powers;
+        impl Body for Powers {
+            type Output = Vec<[f32; 3]>;
+            fn run<S: Simd>(self, s: S) -> Vec<[f32; 3]> {
+                let xs = (0..1600).map(|i| std::array::from_fn(|lane| (i * LANES + lane) as f32 * 0.0125 - 200.0));
+                xs.flat_map(|xs: [f32; LANES]| {
+                    let (mut exact, mut short) = ([0f32; LANES], [0f32; LANES]);
+                    s.store(exp2::<S, F32>(s, s.load(&xs)), &mut exact);
+                    s.store(exp2::<S, Bf16>(s, s.load(&xs)), &mut short);
+                    std::array::from_fn::<_, LANES, _>(|lane| [xs[lane], exact[lane], short[lane]])
+                })
+                .collect()
+            }
+        }
+        for isa in Isa::available() {
+            for [x, exact, short] in isa.run(Powers) {
+                let expected = f64::from(x).max(-125.0).exp2();
+                let error = |found: f32| (f64::from(found) / expected - 1.0).abs();
+                assert!(error(exact) < 3e-7 && error(short) < 1.1e-4, "{isa:?}: {x}: {exact:e} {short:e}");
+                assert!(exact.is_normal() && short.is_normal(), "{isa:?}: {x}");
+            }
         }
     }
 }
