@@ -374,10 +374,10 @@ impl<K: Words, P: Weights, T: Element> Body for Block<'_, K, P, T> {
         self.work.sums.fill(ZERO);
         let start = Running::<S> { largest: [s.splat(f32::MIN); MAX_VECTORS], totals: [s.splat(0.0); MAX_VECTORS] };
         let mut running = [start; QUERY_TILES];
-        for block in 0..self.sizes.key_blocks {
+        for (block, block_scale) in block_scales.iter().enumerate().take(self.sizes.key_blocks) {
             let at_once = self.sizes.key_groups * P::GROUP;
             let keys = block * at_once..self.sizes.keys.min((block + 1) * at_once);
-            let block_scale = s.splat(f32::from_bits(block_scales[block]));
+            let block_scale = s.splat(f32::from_bits(*block_scale));
             for (index, running) in running.iter_mut().enumerate().take(tiles) {
                 self.scores(s, index, &keys);
                 let Exponents { scale, offset } = exponents[index];

@@ -33,7 +33,7 @@ impl Scores {
 /// the scores before the softmax: it broadcasts to `[batch, heads, n, m]`, in f32. Softmax is taken in f32.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scores: Scores, bias: Option<&Tensor>) -> Result<Tensor> {
     if !is_fast(&[q, k, v], bias) {
-        return attention_composed(q, k, v, scores.heads, scores.scale, bias);
+        return attention_composed(q, k, v, scores, bias);
     }
     let op = Attention::new(scores, bias, k.dim(1)?)?;
     cpu::with_rows(q)?.apply_op3(&cpu::with_rows(k)?, &cpu::with_rows(v)?, op)
@@ -65,28 +65,27 @@ fn is_fast(tensors: &[&Tensor], bias: Option<&Tensor>) -> bool {
     cpu::is_fast(tensors) && !bias.is_some_and(Tensor::track_op)
 }
 
-/// What [`attention`] means.
+/// What [`attention`] means, without any rounding.
 pub(super) fn attention_composed(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
-    heads: usize,
-    scale: f64,
+    scores: Scores,
     bias: Option<&Tensor>,
 ) -> Result<Tensor> {
-    let chunk = (SCORES / (q.dim(0)? * heads * k.dim(1)?).max(1)).max(1);
-    attention_in_chunks(q, k, v, heads, scale, bias, chunk)
+    let chunk = (SCORES / (q.dim(0)? * scores.heads * k.dim(1)?).max(1)).max(1);
+    attention_in_chunks(q, k, v, scores, bias, chunk)
 }
 
 fn attention_in_chunks(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
-    heads: usize,
-    scale: f64,
+    scores: Scores,
     bias: Option<&Tensor>,
     chunk: usize,
 ) -> Result<Tensor> {
+    let Scores { heads, scale, .. } = scores;
     let (batch, n, width) = q.dims3()?;
     let dtype = product_dtype(q.device(), q.dtype());
     let split = |xs: &Tensor| -> Result<Tensor> {
@@ -338,9 +337,9 @@ mod tests {
         let per_query = random((1, heads, n, m))?;
         let per_key = random((batch, 1, 1, m))?;
         for bias in [None, Some(&per_query), Some(&per_key)] {
-            let whole = attention_in_chunks(&q, &k, &v, heads, 0.5, bias, n)?;
+            let whole = attention_in_chunks(&q, &k, &v, Scores::new(heads, 0.5), bias, n)?;
             for chunk in [1, 2, 3, 6] {
-                let parts = attention_in_chunks(&q, &k, &v, heads, 0.5, bias, chunk)?;
+                let parts = attention_in_chunks(&q, &k, &v, Scores::new(heads, 0.5), bias, chunk)?;
                 let difference = (&whole - &parts)?.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>()?;
                 assert!(difference < 1e-6, "chunk {chunk}: {difference}");
             }
@@ -353,7 +352,7 @@ mod tests {
     fn agrees_with_the_definition() -> Result<()> {
         let (n, m, d) = (3, 4, 2);
         let (q, k, v) = (random((1, n, d))?, random((1, m, d))?, random((1, m, d))?);
-        let ys = attention_composed(&q, &k, &v, 1, 0.3, None)?.squeeze(0)?.to_vec2::<f32>()?;
+        let ys = attention_composed(&q, &k, &v, Scores::new(1, 0.3), None)?.squeeze(0)?.to_vec2::<f32>()?;
         let (q, k, v) =
             (q.squeeze(0)?.to_vec2::<f32>()?, k.squeeze(0)?.to_vec2::<f32>()?, v.squeeze(0)?.to_vec2::<f32>()?);
         for i in 0..n {
