@@ -10,6 +10,7 @@ use pixart_nn::NamedWeights;
 use safetensors::SafeTensors;
 
 use crate::mapped::MappedFile;
+use crate::quantise::kept_dtype;
 use crate::{Error, Lora, Part, Result, Scheme, StoredDtype, elements, pickle, read_json};
 
 /// Values of a tensor that are looked at together for those that are not finite.
@@ -228,7 +229,11 @@ impl Weights {
         if is_rounded {
             return Ok(self.dequantised(name, stored, device)?.to_dtype(dtype)?);
         }
-        let tensor = elements::tensor(self.bytes(stored), stored.dtype, dtype, &stored.shape, device, release)?;
+        // Rounded on the way or by `quantise`: the same numbers.
+        let loses_digits = self.rounding.is_some_and(|(part, _)| kept_dtype(part, name, stored.dtype) != stored.dtype);
+        let read_in = if loses_digits { DType::BF16 } else { dtype };
+        let tensor = elements::tensor(self.bytes(stored), stored.dtype, read_in, &stored.shape, device, release)?;
+        let tensor = tensor.to_dtype(dtype)?;
         self.mark_read(name, stored);
         if self.rounding.is_some() {
             self.check_values(name, stored, &tensor)?;
