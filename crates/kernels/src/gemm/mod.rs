@@ -38,8 +38,8 @@ use crate::simd::{Element, LANES, MATRIX_ROWS, Simd};
 use crate::threads::threads_for;
 use crate::{Isa, Matrix};
 
-/// Bytes of the left matrix that a thread works on at a time: half of a common second-level cache, beside which a panel
-/// of the right matrix finds room.
+/// Bytes of the left matrix that a thread works on at a time: five eighths of a common second-level cache, beside which a
+/// panel of the right matrix finds room.
 const LEFT_BYTES: usize = 640 << 10;
 
 /// The most rows of the left matrix that a thread works on at a time.

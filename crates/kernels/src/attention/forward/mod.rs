@@ -153,7 +153,7 @@ impl<K: Words, P: Weights, T: Element> Body for Block<'_, K, P, T> {
             let first = queries.start + index * across;
             Tile { index, first, queries: across.min(queries.end - first) }
         };
-        let mut exponents = [self.exponents(s); QUERY_TILES];
+        let mut exponents = [Exponents::scaled(s, self.heads.scale * std::f32::consts::LOG2_E); QUERY_TILES];
         for (index, exponents) in exponents.iter_mut().enumerate().take(tiles) {
             self.pack_queries(s, tile(index), exponents);
         }
@@ -176,12 +176,9 @@ impl<K: Words, P: Weights, T: Element> Body for Block<'_, K, P, T> {
                 let kept = match self.heads.bias {
                     Some(bias) => {
                         self.add_bias(s, &bias, tile(index), &keys, of_block);
-                        let exponents =
-                            Exponents { scale: [s.splat(1.0); MAX_VECTORS], offset: [s.splat(0.0); MAX_VECTORS] };
-                        self.softmax::<S, false>(s, keys.len(), exponents, running)
+                        self.softmax::<S, F32>(s, keys.len(), Exponents::scaled(s, 1.0), running)
                     }
-                    None if K::GROUP == Int8::GROUP => self.softmax::<S, true>(s, keys.len(), of_block, running),
-                    None => self.softmax::<S, false>(s, keys.len(), of_block, running),
+                    None => self.softmax::<S, K>(s, keys.len(), of_block, running),
                 };
                 self.add_values(s, index, block, keys.len(), kept);
             }
@@ -193,13 +190,6 @@ impl<K: Words, P: Weights, T: Element> Body for Block<'_, K, P, T> {
 }
 
 impl<K: Words, P: Weights, T: Element> Block<'_, K, P, T> {
-    /// What makes exponents of scores that are not rounded.
-    #[inline(always)]
-    fn exponents<S: Simd>(&self, s: S) -> Exponents<S> {
-        let scale = s.splat(self.heads.scale * std::f32::consts::LOG2_E);
-        Exponents { scale: [scale; MAX_VECTORS], offset: [s.splat(0.0); MAX_VECTORS] }
-    }
-
     /// Packs a tile of queries. Where they are rounded, their own scales come into the exponents, and what the keys'
     /// [`ZERO_POINT`] adds to the products goes out of them.
     #[inline(always)]
@@ -264,20 +254,16 @@ impl<K: Words, P: Weights, T: Element> Block<'_, K, P, T> {
                 for (key, column) in columns.iter().enumerate().take(scores.len() / S::TILE_VECTORS) {
                     let line = &mut scores[key * S::TILE_VECTORS + v];
                     let bias = s.mul_add(s.as_f32(*column), s.splat(std::f32::consts::LOG2_E), exponents.offset[v]);
-                    let score = match K::GROUP == Int8::GROUP {
-                        true => raw_score::<S, true>(s, line),
-                        false => raw_score::<S, false>(s, line),
-                    };
-                    let score = s.mul_add(score, exponents.scale[v], bias);
+                    let score = s.mul_add(raw_score::<S, K>(s, line), exponents.scale[v], bias);
                     store_f32(s, s.max(score, s.splat(f32::MIN)), line);
                 }
             }
         }
     }
 
-    /// See [`softmax`].
+    /// See [`softmax`]; the scores are sums of the product `R`.
     #[inline(always)]
-    fn softmax<S: Simd, const BYTES: bool>(
+    fn softmax<S: Simd, R: Product>(
         &mut self,
         s: S,
         keys: usize,
@@ -286,8 +272,8 @@ impl<K: Words, P: Weights, T: Element> Block<'_, K, P, T> {
     ) -> [S::F32; MAX_VECTORS] {
         let scores = &self.work.scores[..keys * S::TILE_VECTORS];
         match S::TILE_VECTORS {
-            1 => softmax::<S, K, P, 1, BYTES>(s, scores, exponents, running, self.work.weights),
-            _ => softmax::<S, K, P, 2, BYTES>(s, scores, exponents, running, self.work.weights),
+            1 => softmax::<S, R, K, P, 1>(s, scores, exponents, running, self.work.weights),
+            _ => softmax::<S, R, K, P, 2>(s, scores, exponents, running, self.work.weights),
         }
     }
 

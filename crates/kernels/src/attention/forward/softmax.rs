@@ -32,6 +32,14 @@ pub(super) struct Exponents<S: Simd> {
     pub offset: [S::F32; MAX_VECTORS],
 }
 
+impl<S: Simd> Exponents<S> {
+    /// The same for all queries.
+    #[inline(always)]
+    pub fn scaled(s: S, scale: f32) -> Self {
+        Self { scale: [s.splat(scale); MAX_VECTORS], offset: [s.splat(0.0); MAX_VECTORS] }
+    }
+}
+
 /// Of each query, the largest exponent so far (of 2), and the sum of weights relative to it.
 #[derive(Clone, Copy)]
 pub(super) struct Running<S: Simd> {
@@ -39,10 +47,10 @@ pub(super) struct Running<S: Simd> {
     pub totals: [S::F32; MAX_VECTORS],
 }
 
-/// A line of raw scores as numbers: those of a product of bytes, or any other.
+/// A line of raw scores, sums of the product `R`, as numbers.
 #[inline(always)]
-pub(super) fn raw_score<S: Simd, const BYTES: bool>(s: S, line: &Line) -> S::F32 {
-    match BYTES {
+pub(super) fn raw_score<S: Simd, R: Product>(s: S, line: &Line) -> S::F32 {
+    match R::GROUP == Int8::GROUP {
         true => s.to_f32(s.load_bits(&line.0)),
         false => load_f32(s, line),
     }
@@ -57,10 +65,10 @@ fn weight<S: Simd, K: Product, P: Product>(s: S, exponent: S::F32) -> S::F32 {
     }
 }
 
-/// Turns raw scores, `V` lines for each key, into weights `2^(exponent - largest)`, where `largest` becomes the largest
+/// Turns raw scores of the product `R`, `V` lines for each key, into weights `2^(exponent - largest)`, where `largest` becomes the largest
 /// exponent so far. Returns what sums relative to the one before are to be multiplied with.
 #[inline(always)]
-pub(super) fn softmax<S: Simd, K: Product, P: Weights, const V: usize, const BYTES: bool>(
+pub(super) fn softmax<S: Simd, R: Product, K: Product, P: Weights, const V: usize>(
     s: S,
     scores: &[Line],
     Exponents { scale, offset }: Exponents<S>,
@@ -73,13 +81,13 @@ pub(super) fn softmax<S: Simd, K: Product, P: Weights, const V: usize, const BYT
     for pair in pairs.iter() {
         for (most, scores) in most.iter_mut().zip(pair) {
             for v in 0..V {
-                most[v] = s.max(most[v], raw_score::<S, BYTES>(s, &scores[v]));
+                most[v] = s.max(most[v], raw_score::<S, R>(s, &scores[v]));
             }
         }
     }
     for scores in last {
         for v in 0..V {
-            most[0][v] = s.max(most[0][v], raw_score::<S, BYTES>(s, &scores[v]));
+            most[0][v] = s.max(most[0][v], raw_score::<S, R>(s, &scores[v]));
         }
     }
     let mut kept = [s.splat(1.0); MAX_VECTORS];
@@ -97,7 +105,7 @@ pub(super) fn softmax<S: Simd, K: Product, P: Weights, const V: usize, const BYT
         for v in 0..V {
             let mut xs = [s.splat(0.0); 2];
             for i in 0..P::GROUP {
-                let exponent = s.mul_add(raw_score::<S, BYTES>(s, &scores[group + i][v]), scale[v], minus_largest[v]);
+                let exponent = s.mul_add(raw_score::<S, R>(s, &scores[group + i][v]), scale[v], minus_largest[v]);
                 xs[i] = weight::<S, K, P>(s, exponent);
                 totals[i][v] = s.add(totals[i][v], xs[i]);
             }
@@ -107,7 +115,7 @@ pub(super) fn softmax<S: Simd, K: Product, P: Weights, const V: usize, const BYT
     // Half a group at the end.
     for last in &scores[whole..] {
         for v in 0..V {
-            let exponent = s.mul_add(raw_score::<S, BYTES>(s, &last[v]), scale[v], minus_largest[v]);
+            let exponent = s.mul_add(raw_score::<S, R>(s, &last[v]), scale[v], minus_largest[v]);
             let weight = weight::<S, K, P>(s, exponent);
             totals[0][v] = s.add(totals[0][v], weight);
             let bits = P::group(s, [weight, s.splat(0.0)]);
