@@ -1,4 +1,4 @@
-//! Times the kernels at the sizes of XL/2 at 512×512 pixels and of the autoencoder, beside the arithmetic peak of this
+//! Times the kernels at the sizes of XL/2 at 512×512 pixels, of the autoencoder, and of a small transformer in training, beside the arithmetic peak of this
 //! machine, measured just before each in a loop that touches only registers.
 //!
 //! `cargo bench -p pixart-kernels --bench kernels [-- [--tsv] [--runs N] [FILTER]]`. A line with `--tsv` is name, dtype, median
@@ -13,7 +13,7 @@ use std::time::Instant;
 use half::bf16;
 use pixart_kernels::{
     Activation, Arithmetic, ByteMatrix, ConvWeights, Element, Epilogue, Gate, Geometry, Heads, Images, Isa, Matrix,
-    Normalise, Packed, Residual, Scratch, arithmetic_peak, attention, conv2d, gemm,
+    Normalise, Packed, Residual, Scratch, arithmetic_peak, attention, attention_backward, conv2d, gemm, outer_product,
 };
 
 struct Bench {
@@ -45,6 +45,7 @@ fn main() {
     bench.products();
     bench.attentions();
     bench.convolutions();
+    bench.training();
 }
 
 fn fail(message: &str) -> ! {
@@ -219,6 +220,61 @@ impl Bench {
                 conv2d(self.isa, &self.scratch, &images, Some(&normalise), &weights, &geometry, &epilogue, &mut out);
             });
         }
+    }
+}
+
+/// Pictures of a worker's part of a batch, and tokens of each.
+const BATCH: usize = 16;
+const TOKENS: usize = 256;
+
+/// A transformer of width 192 with heads of 32.
+impl Bench {
+    fn training(&self) {
+        let rows = BATCH * TOKENS;
+        for (depth, columns) in [(192, 192), (192, 768), (768, 192)] {
+            self.product::<f32>(Arithmetic::F32, rows, depth, columns);
+            self.outer_product::<f32>(Arithmetic::F32, rows, depth, columns);
+            self.product::<bf16>(Arithmetic::Bf16, rows, depth, columns);
+            self.outer_product::<bf16>(Arithmetic::Bf16, rows, depth, columns);
+        }
+        self.attention_backward::<f32>(Arithmetic::F32, 6, 32);
+        self.attention_backward::<bf16>(Arithmetic::Bf16, 6, 32);
+    }
+
+    /// The gradient of a weight of `columns` × `depth`.
+    fn outer_product<T: Element>(&self, arithmetic: Arithmetic, rows: usize, depth: usize, columns: usize) {
+        let (left, right) = (numbers::<T>(rows * columns), numbers::<T>(rows * depth));
+        let (left, right) = (Matrix::new(&left, rows, columns), Matrix::new(&right, rows, depth));
+        let mut out = vec![0f32; columns * depth];
+        self.time(&format!("outer {rows}x{columns}x{depth}"), arithmetic, 2 * rows * depth * columns, || {
+            outer_product(self.isa, &self.scratch, arithmetic, left, right, &mut out);
+        });
+    }
+
+    fn attention_backward<T: Element>(&self, arithmetic: Arithmetic, heads: usize, size: usize) {
+        let (rows, width) = (BATCH * TOKENS, heads * size);
+        let [q, k, v, d_out] = std::array::from_fn(|_| numbers::<T>(rows * width));
+        let inputs = Heads {
+            q: Matrix::new(&q, rows, width),
+            k: Matrix::new(&k, rows, width),
+            v: Matrix::new(&v, rows, width),
+            batch: BATCH,
+            heads,
+            scale: (size as f32).powf(-0.5),
+            bias: None,
+        };
+        let mut gradients: [Vec<T>; 3] = std::array::from_fn(|_| vec![T::default(); rows * width]);
+        let name = format!("{BATCH}x{heads}x{TOKENS}x{size}");
+        let operations = 4 * BATCH * TOKENS * TOKENS * width;
+        let mut out = vec![T::default(); rows * width];
+        self.time(&format!("attention {name}"), arithmetic, operations, || {
+            attention(self.isa, &self.scratch, arithmetic, &inputs, &mut out);
+        });
+        // Scores anew, and a product for each gradient and for that of the weights.
+        self.time(&format!("attention_backward {name}"), arithmetic, operations / 2 * 5, || {
+            let [d_q, d_k, d_v] = &mut gradients;
+            attention_backward(self.isa, &self.scratch, arithmetic, &inputs, &d_out, d_q, d_k, d_v);
+        });
     }
 }
 

@@ -119,12 +119,6 @@ impl<'a, T> Shared<'a, T> {
     }
 }
 
-/// The bits of numbers.
-pub(crate) fn as_words(xs: &[f32]) -> &[u32] {
-    // SAFETY: both have 32 bits and the same alignment, and every bit pattern is a number of either kind.
-    unsafe { std::slice::from_raw_parts(xs.as_ptr().cast(), xs.len()) }
-}
-
 /// The words that lines are made of.
 pub(crate) fn line_words(lines: &[Line]) -> &[u32] {
     // SAFETY: a line is sixteen words and nothing else.

@@ -30,7 +30,9 @@ pub use dataset::{Dataset, FolderDataset, Item, Layout, ScenesDataset, TarDatase
 pub use ema::Ema;
 pub use error::{Error, Result};
 pub use estimate::{Estimate, Footprint};
-pub use evaluation::{Agreement, Drawn, Faithfulness, Reconstruction, Share, agreement, faithfulness, reconstruction};
+pub use evaluation::{
+    Agreement, Drawn, Faithfulness, Reconstruction, Share, Trial, agreement, faithfulness, reconstruction,
+};
 pub use features::{
     Batch, Description, Extracted, ExtractionProgress, Extractor, Features, ITEMS_PER_SHARD, SkippedItem,
 };

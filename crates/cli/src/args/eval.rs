@@ -104,6 +104,10 @@ pub struct ReconstructionArgs {
     /// Width and height of a scene in pixels
     #[arg(long, value_name = "PIXELS", default_value_t = 128)]
     pub size: usize,
+    /// Noise in the latents before they are decoded, in multiples of their standard deviation: what a diffusion model gets wrong,
+    /// about 0.1
+    #[arg(long, value_name = "STD", default_value_t = 0.0)]
+    pub latent_noise: f64,
     #[command(flatten)]
     pub compute: ComputeArgs,
 }

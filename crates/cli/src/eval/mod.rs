@@ -10,7 +10,7 @@ use anyhow::{Result, bail};
 use image::RgbImage;
 use pixart::{Pipeline, Request};
 use pixart_scenes::{Prompt, test_prompts};
-use pixart_train::{Faithfulness, Share, faithfulness, reconstruction};
+use pixart_train::{Faithfulness, Share, Trial, faithfulness, reconstruction};
 use pixart_weights::write_bytes;
 
 use crate::args::{EvalCommand, FaithfulnessArgs, ReconstructionArgs};
@@ -113,7 +113,8 @@ fn run_reconstruction(args: &ReconstructionArgs) -> Result<()> {
     open::set_threads(&args.compute)?;
     let device = args.compute.device.open()?;
     let vae = open::model(args.vae.as_deref())?;
-    let found = reconstruction(&vae, args.scenes, args.size, &device)?;
+    let trial = Trial { scenes: args.scenes, size: args.size, latent_noise: args.latent_noise };
+    let found = reconstruction(&vae, &trial, &device)?;
     print(&format!(
         "{:.2} dB peak signal-to-noise ratio of {} scenes, {:.1} % of them still read as their captions say",
         found.psnr,

@@ -76,6 +76,13 @@ fn measures_faithfulness_and_reconstruction() {
     let printed = succeed(&["eval", "reconstruction", "--vae", &model, "--scenes", "2", "--size", "64"], folder.path());
     let psnr: f64 = printed.split(' ').next().unwrap().parse().unwrap();
     assert!((1.0..20.0).contains(&psnr) && printed.contains("dB"), "{printed}");
+    let psnr = |noise: &str| -> f64 {
+        let printed = succeed(&["eval", "reconstruction", "--scenes", "2", "--latent-noise", noise], folder.path());
+        printed.split(' ').next().unwrap().parse().unwrap()
+    };
+    assert!(psnr("0") > 28.0 && psnr("2") < 20.0, "{} and {} dB", psnr("0"), psnr("2"));
+    let unlike = ["eval", "reconstruction", "--scenes", "2", "--latent-noise=-1"];
+    assert!(fail(&unlike, folder.path()).contains("noise of -1"));
     let nothing = ["eval", "faithfulness", "--model", &model, "--prompts", "0"];
     assert!(fail(&nothing, folder.path()).contains("--prompts is 0"));
 }

@@ -5,12 +5,12 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::outer::Rows;
-use super::outer_product::{words, write_sums};
+use super::outer_product::write_sums;
 use super::{Bf16, Left, MAX_VECTORS, Product, TILE_LINES, load_f32, multiply_rows, padded_stride, store_f32};
 use crate::isa::{Body, Isa};
 use crate::matrix::Matrix;
-use crate::memory::{Line, LineWords, Scratch, Shared, ZERO};
-use crate::simd::{Element, LANES, MATRIX_ROWS, Simd};
+use crate::memory::{Buffer, Line, LineWords, Scratch, Shared, ZERO};
+use crate::simd::{Element, LANES, MATRIX_ROWS, Simd, load_up_to};
 
 /// `leftᵀ · right` by instructions for whole matrices, which take the left operand transposed.
 pub(super) fn multiply<A: Element, B: Element>(
@@ -21,8 +21,8 @@ pub(super) fn multiply<A: Element, B: Element>(
     out: &mut [f32],
 ) {
     let (mut left_copy, mut right_copy, mut turned) = (scratch.take(), scratch.take(), scratch.take());
-    let (left_words, left_stride) = words::<Bf16, A>(isa, left, LANES, &mut left_copy);
-    let (right_words, right_stride) = words::<Bf16, B>(isa, right, LANES, &mut right_copy);
+    let (left_words, left_stride) = words(isa, left, &mut left_copy);
+    let (right_words, right_stride) = words(isa, right, &mut right_copy);
     let (groups, m, n) = (left.rows.div_ceil(Bf16::GROUP), left.columns, right.columns);
     let turned_stride = padded_stride(groups);
     let turned = turned.lines(left_stride * turned_stride / LANES);
@@ -49,6 +49,39 @@ pub(super) fn multiply<A: Element, B: Element>(
             });
         },
     );
+}
+
+/// The matrix as words of two rows in `buffer`, and the distance of those.
+fn words<'a, T: Element>(isa: Isa, matrix: Matrix<T>, buffer: &'a mut Buffer) -> (&'a [u32], usize) {
+    let stride = matrix.columns.next_multiple_of(LANES);
+    let lines = buffer.lines(matrix.rows.div_ceil(Bf16::GROUP) * stride / LANES);
+    lines.par_chunks_mut(stride / LANES).enumerate().for_each(|(group, lines)| {
+        let row = |row: usize| &matrix.data[row * matrix.row_stride..][..matrix.columns];
+        let (first, second) = (group * Bf16::GROUP, group * Bf16::GROUP + 1);
+        let second = if second < matrix.rows { row(second) } else { &[] };
+        isa.run(CopyRows { first: row(first), second, lines });
+    });
+    (crate::memory::line_words(lines), stride)
+}
+
+/// Writes the words of two rows, of which the second may not be there.
+struct CopyRows<'a, T> {
+    first: &'a [T],
+    second: &'a [T],
+    lines: &'a mut [Line],
+}
+
+impl<T: Element> Body for CopyRows<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for (i, line) in self.lines.iter_mut().enumerate() {
+            let part = |row: &'_ [T]| -> Range<usize> { (i * LANES).min(row.len())..row.len().min((i + 1) * LANES) };
+            let [first, second] = [self.first, self.second].map(|row| load_up_to(s, &row[part(row)]));
+            s.store_bits(s.pair_bf16(first, second), &mut line.0);
+        }
+    }
 }
 
 /// Rows and columns of the result that a thread works on at a time, and groups of rows of the operands: of few, a tile takes longer

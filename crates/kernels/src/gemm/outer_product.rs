@@ -4,19 +4,23 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::outer::{Rows, Run, add_outer_products};
-use super::{Bf16, F32, Product, Words, load_f32, outer_matrices};
+use super::{Bf16, F32, load_f32, outer_matrices};
 use crate::Arithmetic;
 use crate::isa::{Body, Isa};
 use crate::matrix::Matrix;
-use crate::memory::{Line, Scratch, Shared, ZERO};
+use crate::memory::{Buffer, Line, Scratch, Shared, ZERO, line_words};
 use crate::simd::{Element, LANES, Simd, load_up_to, store_up_to};
 
-/// Rows that are multiplied before a thread goes on to the next tile: those of a few tiles stay in its cache.
-const ROWS: usize = 512;
+/// Words of each column that are multiplied before a thread goes on to the next tile: those of a tile, of both operands, stay in its
+/// first-level cache.
+const STEPS: usize = 128;
 
-/// Columns of the result, in its height and in its width, that a thread works on at a time: of both operands together,
-/// [`ROWS`] rows of them fill half of a common second-level cache.
-const BLOCK: [usize; 2] = [8 * 14, 128];
+/// The greatest height and width of the part of the result that a thread works on at a time: its sums and the words of
+/// both operands fill half of a second-level cache, and what stands outside is read but few times.
+const BLOCK: [usize; 2] = [28 * 14, 192];
+
+/// The least height of such a part where there would be fewer of them than threads.
+const LEAST_HEIGHT: usize = 4 * 14;
 
 /// `out = leftᵀ · right`, summed in f32: `left` is `[rows, m]`, `right` `[rows, n]`, `out` `[m, n]`. The gradient of weights, from
 /// those of a layer's result and from its input. Both are multiplied in `arithmetic`, f32 or bf16.
@@ -40,7 +44,8 @@ pub fn outer_product<A: Element, B: Element>(
     }
     match arithmetic {
         Arithmetic::Bf16 if isa == Isa::Amx => outer_matrices::multiply(isa, scratch, left, right, out),
-        Arithmetic::Bf16 => multiply::<Bf16, A, B>(isa, scratch, left, right, out),
+        Arithmetic::Bf16 if isa.has_fast_bf16() => multiply::<Bf16, A, B>(isa, scratch, left, right, out),
+        Arithmetic::Bf16 => multiply::<Rounded, A, B>(isa, scratch, left, right, out),
         Arithmetic::F32 => multiply::<F32, A, B>(isa, scratch, left, right, out),
         Arithmetic::Int8 => panic!("products over rows in int8 are not there"),
     }
@@ -53,155 +58,189 @@ fn multiply<P: OuterProduct, A: Element, B: Element>(
     right: Matrix<B>,
     out: &mut [f32],
 ) {
-    let (mut left_copy, mut right_copy) = (scratch.take(), scratch.take());
-    let (left_words, left_stride) = words::<P, A>(isa, left, 1, &mut left_copy);
-    let (right_words, right_stride) = words::<P, B>(isa, right, LANES, &mut right_copy);
-    let (rows, m, n) = (left.rows.div_ceil(P::GROUP), left.columns, right.columns);
+    let (m, n) = (left.columns, right.columns);
     let across = n.div_ceil(BLOCK[1]);
+    let for_threads = rayon::current_num_threads().div_ceil(across).min(m.div_ceil(LEAST_HEIGHT));
+    let height = m.div_ceil(m.div_ceil(BLOCK[0]).max(for_threads)).next_multiple_of(2);
     let out = &Shared::new(out);
-    (0..m.div_ceil(BLOCK[0]) * across).into_par_iter().with_max_len(1).for_each_init(
+    (0..m.div_ceil(height) * across).into_par_iter().with_max_len(1).for_each_init(
         || scratch.take(),
         |buffer, block| {
-            let (top, first) = (block / across * BLOCK[0], block % across * BLOCK[1]);
-            isa.run(Block::<P> {
+            let (top, first) = (block / across * height, block % across * BLOCK[1]);
+            isa.run(Block::<P, A, B> {
                 product: PhantomData,
-                left: Rows { words: left_words, start: 0, stride: left_stride },
-                right: Rows { words: right_words, start: 0, stride: right_stride },
-                rows,
-                sums: buffer.lines(BLOCK[0] * BLOCK[1] / LANES),
-                top: top..m.min(top + BLOCK[0]),
+                left,
+                right,
+                buffer,
+                top: top..m.min(top + height),
                 across: first..n.min(first + BLOCK[1]),
-                width: n,
                 out,
             });
         },
     );
 }
 
-/// The matrix as words and the distance of their rows: where it stands, if it is f32 with rows of whole multiples of
-/// `multiple`, else in `buffer`.
-pub(super) fn words<'a, P: OuterProduct, T: Element>(
-    isa: Isa,
-    matrix: Matrix<'a, T>,
-    multiple: usize,
-    buffer: &'a mut crate::memory::Buffer,
-) -> (&'a [u32], usize) {
-    if P::GROUP == F32::GROUP
-        && let Some(data) = T::as_f32(matrix.data)
-        && matrix.columns.is_multiple_of(multiple)
-    {
-        return (crate::memory::as_words(data), matrix.row_stride);
-    }
-    let stride = matrix.columns.next_multiple_of(LANES);
-    let lines = buffer.lines(matrix.rows.div_ceil(P::GROUP) * stride / LANES);
-    lines.par_chunks_mut(stride / LANES).enumerate().for_each(|(group, lines)| {
-        let row = |row: usize| &matrix.data[row * matrix.row_stride..][..matrix.columns];
-        let (first, second) = (group * P::GROUP, group * P::GROUP + 1);
-        let second = (P::GROUP == 2 && second < matrix.rows).then(|| row(second));
-        isa.run(CopyRows::<P, T> { product: PhantomData, first: row(first), second, lines });
-    });
-    (crate::memory::line_words(lines), stride)
-}
-
-/// Writes the words of one row, or of two.
-struct CopyRows<'a, P, T> {
-    product: PhantomData<P>,
-    first: &'a [T],
-    second: Option<&'a [T]>,
-    lines: &'a mut [Line],
-}
-
-impl<P: OuterProduct, T: Element> Body for CopyRows<'_, P, T> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let from = |row: &'_ [T], at: usize| -> std::ops::Range<usize> { at.min(row.len())..row.len().min(at + LANES) };
-        for (i, line) in self.lines.iter_mut().enumerate() {
-            let first = &self.first[from(self.first, i * LANES)];
-            let second = self.second.map(|second| &second[from(second, i * LANES)]);
-            if P::GROUP == Bf16::GROUP {
-                let second = second.map_or(s.splat(0.0), |second| load_up_to(s, second));
-                s.store_bits(s.pair_bf16(load_up_to(s, first), second), &mut line.0);
-                continue;
-            }
-            line.0 = P::across(&[first]);
-        }
-    }
-}
-
 /// Products of elements whose sums are f32.
-pub(super) trait OuterProduct: Words + Send + Sync {
+trait OuterProduct: Send + Sync {
+    /// Rows of an operand that its words hold.
+    const GROUP: usize;
+
+    /// The words of up to sixteen columns of so many rows; of a row that is not there nothing is given.
+    fn words<S: Simd, T: Element>(s: S, rows: [&[T]; 2]) -> S::Bits;
+
+    /// See [`add_outer_products`].
     fn add<S: Simd>(
         s: S,
         operands: (Rows, Rows),
-        runs: (&[Run], usize),
+        steps: usize,
         size: (usize, usize),
         tile: &mut [Line],
         tile_stride: usize,
     );
 }
 
-macro_rules! outer_product_of {
-    ($($product:ty),+) => {$(
-        impl OuterProduct for $product {
-            #[inline(always)]
-            fn add<S: Simd>(
-                s: S,
-                operands: (Rows, Rows),
-                runs: (&[Run], usize),
-                size: (usize, usize),
-                tile: &mut [Line],
-                tile_stride: usize,
-            ) {
-                add_outer_products::<$product, S>(s, operands, runs, size, tile, tile_stride);
-            }
-        }
-    )+};
+impl OuterProduct for F32 {
+    const GROUP: usize = 1;
+
+    #[inline(always)]
+    fn words<S: Simd, T: Element>(s: S, rows: [&[T]; 2]) -> S::Bits {
+        s.as_bits(load_up_to(s, rows[0]))
+    }
+
+    #[inline(always)]
+    fn add<S: Simd>(
+        s: S,
+        operands: (Rows, Rows),
+        steps: usize,
+        size: (usize, usize),
+        tile: &mut [Line],
+        tile_stride: usize,
+    ) {
+        add_outer_products::<Self, S>(s, operands, (&[Run { left: 0, right: 0 }], steps), size, tile, tile_stride);
+    }
 }
 
-outer_product_of!(F32, Bf16);
+impl OuterProduct for Bf16 {
+    const GROUP: usize = 2;
 
-/// A block of the result.
-struct Block<'a, P> {
+    #[inline(always)]
+    fn words<S: Simd, T: Element>(s: S, rows: [&[T]; 2]) -> S::Bits {
+        s.pair_bf16(load_up_to(s, rows[0]), load_up_to(s, rows[1]))
+    }
+
+    #[inline(always)]
+    fn add<S: Simd>(
+        s: S,
+        operands: (Rows, Rows),
+        steps: usize,
+        size: (usize, usize),
+        tile: &mut [Line],
+        tile_stride: usize,
+    ) {
+        add_outer_products::<Self, S>(s, operands, (&[Run { left: 0, right: 0 }], steps), size, tile, tile_stride);
+    }
+}
+
+/// Elements that are rounded to bf16 and multiplied in f32, where there are no instructions for bf16.
+struct Rounded;
+
+impl OuterProduct for Rounded {
+    const GROUP: usize = 1;
+
+    #[inline(always)]
+    fn words<S: Simd, T: Element>(s: S, rows: [&[T]; 2]) -> S::Bits {
+        let xs = load_up_to(s, rows[0]);
+        match T::as_bf16(&[]) {
+            Some(_) => s.as_bits(xs),
+            // With nothing in its low half a word is the f32 that the bf16 in its high half is.
+            None => s.pair_bf16(s.splat(0.0), xs),
+        }
+    }
+
+    #[inline(always)]
+    fn add<S: Simd>(
+        s: S,
+        operands: (Rows, Rows),
+        steps: usize,
+        size: (usize, usize),
+        tile: &mut [Line],
+        tile_stride: usize,
+    ) {
+        F32::add(s, operands, steps, size, tile, tile_stride);
+    }
+}
+
+/// A part of the result.
+struct Block<'a, 'b, P, A, B> {
     product: PhantomData<P>,
-    left: Rows<'a>,
-    right: Rows<'a>,
-    rows: usize,
-    /// Room for the block's sums, [`BLOCK`] numbers.
-    sums: &'a mut [Line],
+    left: Matrix<'a, A>,
+    right: Matrix<'a, B>,
+    buffer: &'a mut Buffer<'b>,
     top: Range<usize>,
     across: Range<usize>,
-    width: usize,
     out: &'a Shared<'a, f32>,
 }
 
-/// Lines of a row of a block's sums.
-const SUM_LINES: usize = BLOCK[1] / LANES;
-
-impl<P: OuterProduct> Body for Block<'_, P> {
+impl<P: OuterProduct, A: Element, B: Element> Body for Block<'_, '_, P, A, B> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        self.sums.fill(ZERO);
-        let vectors = self.across.len().div_ceil(LANES);
-        for row in (0..self.rows).step_by(ROWS) {
-            let steps = ROWS.min(self.rows - row);
-            for vector in (0..vectors).step_by(S::TILE_VECTORS) {
-                let right = Rows { start: row * self.right.stride + self.across.start + vector * LANES, ..self.right };
-                let wide = S::TILE_VECTORS.min(vectors - vector);
-                for column in (0..self.top.len()).step_by(S::TILE_ROWS) {
-                    let left = Rows { start: row * self.left.stride + self.top.start + column, ..self.left };
-                    let high = S::TILE_ROWS.min(self.top.len() - column);
-                    let sums = &mut self.sums[column * SUM_LINES + vector..];
-                    let runs = &[Run { left: 0, right: 0 }];
-                    P::add(s, (left, right), (runs, steps), (high, wide), sums, SUM_LINES);
+        let (high, wide) = (S::TILE_ROWS, S::TILE_VECTORS);
+        // Tiles above each other, and beside each other.
+        let (down, beside) = (self.top.len().div_ceil(high), self.across.len().div_ceil(wide * LANES));
+        let stride = beside * wide;
+        let lines = self.buffer.lines(down * high * stride + (down + stride) * STEPS);
+        let (sums, words) = lines.split_at_mut(down * high * stride);
+        let (left, right) = words.split_at_mut(down * STEPS);
+        sums.fill(ZERO);
+        for first in (0..self.left.rows).step_by(STEPS * P::GROUP) {
+            let rows = first..self.left.rows.min(first + STEPS * P::GROUP);
+            let steps = rows.len().div_ceil(P::GROUP);
+            pack::<P, S, A>(s, self.left, rows.clone(), self.top.clone(), (high, 1), left);
+            pack::<P, S, B>(s, self.right, rows, self.across.clone(), (wide * LANES, wide), right);
+            let (left, right) = (line_words(left), line_words(right));
+            for column in 0..beside {
+                let right = Rows { words: right, start: column * STEPS * wide * LANES, stride: wide * LANES };
+                let wide = wide.min(self.across.len().div_ceil(LANES) - column * wide);
+                for row in 0..down {
+                    let left = Rows { words: left, start: row * STEPS * LANES, stride: LANES };
+                    let size = (high.min(self.top.len() - row * high), wide);
+                    let tile = &mut sums[row * high * stride + column * S::TILE_VECTORS..];
+                    P::add(s, (left, right), steps, size, tile, stride);
                 }
             }
         }
         // SAFETY: this part of the result is this block's alone.
-        unsafe { write_sums(s, self.sums, SUM_LINES, self.top, self.across, self.width, self.out) };
+        unsafe { write_sums(s, sums, stride, self.top, self.across, self.right.columns, self.out) };
+    }
+}
+
+/// Writes words of `rows` and `columns`: those of `width` columns, which take `vectors` lines, at [`STEPS`] steps, then
+/// those of as many more.
+#[inline(always)]
+fn pack<P: OuterProduct, S: Simd, T: Element>(
+    s: S,
+    matrix: Matrix<T>,
+    rows: Range<usize>,
+    columns: Range<usize>,
+    (width, vectors): (usize, usize),
+    lines: &mut [Line],
+) {
+    let end = rows.end;
+    for (step, row) in rows.step_by(P::GROUP).enumerate() {
+        let rows: [&[T]; 2] = std::array::from_fn(|i| match row + i < end && i < P::GROUP {
+            true => &matrix.data[(row + i) * matrix.row_stride..][..columns.end],
+            false => &[],
+        });
+        for (part, column) in columns.clone().step_by(width).enumerate() {
+            for vector in 0..vectors {
+                let at = column + vector * LANES;
+                let from = |row: &'_ [T]| -> Range<usize> { at.min(row.len())..row.len().min(at + LANES) };
+                let words = P::words(s, [&rows[0][from(rows[0])], &rows[1][from(rows[1])]]);
+                s.store_bits(words, &mut lines[part * STEPS * vectors + step * vectors + vector].0);
+            }
+        }
     }
 }
 

@@ -15,6 +15,7 @@ use pixart_nn::vae::{AutoencoderKl, VaeConfig};
 use pixart_scenes::{Claims, Picture, Prompt, Scene, Split, Verdict, judge, read};
 use pixart_weights::{Part, open_part};
 
+use crate::random::generator;
 use crate::{Error, Result};
 
 /// Prompts that are drawn between two reports.
@@ -155,16 +156,32 @@ pub struct Reconstruction {
     pub all_right: Share,
 }
 
-/// Encodes and decodes `scenes` held-out scenes of `size` pixels.
+/// What an autoencoder is tried on.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Trial {
+    /// How many held-out scenes, at least 1.
+    pub scenes: u64,
+    /// Their width and height in pixels.
+    pub size: usize,
+    /// Standard deviation of the noise that latents get before they are decoded, in multiples of their own: at 0.1 about what a diffusion
+    /// model leaves. Not negative.
+    pub latent_noise: f64,
+}
+
+/// Encodes and decodes held-out scenes.
 ///
 /// # Errors
-/// An autoencoder that is missing or broken, or that does not divide `size`.
-pub fn reconstruction(vae: &Path, scenes: u64, size: usize, device: &Device) -> Result<Reconstruction> {
+/// An autoencoder that is missing or broken, or that does not divide the scenes' size; noise that is no number.
+pub fn reconstruction(vae: &Path, trial: &Trial, device: &Device) -> Result<Reconstruction> {
+    let Trial { scenes, size, latent_noise } = *trial;
     let (config, weights) = open_part::<VaeConfig>(vae, Part::Vae, DType::F32)?;
     config.validate().map_err(|reason| Error::folder(vae, reason))?;
     if scenes == 0 || size == 0 || !size.is_multiple_of(config.downscale()) {
         let message = format!("{scenes} scenes of {size} pixels; its latents are of {} pixels", config.downscale());
         return Err(Error::folder(vae, message));
+    }
+    if !(latent_noise.is_finite() && latent_noise >= 0.0) {
+        return Err(Error::folder(vae, format!("noise of {latent_noise} in its latents")));
     }
     let network = AutoencoderKl::new(&config, weights.named(DType::F32, device))?;
     let (mut squares, mut all_right) = (0.0, Share::default());
@@ -172,7 +189,10 @@ pub fn reconstruction(vae: &Path, scenes: u64, size: usize, device: &Device) -> 
         let scene = Scene::random(seed, Split::Test);
         let picture = scene.draw(size as u32);
         let image = pixart::from_pixels(&from_scene(&picture), device)?;
-        let decoded = pixart::to_pixels(&network.decode(&network.encode(&image)?.mean)?)?;
+        let latents = network.encode(&image)?.mean;
+        let noise = generator(seed, "latent noise", &[]).randn_tensor(latents.shape().clone(), device)?;
+        let latents = (latents + (noise * (latent_noise / config.scaling_factor))?)?;
+        let decoded = pixart::to_pixels(&network.decode(&latents)?)?;
         let difference = decoded.as_raw().iter().zip(picture.pixels());
         squares += difference.map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum::<f64>();
         let verdict = judge(&scene.prompt(seed).claims, &read(&to_picture(&decoded)?));

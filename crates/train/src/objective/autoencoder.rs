@@ -100,15 +100,34 @@ impl AutoencoderObjective {
         Ok(Tensor::from_vec(values, (VALIDATION_SCENES, 3, self.size, self.size), &self.device)?)
     }
 
+    /// Latents with noise, of each picture as much as a draw for it says.
+    fn disturbed(&self, latents: &Tensor, step: u64, part: usize) -> Result<Tensor> {
+        if self.recipe.latent_noise == 0.0 {
+            return Ok(latents.clone());
+        }
+        let mut random = generator(self.seed, "latent noise", &[step, part as u64]);
+        // Latents that are learned too must not come to be larger so that noise is less of them.
+        let std = deviation(&latents.detach())?;
+        let amounts = random.rand(latents.dim(0)?).into_iter();
+        let amounts: Vec<f32> = amounts.map(|draw| (self.recipe.latent_noise * std) as f32 * draw).collect();
+        let amounts = Tensor::from_vec(amounts, (latents.dim(0)?, 1, 1, 1), &self.device)?;
+        let noise = random.randn_tensor(latents.shape().clone(), &self.device)?.broadcast_mul(&amounts)?;
+        Ok((latents + noise)?)
+    }
+
     /// What latents are to be multiplied with to have a standard deviation of 1.
     fn scaling_factor(&self) -> Result<f64> {
         if let Some(kept) = self.kept_scale {
             return Ok(kept);
         }
-        let mean = self.network()?.encode(&self.validation_images()?)?.mean.flatten_all()?;
-        let variance = mean.broadcast_sub(&mean.mean_all()?)?.sqr()?.mean_all()?.to_scalar::<f32>()?;
-        Ok(1.0 / f64::from(variance.sqrt()).max(1e-6))
+        Ok(1.0 / deviation(&self.network()?.encode(&self.validation_images()?)?.mean)?.max(1e-6))
     }
+}
+
+/// The standard deviation of all that `latents` hold.
+fn deviation(latents: &Tensor) -> Result<f64> {
+    let centred = latents.broadcast_sub(&latents.mean_all()?)?;
+    Ok(f64::from(centred.sqr()?.mean_all()?.to_scalar::<f32>()?.sqrt()))
 }
 
 impl Objective for AutoencoderObjective {
@@ -125,7 +144,8 @@ impl Objective for AutoencoderObjective {
         };
         let noise = generator(self.seed, "noise", &[step, part as u64])
             .randn_tensor(posterior.mean.shape().clone(), &self.device)?;
-        let reconstructed = network.decode(&posterior.sample(&noise)?)?;
+        let latents = self.disturbed(&posterior.sample(&noise)?, step, part)?;
+        let reconstructed = network.decode(&latents)?;
         // Distances make edges sharp; their squares bring colours right, which distances alone do late.
         let difference = (&reconstructed - &images)?;
         let (pixels, squares) = (difference.abs()?.mean_all()?, difference.sqr()?.mean_all()?);

@@ -21,6 +21,10 @@ pub struct AutoencoderRecipe {
     pub kl_weight: f64,
     /// Weight of the differences between neighbouring pixels, at several scales: edges count more than areas.
     pub edge_weight: f64,
+    /// Noise that the decoder learns to do without: of each picture's latents, up to so much of their standard deviation. What a
+    /// diffusion model draws is never quite what the encoder would have written.
+    #[serde(default)]
+    pub latent_noise: f64,
 }
 
 impl AutoencoderRecipe {
@@ -29,7 +33,9 @@ impl AutoencoderRecipe {
         if self.decoder_only && self.base.is_none() {
             return Err("stage.autoencoder.decoder_only needs a `base`".into());
         }
-        for (name, weight) in [("kl_weight", self.kl_weight), ("edge_weight", self.edge_weight)] {
+        for (name, weight) in
+            [("kl_weight", self.kl_weight), ("edge_weight", self.edge_weight), ("latent_noise", self.latent_noise)]
+        {
             if !(weight.is_finite() && weight >= 0.0) {
                 return Err(format!("stage.autoencoder.{name} is {weight}"));
             }

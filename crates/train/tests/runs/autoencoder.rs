@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Tensor};
 use pixart_nn::vae::{AutoencoderKl, VaeConfig};
-use pixart_train::{Error, StepReport};
+use pixart_train::{Error, StepReport, Trial, reconstruction};
 use pixart_weights::Weights;
 
 use crate::{assert_goes_on, recipe, run};
@@ -86,6 +86,7 @@ fn what_cannot_be_is_refused() -> pixart_train::Result<()> {
     refused("lr = 2e-3", "lr = nan", "optimizer.lr is NaN");
     refused("crop = 16", "crop = 17", "both must divide by 2");
     refused("kl_weight = 1e-4", "kl_weight = -1.0", "kl_weight is -1");
+    refused("kl_weight = 1e-4", "kl_weight = 1e-4\nlatent_noise = -0.1", "latent_noise is -0.1");
     refused("norm_num_groups = 4", "norm_num_groups = 3", "norm_num_groups 3 does not divide");
     refused("seed = 3", "seed = \"x\"", "line 2");
 
@@ -136,5 +137,25 @@ fn a_decoder_can_be_trained_alone() -> pixart_train::Result<()> {
         let is_encoder = name.starts_with("encoder.") || name.starts_with("quant_conv.");
         assert_eq!(values(&before)? == values(&after)?, is_encoder, "{name}");
     }
+    Ok(())
+}
+
+/// A decoder that is shown noise in the latents learns to do without it.
+#[test]
+fn noise_in_the_latents_is_learned_to_be_removed() -> pixart_train::Result<()> {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let first = recipe(folder.path(), &RECIPE.replace("steps = 20", "steps = 150"))?;
+    run(&first, &folder.path().join("first"), u64::MAX)?;
+    let base = folder.path().join("first/network");
+    let psnr = |noise: f64| -> pixart_train::Result<f64> {
+        let weight = format!("edge_weight = 2.0\ndecoder_only = true\nlatent_noise = {noise}\nbase = {base:?}");
+        let text = RECIPE.replace("steps = 20", "steps = 60").replace("edge_weight = 2.0", &weight);
+        let run_folder = folder.path().join(noise.to_string());
+        run(&recipe(folder.path(), &text)?, &run_folder, u64::MAX)?;
+        let trial = Trial { scenes: 8, size: 32, latent_noise: 1.0 };
+        Ok(reconstruction(&run_folder.join("network"), &trial, &Device::Cpu)?.psnr)
+    };
+    let (without, with) = (psnr(0.0)?, psnr(2.0)?);
+    assert!(with > without + 0.5, "{with} dB after noise was shown, {without} dB without");
     Ok(())
 }
