@@ -11,21 +11,23 @@ const REPETITIONS: usize = 5;
 /// "Muon is Scalable for LLM Training").
 const RMS_OF_ADAMW: f64 = 0.2;
 
-/// Whether the parameter `name` is a matrix that maps one stream to another inside of a block: of such the length of an update
-/// says little, and Muon takes its directions alone. Embeddings, tables, norms, first and last layers are AdamW's.
+/// Whether the parameter `name` is a matrix, or the kernels of a convolution, that maps one stream to another inside of a block: of such
+/// the length of an update says little, and Muon takes its directions alone. Embeddings, tables, norms, first and last layers are AdamW's.
 pub(crate) fn applies(name: &str, shape: &[usize]) -> bool {
-    let in_block = name.contains("blocks.") || name.contains(".block.");
-    shape.len() == 2 && in_block && name.ends_with(".weight") && !name.contains("relative_attention_bias")
+    let in_block = ["blocks.", "_block.", ".block."].iter().any(|part| name.contains(part));
+    matches!(shape.len(), 2 | 4) && in_block && name.ends_with(".weight") && !name.contains("relative_attention_bias")
 }
 
-/// What is taken from a matrix `[m, n]` for a learning rate of 1, given its momentum.
+/// What is taken from a matrix `[m, n]` for a learning rate of 1, given its momentum. Kernels `[m, channels, height, width]` are a matrix of
+/// all that a result of theirs sees.
 pub(crate) fn update(momentum: &Tensor) -> Result<Tensor> {
-    let (rows, columns) = momentum.dims2()?;
+    let matrix = momentum.flatten_from(1)?;
+    let (rows, columns) = matrix.dims2()?;
     let directions = match rows < columns {
-        true => orthogonalised(&momentum.t()?.contiguous()?)?.t()?,
-        false => orthogonalised(momentum)?,
+        true => orthogonalised(&matrix.t()?.contiguous()?)?.t()?,
+        false => orthogonalised(&matrix)?,
     };
-    directions * (RMS_OF_ADAMW * (rows.max(columns) as f64).sqrt())
+    (directions * (RMS_OF_ADAMW * (rows.max(columns) as f64).sqrt()))?.reshape(momentum.shape())
 }
 
 /// The matrix `[n, m]`, n ≥ m, with all its singular values brought to between about 0.7 and 1.2 (Newton–Schulz).
@@ -76,6 +78,9 @@ mod tests {
                     assert!(i != j || i >= 4 || (0.6..1.3).contains(&expected.abs()), "{expected}");
                 }
             }
+            // Kernels are the matrix of all that their results see.
+            let kernels = matrix.reshape((rows, columns / 2, 1, 2))?;
+            assert_eq!(update(&kernels)?.flatten_from(1)?.to_vec2::<f32>()?, found);
         }
         Ok(())
     }
@@ -91,7 +96,8 @@ mod tests {
             ("text_encoder.encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", &[32, 4], false),
             ("text_encoder.shared.weight", &[160, 8], false),
             ("transformer.proj_out.weight", &[32, 8], false),
-            ("decoder.mid_block.resnets.0.conv1.weight", &[8, 8, 3, 3], false),
+            ("decoder.mid_block.resnets.0.conv1.weight", &[8, 8, 3, 3], true),
+            ("decoder.conv_in.weight", &[8, 4, 3, 3], false),
         ] {
             assert_eq!(applies(name, shape), expected, "{name}");
         }

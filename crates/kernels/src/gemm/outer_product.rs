@@ -16,7 +16,7 @@ use crate::simd::{Element, LANES, Simd, load_up_to, store_up_to};
 const STEPS: usize = 128;
 
 /// The greatest height and width of the part of the result that a thread works on at a time: its sums and the words of
-/// both operands fill half of a second-level cache, and what stands outside is read but few times.
+/// both operands, 0.6 MB, stay in a second-level cache, and what stands outside is read but few times.
 const BLOCK: [usize; 2] = [28 * 14, 192];
 
 /// The least height of such a part where there would be fewer of them than threads.
@@ -99,6 +99,24 @@ trait OuterProduct: Send + Sync {
     );
 }
 
+/// [`OuterProduct::add`] by `$product`; that its sums are f32 with all instructions cannot be said of a type parameter.
+macro_rules! adds {
+    ($product:ty) => {
+        #[inline(always)]
+        fn add<S: Simd>(
+            s: S,
+            operands: (Rows, Rows),
+            steps: usize,
+            size: (usize, usize),
+            tile: &mut [Line],
+            tile_stride: usize,
+        ) {
+            let runs = (&[Run { left: 0, right: 0 }][..], steps);
+            add_outer_products::<$product, S>(s, operands, runs, size, tile, tile_stride);
+        }
+    };
+}
+
 impl OuterProduct for F32 {
     const GROUP: usize = 1;
 
@@ -107,17 +125,7 @@ impl OuterProduct for F32 {
         s.as_bits(load_up_to(s, rows[0]))
     }
 
-    #[inline(always)]
-    fn add<S: Simd>(
-        s: S,
-        operands: (Rows, Rows),
-        steps: usize,
-        size: (usize, usize),
-        tile: &mut [Line],
-        tile_stride: usize,
-    ) {
-        add_outer_products::<Self, S>(s, operands, (&[Run { left: 0, right: 0 }], steps), size, tile, tile_stride);
-    }
+    adds!(F32);
 }
 
 impl OuterProduct for Bf16 {
@@ -128,17 +136,7 @@ impl OuterProduct for Bf16 {
         s.pair_bf16(load_up_to(s, rows[0]), load_up_to(s, rows[1]))
     }
 
-    #[inline(always)]
-    fn add<S: Simd>(
-        s: S,
-        operands: (Rows, Rows),
-        steps: usize,
-        size: (usize, usize),
-        tile: &mut [Line],
-        tile_stride: usize,
-    ) {
-        add_outer_products::<Self, S>(s, operands, (&[Run { left: 0, right: 0 }], steps), size, tile, tile_stride);
-    }
+    adds!(Bf16);
 }
 
 /// Elements that are rounded to bf16 and multiplied in f32, where there are no instructions for bf16.
@@ -157,17 +155,7 @@ impl OuterProduct for Rounded {
         }
     }
 
-    #[inline(always)]
-    fn add<S: Simd>(
-        s: S,
-        operands: (Rows, Rows),
-        steps: usize,
-        size: (usize, usize),
-        tile: &mut [Line],
-        tile_stride: usize,
-    ) {
-        F32::add(s, operands, steps, size, tile, tile_stride);
-    }
+    adds!(F32);
 }
 
 /// A part of the result.
