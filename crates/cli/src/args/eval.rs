@@ -108,6 +108,9 @@ pub struct ReconstructionArgs {
     /// about 0.1
     #[arg(long, value_name = "STD", default_value_t = 0.0)]
     pub latent_noise: f64,
+    /// Also write every scene there, as drawn and, below, as decoded
+    #[arg(short, long, value_name = "FOLDER")]
+    pub output: Option<PathBuf>,
     #[command(flatten)]
     pub compute: ComputeArgs,
 }

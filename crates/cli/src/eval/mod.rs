@@ -10,7 +10,7 @@ use anyhow::{Result, bail};
 use image::RgbImage;
 use pixart::{Pipeline, Request};
 use pixart_scenes::{Prompt, test_prompts};
-use pixart_train::{Faithfulness, Share, Trial, faithfulness, reconstruction};
+use pixart_train::{Faithfulness, Share, Trial, faithfulness, grid, reconstruction};
 use pixart_weights::write_bytes;
 
 use crate::args::{EvalCommand, FaithfulnessArgs, ReconstructionArgs};
@@ -114,7 +114,22 @@ fn run_reconstruction(args: &ReconstructionArgs) -> Result<()> {
     let device = args.compute.device.open()?;
     let vae = open::model(args.vae.as_deref())?;
     let trial = Trial { scenes: args.scenes, size: args.size, latent_noise: args.latent_noise };
-    let found = reconstruction(&vae, &trial, &device)?;
+    if let Some(folder) = &args.output {
+        make_folder(folder)?;
+    }
+    let progress = Progress::new(args.compute.quiet);
+    let interrupted = interrupt::flag()?;
+    let mut written = Ok(());
+    let found = reconstruction(&vae, &trial, &device, |scene, [drawn, decoded]| {
+        progress.pictures("decoding", scene as usize + 1, args.scenes as usize);
+        if let Some(folder) = &args.output {
+            written = save(folder, scene as usize, &grid(&[vec![drawn], vec![decoded]]));
+        }
+        go_on_if(!interrupted.load(Ordering::SeqCst) && written.is_ok())
+    });
+    progress.clear();
+    written?;
+    let found = found?;
     print(&format!(
         "{:.2} dB peak signal-to-noise ratio of {} scenes, {:.1} % of them still read as their captions say",
         found.psnr,

@@ -73,7 +73,10 @@ fn measures_faithfulness_and_reconstruction() {
     let printed = succeed(&eval, folder.path());
     assert!(printed.starts_with("one object, kind and colour") && printed.contains("(0 of 1)"), "{printed}");
     assert_eq!(entries(&folder.path().join("pictures")).len(), 3, "two pictures and their prompts");
-    let printed = succeed(&["eval", "reconstruction", "--vae", &model, "--scenes", "2", "--size", "64"], folder.path());
+    let eval = ["eval", "reconstruction", "--vae", &model, "--scenes", "2", "--size", "64", "--output", "decoded"];
+    let printed = succeed(&eval, folder.path());
+    let decoded = entries(&folder.path().join("decoded"));
+    assert!(decoded.len() == 2 && image::image_dimensions(&decoded[0]).unwrap().1 >= 128, "one above the other");
     let psnr: f64 = printed.split(' ').next().unwrap().parse().unwrap();
     assert!((1.0..20.0).contains(&psnr) && printed.contains("dB"), "{printed}");
     let psnr = |noise: &str| -> f64 {

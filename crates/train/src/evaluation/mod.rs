@@ -168,11 +168,17 @@ pub struct Trial {
     pub latent_noise: f64,
 }
 
-/// Encodes and decodes held-out scenes.
+/// Encodes and decodes held-out scenes. `on_scene` is shown each, as drawn and as decoded; its `Break` ends with
+/// [`pixart::Error::Cancelled`].
 ///
 /// # Errors
 /// An autoencoder that is missing or broken, or that does not divide the scenes' size; noise that is no number.
-pub fn reconstruction(vae: &Path, trial: &Trial, device: &Device) -> Result<Reconstruction> {
+pub fn reconstruction(
+    vae: &Path,
+    trial: &Trial,
+    device: &Device,
+    mut on_scene: impl FnMut(u64, [RgbImage; 2]) -> ControlFlow<()>,
+) -> Result<Reconstruction> {
     let Trial { scenes, size, latent_noise } = *trial;
     let (config, weights) = open_part::<VaeConfig>(vae, Part::Vae, DType::F32)?;
     config.validate().map_err(|reason| Error::folder(vae, reason))?;
@@ -188,7 +194,8 @@ pub fn reconstruction(vae: &Path, trial: &Trial, device: &Device) -> Result<Reco
     for seed in 0..scenes {
         let scene = Scene::random(seed, Split::Test);
         let picture = scene.draw(size as u32);
-        let image = pixart::from_pixels(&from_scene(&picture), device)?;
+        let drawn = from_scene(&picture);
+        let image = pixart::from_pixels(&drawn, device)?;
         let latents = network.encode(&image)?.mean;
         let noise = generator(seed, "latent noise", &[]).randn_tensor(latents.shape().clone(), device)?;
         let latents = (latents + (noise * (latent_noise / config.scaling_factor))?)?;
@@ -197,6 +204,9 @@ pub fn reconstruction(vae: &Path, trial: &Trial, device: &Device) -> Result<Reco
         squares += difference.map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum::<f64>();
         let verdict = judge(&scene.prompt(seed).claims, &read(&to_picture(&decoded)?));
         all_right.add(usize::from(verdict.all_right), 1);
+        if on_scene(seed, [drawn, decoded]).is_break() {
+            return Err(pixart::Error::Cancelled.into());
+        }
     }
     let mean = squares / (scenes as f64 * (3 * size * size) as f64);
     Ok(Reconstruction { psnr: 10.0 * (255.0 * 255.0 / mean).log10(), all_right })
