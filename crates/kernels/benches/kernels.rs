@@ -1,5 +1,5 @@
-//! Times the kernels at the sizes of XL/2 at 512×512 pixels, of the autoencoder, and of a small transformer in training, beside the arithmetic peak of this
-//! machine, measured just before each in a loop that touches only registers.
+//! Times the kernels at the sizes of XL/2 at 512×512 pixels, of the autoencoder, and of a small transformer in training,
+//! beside the arithmetic peak of this machine, measured just before each in a loop that touches only registers.
 //!
 //! `cargo bench -p pixart-kernels --bench kernels [-- [--tsv] [--runs N] [FILTER]]`. A line with `--tsv` is name, dtype, median
 //! milliseconds, GFLOP/s and per cent of the peak.

@@ -5,12 +5,12 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::outer::Rows;
-use super::outer_product::write_sums;
+use super::outer_product::{OuterProduct, write_sums};
 use super::{Bf16, Left, MAX_VECTORS, Product, TILE_LINES, load_f32, multiply_rows, padded_stride, store_f32};
 use crate::isa::{Body, Isa};
 use crate::matrix::Matrix;
 use crate::memory::{Buffer, Line, LineWords, Scratch, Shared, ZERO};
-use crate::simd::{Element, LANES, MATRIX_ROWS, Simd, load_up_to};
+use crate::simd::{Element, LANES, MATRIX_ROWS, Simd};
 
 /// `leftᵀ · right` by instructions for whole matrices, which take the left operand transposed.
 pub(super) fn multiply<A: Element, B: Element>(
@@ -78,8 +78,8 @@ impl<T: Element> Body for CopyRows<'_, T> {
     fn run<S: Simd>(self, s: S) {
         for (i, line) in self.lines.iter_mut().enumerate() {
             let part = |row: &'_ [T]| -> Range<usize> { (i * LANES).min(row.len())..row.len().min((i + 1) * LANES) };
-            let [first, second] = [self.first, self.second].map(|row| load_up_to(s, &row[part(row)]));
-            s.store_bits(s.pair_bf16(first, second), &mut line.0);
+            let rows = [self.first, self.second].map(|row| &row[part(row)]);
+            s.store_bits(Bf16::words(s, rows), &mut line.0);
         }
     }
 }

@@ -4,7 +4,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::outer::{Rows, Run, add_outer_products};
-use super::{Bf16, F32, load_f32, outer_matrices};
+use super::{Bf16, F32, Product, load_f32, outer_matrices};
 use crate::Arithmetic;
 use crate::isa::{Body, Isa};
 use crate::matrix::Matrix;
@@ -61,7 +61,7 @@ fn multiply<P: OuterProduct, A: Element, B: Element>(
     let (m, n) = (left.columns, right.columns);
     let across = n.div_ceil(BLOCK[1]);
     let for_threads = rayon::current_num_threads().div_ceil(across).min(m.div_ceil(LEAST_HEIGHT));
-    let height = m.div_ceil(m.div_ceil(BLOCK[0]).max(for_threads)).next_multiple_of(2);
+    let height = m.div_ceil(m.div_ceil(BLOCK[0]).max(for_threads));
     let out = &Shared::new(out);
     (0..m.div_ceil(height) * across).into_par_iter().with_max_len(1).for_each_init(
         || scratch.take(),
@@ -81,9 +81,9 @@ fn multiply<P: OuterProduct, A: Element, B: Element>(
 }
 
 /// Products of elements whose sums are f32.
-trait OuterProduct: Send + Sync {
+pub(super) trait OuterProduct: Send + Sync {
     /// Rows of an operand that its words hold.
-    const GROUP: usize;
+    const ROWS: usize;
 
     /// The words of up to sixteen columns of so many rows; of a row that is not there nothing is given.
     fn words<S: Simd, T: Element>(s: S, rows: [&[T]; 2]) -> S::Bits;
@@ -118,7 +118,7 @@ macro_rules! adds {
 }
 
 impl OuterProduct for F32 {
-    const GROUP: usize = 1;
+    const ROWS: usize = Self::GROUP;
 
     #[inline(always)]
     fn words<S: Simd, T: Element>(s: S, rows: [&[T]; 2]) -> S::Bits {
@@ -129,7 +129,7 @@ impl OuterProduct for F32 {
 }
 
 impl OuterProduct for Bf16 {
-    const GROUP: usize = 2;
+    const ROWS: usize = Self::GROUP;
 
     #[inline(always)]
     fn words<S: Simd, T: Element>(s: S, rows: [&[T]; 2]) -> S::Bits {
@@ -143,7 +143,7 @@ impl OuterProduct for Bf16 {
 struct Rounded;
 
 impl OuterProduct for Rounded {
-    const GROUP: usize = 1;
+    const ROWS: usize = F32::ROWS;
 
     #[inline(always)]
     fn words<S: Simd, T: Element>(s: S, rows: [&[T]; 2]) -> S::Bits {
@@ -182,9 +182,9 @@ impl<P: OuterProduct, A: Element, B: Element> Body for Block<'_, '_, P, A, B> {
         let (sums, words) = lines.split_at_mut(down * high * stride);
         let (left, right) = words.split_at_mut(down * STEPS);
         sums.fill(ZERO);
-        for first in (0..self.left.rows).step_by(STEPS * P::GROUP) {
-            let rows = first..self.left.rows.min(first + STEPS * P::GROUP);
-            let steps = rows.len().div_ceil(P::GROUP);
+        for first in (0..self.left.rows).step_by(STEPS * P::ROWS) {
+            let rows = first..self.left.rows.min(first + STEPS * P::ROWS);
+            let steps = rows.len().div_ceil(P::ROWS);
             pack::<P, S, A>(s, self.left, rows.clone(), self.top.clone(), (high, 1), left);
             pack::<P, S, B>(s, self.right, rows, self.across.clone(), (wide * LANES, wide), right);
             let (left, right) = (line_words(left), line_words(right));
@@ -216,8 +216,8 @@ fn pack<P: OuterProduct, S: Simd, T: Element>(
     lines: &mut [Line],
 ) {
     let end = rows.end;
-    for (step, row) in rows.step_by(P::GROUP).enumerate() {
-        let rows: [&[T]; 2] = std::array::from_fn(|i| match row + i < end && i < P::GROUP {
+    for (step, row) in rows.step_by(P::ROWS).enumerate() {
+        let rows: [&[T]; 2] = std::array::from_fn(|i| match row + i < end && i < P::ROWS {
             true => &matrix.data[(row + i) * matrix.row_stride..][..columns.end],
             false => &[],
         });
