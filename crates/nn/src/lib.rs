@@ -24,6 +24,8 @@
 //! ```
 
 pub mod controlnet;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod embeddings;
 pub mod hed;
 pub mod lora;

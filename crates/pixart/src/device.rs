@@ -45,7 +45,7 @@ impl DeviceChoice {
             Error::Device(format!("no {name} device can be used: {}", pixart_weights::plain_message(&error)))
         };
         match self {
-            Self::Auto if candle_core::utils::cuda_is_available() => Ok(Device::new_cuda(0).unwrap_or_else(|error| {
+            Self::Auto if candle_core::utils::cuda_is_available() => Ok(open_cuda(0).unwrap_or_else(|error| {
                 tracing::warn!("{}; computing on the CPU", failed("CUDA", error));
                 Device::Cpu
             })),
@@ -59,13 +59,23 @@ impl DeviceChoice {
             Self::Cuda(_) if !candle_core::utils::cuda_is_available() => Err(Error::Device(
                 "this program was built without CUDA; build it with --features cuda, or use --device cpu".into(),
             )),
-            Self::Cuda(number) => Device::new_cuda(number).map_err(|error| failed(&format!("cuda:{number}"), error)),
+            Self::Cuda(number) => open_cuda(number).map_err(|error| failed(&format!("cuda:{number}"), error)),
             Self::Metal if !candle_core::utils::metal_is_available() => Err(Error::Device(
                 "this program was built without Metal; build it with --features metal, or use --device cpu".into(),
             )),
             Self::Metal => Device::new_metal(0).map_err(|error| failed("Metal", error)),
         }
     }
+}
+
+#[cfg(feature = "cuda")]
+fn open_cuda(number: usize) -> candle_core::Result<Device> {
+    pixart_nn::cuda::open(number)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn open_cuda(number: usize) -> candle_core::Result<Device> {
+    Device::new_cuda(number)
 }
 
 /// The precision to compute in.

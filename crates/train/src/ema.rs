@@ -4,6 +4,7 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::VarBuilder;
 use pixart_nn::NamedWeights;
+use pixart_nn::ops::approach;
 use pixart_weights::{Weights, write_tensors};
 
 use crate::{Parameters, Result};
@@ -26,9 +27,7 @@ impl Ema {
     pub fn update(&mut self, decay: f64) -> Result<()> {
         for (name, variable) in self.parameters.all() {
             if let Some(average) = self.averages.get_mut(&name) {
-                let variable = variable.as_detached_tensor();
-                // In this form the average of what does not change does not change.
-                *average = (&*average + ((variable - &*average)? * (1.0 - decay))?)?;
+                approach(average, &variable.as_detached_tensor(), 1.0 - decay)?;
             }
         }
         Ok(())

@@ -1,6 +1,6 @@
 //! Muon's update of a matrix (Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks").
 
-use candle_core::{Result, Tensor};
+use candle_core::{D, Result, Tensor};
 use pixart_nn::ops::{rounded_gram, rounded_product};
 
 /// Of the polynomial whose repetition brings singular values near to 1, and how often it is repeated.
@@ -18,31 +18,46 @@ pub(crate) fn applies(name: &str, shape: &[usize]) -> bool {
     matches!(shape.len(), 2 | 4) && in_block && name.ends_with(".weight") && !name.contains("relative_attention_bias")
 }
 
-/// What is taken from a matrix `[m, n]` for a learning rate of 1, given its momentum. Kernels `[m, channels, height, width]` are a matrix of
-/// all that a result of theirs sees.
-pub(crate) fn update(momentum: &Tensor) -> Result<Tensor> {
-    let matrix = momentum.flatten_from(1)?;
-    let (rows, columns) = matrix.dims2()?;
+/// What is taken from each of several matrices `[m, n]` of one shape for a learning rate of 1, given their momenta. Kernels
+/// `[m, channels, height, width]` are a matrix of all that a result of theirs sees.
+pub(crate) fn updates(momenta: &[Tensor]) -> Result<Vec<Tensor>> {
+    let Some(first) = momenta.first() else { return Ok(vec![]) };
+    // One alone stays a matrix, for which there are faster products.
+    let matrices = if momenta.len() == 1 { first.flatten_from(1)? } else { Tensor::stack(momenta, 0)?.flatten_from(2)? };
+    let (rows, columns) = (matrices.dim(D::Minus2)?, matrices.dim(D::Minus1)?);
     let directions = match rows < columns {
-        true => orthogonalised(&matrix.t()?.contiguous()?)?.t()?,
-        false => orthogonalised(&matrix)?,
+        true => orthogonalised(&matrices.transpose(D::Minus2, D::Minus1)?.contiguous()?)?.transpose(D::Minus2, D::Minus1)?,
+        false => orthogonalised(&matrices)?,
     };
-    (directions * (RMS_OF_ADAMW * (rows.max(columns) as f64).sqrt()))?.reshape(momentum.shape())
+    let updates = (directions * (RMS_OF_ADAMW * (rows.max(columns) as f64).sqrt()))?.contiguous()?;
+    match momenta.len() {
+        1 => Ok(vec![updates.reshape(first.shape())?]),
+        count => (0..count).map(|i| updates.get(i)?.reshape(first.shape())).collect(),
+    }
 }
 
-/// The matrix `[n, m]`, n ≥ m, with all its singular values brought to between about 0.7 and 1.2 (Newton–Schulz).
-fn orthogonalised(matrix: &Tensor) -> Result<Tensor> {
-    let norm = f64::from(matrix.sqr()?.sum_all()?.to_scalar::<f32>()?).sqrt();
-    let mut xs = (matrix / (norm + 1e-7))?;
+/// Matrices `[n, m]` or `[count, n, m]`, n ≥ m, with all their singular values brought to between about 0.7 and 1.2 (Newton–Schulz).
+fn orthogonalised(matrices: &Tensor) -> Result<Tensor> {
+    let norms = matrices.sqr()?.sum_keepdim(D::Minus1)?.sum_keepdim(D::Minus2)?.sqrt()?;
+    let mut xs = matrices.broadcast_div(&(norms + 1e-7)?)?;
     let [a, b, c] = COEFFICIENTS;
-    let identity = (Tensor::eye(xs.dim(1)?, xs.dtype(), xs.device())? * a)?;
+    let identity = (Tensor::eye(xs.dim(D::Minus1)?, xs.dtype(), xs.device())? * a)?;
     for _ in 0..REPETITIONS {
         // Products of columns with columns: symmetric, and of the smaller size, so that sums of them cost next to nothing.
-        let products = rounded_gram(&xs)?;
-        let polynomial = ((&identity + (&products * b)?)? + (rounded_product(&products, &products)? * c)?)?;
-        xs = rounded_product(&xs, &polynomial)?;
+        let products = gram(&xs)?;
+        let polynomial = ((&products * b)?.broadcast_add(&identity)? + (product(&products, &products)? * c)?)?;
+        xs = product(&xs, &polynomial)?;
     }
     Ok(xs)
+}
+
+fn gram(xs: &Tensor) -> Result<Tensor> {
+    if xs.rank() == 2 { rounded_gram(xs) } else { xs.transpose(1, 2)?.matmul(xs) }
+}
+
+/// `xs · symmetric`.
+fn product(xs: &Tensor, symmetric: &Tensor) -> Result<Tensor> {
+    if xs.rank() == 2 { rounded_product(xs, symmetric) } else { xs.matmul(symmetric) }
 }
 
 #[cfg(test)]
@@ -60,7 +75,7 @@ mod tests {
         for (rows, columns) in [(4, 6), (6, 4)] {
             let at = |i: usize| if i / columns == i % columns && i % columns < 4 { values[i % columns] } else { 0.0 };
             let matrix = Tensor::from_vec((0..24).map(at).collect::<Vec<_>>(), (rows, columns), &Device::Cpu)?;
-            let found = update(&matrix)?.to_vec2::<f32>()?;
+            let found = updates(&[matrix.clone()])?.remove(0).to_vec2::<f32>()?;
             let scale = 0.2 * 6f64.sqrt();
             for (i, row) in found.iter().enumerate() {
                 for (j, value) in row.iter().enumerate() {
@@ -80,7 +95,13 @@ mod tests {
             }
             // Kernels are the matrix of all that their results see.
             let kernels = matrix.reshape((rows, columns / 2, 1, 2))?;
-            assert_eq!(update(&kernels)?.flatten_from(1)?.to_vec2::<f32>()?, found);
+            assert_eq!(updates(&[kernels])?.remove(0).flatten_from(1)?.to_vec2::<f32>()?, found);
+            // Several together, whose lengths do not count.
+            for together in updates(&[matrix.clone(), (&matrix * 3.0)?])? {
+                let largest = (together - Tensor::new(found.clone(), &Device::Cpu)?)?.abs()?.max_all()?;
+                let tolerance = if fastest_cpu_dtype() == DType::BF16 { 0.1 } else { 1e-4 };
+                assert!(largest.to_scalar::<f32>()? < tolerance, "{largest}");
+            }
         }
         Ok(())
     }

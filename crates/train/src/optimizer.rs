@@ -5,7 +5,7 @@ use std::path::Path;
 
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor, Var};
-use pixart_nn::ops::{AdamW, adamw};
+use pixart_nn::ops::{AdamW, adamw, follow, momentum, squares};
 use pixart_weights::{Weights, write_tensors};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -37,6 +37,14 @@ impl Default for OptimizerSettings {
     }
 }
 
+/// A parameter that is to change, and why.
+struct Change<'a> {
+    name: &'a str,
+    variable: &'a Var,
+    gradient: Tensor,
+    moments: &'a Var,
+}
+
 /// AdamW and what it remembers of each parameter.
 pub struct Optimizer {
     settings: OptimizerSettings,
@@ -61,33 +69,63 @@ impl Optimizer {
     /// together; if it is not finite, nothing has changed. A parameter without a gradient stays.
     pub fn step(&mut self, gradients: &GradStore, factor: f64, scale: f64) -> Result<f64> {
         let all = self.parameters.all();
-        let mut squares = 0f64;
-        for (_, variable) in &all {
-            if let Some(gradient) = gradients.get(variable) {
-                squares += f64::from(gradient.to_dtype(DType::F32)?.sqr()?.sum_all()?.to_scalar::<f32>()?);
-            }
-        }
-        let norm = squares.sqrt() / scale;
+        let changes = all.iter().filter_map(|(name, variable)| {
+            let gradient = gradients.get(variable)?;
+            Some(Change { name, variable, gradient: gradient.clone(), moments: self.moments.get(name)? })
+        });
+        let mut changes: Vec<_> = changes.collect();
+        let of_gradients: Vec<_> = changes.iter().map(|change| change.gradient.clone()).collect();
+        let norm = squares(&of_gradients)?.into_iter().map(f64::from).sum::<f64>().sqrt() / scale;
         if !norm.is_finite() {
             return Ok(norm);
         }
         self.step += 1;
         let shorten = self.settings.max_grad_norm.map_or(1.0, |longest| (longest / (norm + 1e-6)).min(1.0)) / scale;
-        // Each matrix of Muon's is a chain of small products: several are taken at once.
-        all.par_iter().try_for_each(|(name, variable)| {
-            let (Some(gradient), Some(moments)) = (gradients.get(variable), self.moments.get(name)) else {
-                return Ok(());
-            };
-            let gradient = if shorten != 1.0 { (gradient * shorten)? } else { gradient.clone() };
-            let OptimizerSettings { lr, betas: [beta1, beta2], eps, weight_decay, .. } = self.settings;
-            let weight_decay = if variable.rank() > 1 { weight_decay } else { 0.0 };
-            if let Some(momentum) = self.settings.muon.filter(|_| muon::applies(name, variable.dims())) {
-                return step_muon(variable, &gradient, moments, momentum, lr * factor, weight_decay);
+        if shorten != 1.0 {
+            for change in &mut changes {
+                change.gradient = (&change.gradient * shorten)?;
             }
-            let settings = AdamW { lr: lr * factor, beta1, beta2, eps, weight_decay, step: self.step };
-            adamw(variable, &gradient, moments, &settings)
-        })?;
+        }
+        let uses_muon = |change: &Change| self.settings.muon.is_some() && muon::applies(change.name, change.variable.dims());
+        let (matrices, others): (Vec<_>, Vec<_>) = changes.into_iter().partition(uses_muon);
+        let lr = self.settings.lr * factor;
+        // Each matrix of Muon's is a chain of small products. A CPU takes several chains at once, a GPU a chain of several.
+        match all.first().is_some_and(|(_, variable)| variable.device().is_cpu()) {
+            true => {
+                others.par_iter().try_for_each(|change| self.step_adamw(change, lr))?;
+                matrices.par_iter().try_for_each(|change| self.step_muon(&[change], lr))?;
+            }
+            false => {
+                others.iter().try_for_each(|change| self.step_adamw(change, lr))?;
+                let mut alike: BTreeMap<&[usize], Vec<&Change>> = BTreeMap::new();
+                matrices.iter().for_each(|change| alike.entry(change.variable.dims()).or_default().push(change));
+                alike.values().try_for_each(|changes| self.step_muon(changes, lr))?;
+            }
+        }
         Ok(norm)
+    }
+
+    /// The part of a parameter that a learning rate of 1 takes away.
+    fn weight_decay(&self, variable: &Var) -> f64 {
+        if variable.rank() > 1 { self.settings.weight_decay } else { 0.0 }
+    }
+
+    fn step_adamw(&self, change: &Change, lr: f64) -> candle_core::Result<()> {
+        let OptimizerSettings { betas: [beta1, beta2], eps, .. } = self.settings;
+        let weight_decay = self.weight_decay(change.variable);
+        let settings = AdamW { lr, beta1, beta2, eps, weight_decay, step: self.step };
+        adamw(change.variable, &change.gradient, change.moments, &settings)
+    }
+
+    /// A step of Muon, with Nesterov's momentum, of matrices of one shape.
+    fn step_muon(&self, changes: &[&Change], lr: f64) -> candle_core::Result<()> {
+        let decay = self.settings.muon.unwrap_or_default();
+        let momenta = changes.iter().map(|change| momentum(&change.gradient, change.moments, decay));
+        let updates = muon::updates(&momenta.collect::<candle_core::Result<Vec<_>>>()?)?;
+        for (change, update) in changes.iter().zip(updates) {
+            follow(change.variable, &update, 1.0 - lr * self.weight_decay(change.variable), -lr)?;
+        }
+        Ok(())
     }
 
     /// Writes what it remembers: both moments, of which Muon has but the first.
@@ -105,21 +143,4 @@ impl Optimizer {
         self.step = steps;
         Ok(())
     }
-}
-
-/// A step of Muon, with Nesterov's momentum.
-fn step_muon(
-    variable: &Var,
-    gradient: &Tensor,
-    moments: &Var,
-    momentum: f64,
-    lr: f64,
-    weight_decay: f64,
-) -> candle_core::Result<()> {
-    let gradient = (gradient.to_dtype(DType::F32)?.detach() * (1.0 - momentum))?;
-    let moments = moments.as_detached_tensor();
-    let first = ((moments.get(0)? * momentum)? + &gradient)?;
-    let update = muon::update(&((&first * momentum)? + gradient)?)?;
-    moments.slice_set(&first.unsqueeze(0)?, 0, 0)?;
-    variable.set(&((variable.as_detached_tensor() * (1.0 - lr * weight_decay))? - (update * lr)?)?)
 }

@@ -12,7 +12,7 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 use crate::events::EventFile;
 use crate::loss_scale::LossScale;
 use crate::objective;
-use crate::{Ema, Error, Estimate, Loss, Objective, Optimizer, Recipe, Result, checkpoint};
+use crate::{Ema, Error, Estimate, Loss, Objective, Optimizer, Precision, Recipe, Result, checkpoint};
 
 /// What a step did.
 #[derive(Debug, Clone)]
@@ -54,6 +54,7 @@ pub fn train(
     device: &Device,
     mut on_step: impl FnMut(&StepReport) -> bool,
 ) -> Result<Outcome> {
+    pixart_nn::ops::allow_tf32(recipe.precision == Precision::Tf32);
     let mut objective = objective::of(recipe, device)?;
     let mut optimizer = Optimizer::new(recipe.optimizer.clone(), objective.parameters())?;
     let mut ema = recipe.ema_decay.map(|_| Ema::new(objective.parameters())).transpose()?;

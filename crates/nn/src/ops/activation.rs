@@ -2,6 +2,7 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use pixart_kernels::{Activation, activate, activate_backward};
 
 use super::cpu::{self, View, for_dtype};
+use super::return_on_cuda;
 
 /// SiLU: `x·sigmoid(x)`, any shape.
 pub fn silu(xs: &Tensor) -> Result<Tensor> {
@@ -13,6 +14,7 @@ pub fn activation(xs: &Tensor, activation: Activation) -> Result<Tensor> {
     if activation == Activation::None {
         return Ok(xs.clone());
     }
+    return_on_cuda!(&[xs], super::cuda::activation(xs, activation));
     match cpu::is_fast(&[xs]) {
         true => xs.contiguous()?.apply_op1(Activate(activation)),
         false => activation_composed(xs, activation),

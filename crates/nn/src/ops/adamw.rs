@@ -9,6 +9,10 @@ use super::cpu;
 /// `moments`, `[2, ...]`, the first one and then the second, which are zeros before the first step. All are f32;
 /// `gradient` is of the parameter's shape.
 pub fn adamw(parameter: &Var, gradient: &Tensor, moments: &Var, settings: &AdamW) -> Result<()> {
+    #[cfg(feature = "cuda")]
+    if on_cuda(&[parameter, moments]) {
+        return super::cuda::adamw(parameter, gradient, moments, settings);
+    }
     if parameter.device().is_cpu() && parameter.dtype() == DType::F32 {
         let update = Update { moments, settings };
         return parameter.inplace_op2(&gradient.to_dtype(DType::F32)?.contiguous()?, &update);
@@ -26,6 +30,59 @@ pub(super) fn adamw_composed(parameter: &Var, gradient: &Tensor, moments: &Var, 
     let change = ((&first / correction(beta1))? / root)?;
     parameter.set(&((parameter.as_tensor() * (1.0 - lr * weight_decay))? - (change * lr)?)?)?;
     moments.set(&Tensor::stack(&[first, second], 0)?)
+}
+
+/// Whether the kernels for NVIDIA GPUs take what an optimiser has, which is f32.
+#[cfg(feature = "cuda")]
+fn on_cuda(tensors: &[&Tensor]) -> bool {
+    super::cuda::is_fast(tensors) && tensors[0].dtype() == DType::F32
+}
+
+/// Nesterov's momentum of a gradient: changes what is remembered, the first of `moments` `[2, ...]`, and gives what is to be followed,
+/// f32 and of the gradient's shape.
+pub fn momentum(gradient: &Tensor, moments: &Var, momentum: f64) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if on_cuda(&[moments]) {
+        return super::cuda::momentum(gradient, moments, momentum);
+    }
+    momentum_composed(gradient, moments, momentum)
+}
+
+/// What [`momentum`] means.
+pub(super) fn momentum_composed(gradient: &Tensor, moments: &Var, momentum: f64) -> Result<Tensor> {
+    let gradient = (gradient.to_dtype(DType::F32)?.detach() * (1.0 - momentum))?;
+    let moments = moments.as_detached_tensor();
+    let first = ((moments.get(0)? * momentum)? + &gradient)?;
+    moments.slice_set(&first.unsqueeze(0)?, 0, 0)?;
+    (first * momentum)? + gradient
+}
+
+/// `parameter` becomes `kept · parameter + factor · update`, all in f32.
+pub fn follow(parameter: &Var, update: &Tensor, kept: f64, factor: f64) -> Result<()> {
+    #[cfg(feature = "cuda")]
+    if on_cuda(&[parameter, update]) {
+        return super::cuda::follow(parameter, update, kept, factor);
+    }
+    parameter.set(&((parameter.as_detached_tensor() * kept)? + (update * factor)?)?)
+}
+
+/// `average`, in f32, goes the part `factor` of the way to `xs`; where both are the same it stays the same.
+pub fn approach(average: &mut Tensor, xs: &Tensor, factor: f64) -> Result<()> {
+    #[cfg(feature = "cuda")]
+    if on_cuda(&[average, xs]) {
+        return super::cuda::approach(average, xs, factor);
+    }
+    *average = (&*average + ((xs - &*average)? * factor)?)?;
+    Ok(())
+}
+
+/// The sum of the squares of each tensor, in f32.
+pub fn squares(tensors: &[Tensor]) -> Result<Vec<f32>> {
+    #[cfg(feature = "cuda")]
+    if !tensors.is_empty() && tensors.iter().all(|xs| on_cuda(&[xs])) {
+        return super::cuda::squares(tensors);
+    }
+    tensors.iter().map(|xs| xs.to_dtype(DType::F32)?.sqr()?.sum_all()?.to_scalar::<f32>()).collect()
 }
 
 struct Update<'a> {

@@ -36,6 +36,15 @@ impl Padding {
 
 /// 2-D convolution: `xs` `[batch, in, height, width]`, `weight` `[out, in, k, k]`, `bias` `[out]`.
 pub fn conv2d(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, stride: usize, padding: Padding) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    {
+        let ((batch, channels, height, width), (out, _, kernel, _)) = (xs.dims4()?, weight.dims4()?);
+        let geometry = padding.geometry((height, width), kernel, stride)?;
+        let largest = batch * geometry.height * geometry.width * (kernel * kernel * channels).max(out);
+        if super::cuda::is_fast(&[&[xs, weight], bias.as_slice()].concat()) && super::cuda::fits(largest) {
+            return channels_first(&super::cuda::conv2d(&channels_last(xs)?, weight, bias, geometry)?);
+        }
+    }
     let bias_is_fast = bias.is_none_or(|bias| cpu::is_fast(&[xs, bias]));
     if !cpu::is_fast(&[xs, weight]) || !bias_is_fast {
         return conv2d_composed(xs, weight, bias, stride, padding);
@@ -181,7 +190,7 @@ impl Conv2d {
             _ => {
                 let ys = self.forward(&norm.forward_silu(xs)?)?;
                 match residual {
-                    Some(residual) => residual + ys,
+                    Some(residual) => sum(residual, &ys),
                     None => Ok(ys),
                 }
             }
@@ -202,10 +211,15 @@ impl Conv2d {
         let normed = xs.to_dtype(DType::F32)?.broadcast_mul(&part(0)?)?.broadcast_add(&part(1)?)?;
         let ys = self.forward(&activation(&normed, Activation::Silu)?.to_dtype(xs.dtype())?)?;
         match residual {
-            Some(residual) => residual + ys,
+            Some(residual) => sum(residual, &ys),
             None => Ok(ys),
         }
     }
+}
+
+/// The sum of images whose channels stand together in memory, without moving them apart.
+fn sum(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    channels_first(&(channels_last(a)? + channels_last(b)?)?)
 }
 
 /// A convolution of channels-last images with frozen weights.

@@ -4,7 +4,7 @@ use pixart_kernels::{Activation, GroupStatistics, group_norm_coefficients_of, gr
 
 use super::activation::activation_composed;
 use super::cpu::{self, View, for_dtype};
-use super::{channels_first, channels_last};
+use super::{channels_first, channels_last, return_on_cuda};
 
 /// The largest piece, in elements, that is normalised at once. A decoder's last layers hold a gigabyte at 1024 pixels;
 /// in pieces the temporaries of the composition stay small beside it.
@@ -22,6 +22,9 @@ pub fn group_norm(
     eps: f64,
     activation: Activation,
 ) -> Result<Tensor> {
+    return_on_cuda!(&[xs, weight, bias], {
+        channels_first(&super::cuda::group_norm(&channels_last(xs)?, groups, weight, bias, eps, activation)?)
+    });
     if !cpu::is_fast(&[xs, weight, bias]) {
         return group_norm_composed(xs, groups, weight, bias, eps, activation);
     }

@@ -20,12 +20,23 @@ pub fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Ten
 pub fn linear_to(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, dtype: DType) -> Result<Tensor> {
     let fast = |tensor_dtype| cpu::is_fast_dtype(xs.device(), tensor_dtype);
     if ![xs.dtype(), weight.dtype(), dtype].into_iter().all(fast) {
-        return linear_composed(&xs.to_dtype(weight.dtype())?, weight, bias)?.to_dtype(dtype);
+        return linear_of_tensors(&xs.to_dtype(weight.dtype())?, weight, bias)?.to_dtype(dtype);
     }
     match bias {
         Some(bias) => cpu::with_rows(xs)?.apply_op3(&weight.contiguous()?, bias, Product { dtype }),
         None => cpu::with_rows(xs)?.apply_op2(&weight.contiguous()?, Product { dtype }),
     }
+}
+
+/// A map of tensors of one dtype that the kernels for the CPU do not take.
+fn linear_of_tensors(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if super::cuda::is_fast(&[&[xs, weight], bias.as_slice()].concat())
+        && super::cuda::fits(result_shape(xs.shape(), weight.dim(0)?).elem_count())
+    {
+        return super::cuda::linear(xs, weight, bias);
+    }
+    linear_composed(xs, weight, bias)
 }
 
 /// `xs · weightᵀ` of matrices in f32, `[n, in]` and `[out, in]`, with both rounded to bf16 where a CPU multiplies that faster; sums
@@ -252,7 +263,7 @@ impl ByteLinear {
         if let Some(factors) = &self.factors {
             weight = weight.broadcast_mul(factors)?;
         }
-        let mut ys = linear_composed(xs, &weight.to_dtype(dtype)?, self.bias.as_ref())?;
+        let mut ys = linear_of_tensors(xs, &weight.to_dtype(dtype)?, self.bias.as_ref())?;
         for LowRank { down, up } in &self.low_rank {
             ys = (ys + linear_composed(&linear_composed(xs, down, None)?, up, None)?)?;
         }

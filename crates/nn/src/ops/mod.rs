@@ -14,6 +14,8 @@ mod adamw;
 mod attention;
 mod conv2d;
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod gated_residual;
 mod group_norm;
 mod layer_norm;
@@ -25,7 +27,7 @@ mod tests;
 mod upsample;
 
 pub use activation::{activation, silu};
-pub use adamw::adamw;
+pub use adamw::{adamw, approach, follow, momentum, squares};
 pub use attention::{Scores, attention, cross_attention, self_attention};
 pub use conv2d::{Conv2d, Padding, conv2d};
 pub use gated_residual::gated_residual;
@@ -38,6 +40,23 @@ pub use rms_norm::{RmsNorm, rms_norm};
 pub use upsample::upsample_nearest_2x;
 
 use candle_core::{DType, Device, Result, Tensor};
+
+/// Returns what `form` gives if this program was built for NVIDIA GPUs and the kernels for them take `tensors`.
+macro_rules! return_on_cuda {
+    ($tensors:expr, $form:expr) => {
+        #[cfg(feature = "cuda")]
+        if super::cuda::is_fast($tensors) {
+            return $form;
+        }
+    };
+}
+use return_on_cuda;
+
+/// Whether products of f32 may round what is multiplied to TF32's 10 bits, on NVIDIA GPUs that multiply such several times as fast, in all
+/// that this program computes. At first they may not.
+pub fn allow_tf32(allow: bool) {
+    candle_core::cuda::set_gemm_reduced_precision_f32(allow);
+}
 
 /// The dtype in which compositions multiply matrices of `dtype` on `device`: candle's CPU backend has no bf16 product and
 /// a slow f16 one, so both become f32 there.

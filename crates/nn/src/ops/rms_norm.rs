@@ -2,9 +2,16 @@ use crate::NamedWeights;
 use candle_core::{CpuStorage, CustomOp2, D, DType, Layout, Result, Shape, Tensor};
 
 use super::cpu::{self, View, for_dtype};
+#[cfg(feature = "cuda")]
+use super::cuda;
+use super::return_on_cuda;
 
 /// `xs / rms(xs) · weight` over the last dimension, computed in f32 (Zhang & Sennrich 2019).
 pub fn rms_norm(xs: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    return_on_cuda!(&[xs], {
+        let affine = cuda::Affine { scale: weight, shift: None, one_more: false };
+        cuda::norm(xs, &affine, eps, false, xs.dtype())
+    });
     let fast = cpu::is_fast(&[xs]) && cpu::is_fast(&[weight]);
     match fast {
         true => xs.contiguous()?.apply_op2(weight, RootMeanSquare { eps: eps as f32 }),

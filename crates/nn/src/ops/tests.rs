@@ -5,7 +5,7 @@ use candle_nn::VarBuilder;
 use pixart_kernels::{Activation, ByteMatrix, Isa, Matrix};
 
 use super::activation::activation_composed;
-use super::adamw::adamw_composed;
+use super::adamw::{adamw_composed, momentum_composed};
 use super::attention::attention_composed;
 use super::conv2d::conv2d_composed;
 use super::gated_residual::gated_residual_composed;
@@ -18,18 +18,38 @@ use super::*;
 use crate::testing::random;
 use crate::{ByteWeight, BytesByName, LowRank, NamedWeights};
 
-/// Holds `fast` to `composed` in the values of the result, in f32 and in bf16; there the composition takes the same
-/// rounded inputs in f32.
+/// The CPU and, where this program is built for it and the environment variable `PIXART_TEST_GPU` is set, the NVIDIA GPU.
+fn devices() -> Result<Vec<Device>> {
+    #[cfg(feature = "cuda")]
+    if std::env::var_os("PIXART_TEST_GPU").is_some() {
+        return Ok(vec![Device::Cpu, crate::cuda::open(0)?]);
+    }
+    Ok(vec![Device::Cpu])
+}
+
+/// Holds `fast` on every device to `composed` on the CPU, in the values of the result, in f32 and in bf16; there the composition takes the
+/// same rounded inputs in f32.
 fn hold_values(
     name: &str,
     shapes: &[&[usize]],
     fast: impl Fn(&[Tensor]) -> Result<Tensor>,
     composed: impl Fn(&[Tensor]) -> Result<Tensor>,
 ) -> Result<()> {
+    devices()?.iter().try_for_each(|device| hold_values_on(device, name, shapes, &fast, &composed))
+}
+
+fn hold_values_on(
+    device: &Device,
+    name: &str,
+    shapes: &[&[usize]],
+    fast: impl Fn(&[Tensor]) -> Result<Tensor>,
+    composed: impl Fn(&[Tensor]) -> Result<Tensor>,
+) -> Result<()> {
+    let name = &format!("{name} on {:?}", device.location());
     for (dtype, tolerance) in [(DType::F32, 2e-5), (DType::BF16, 2e-2)] {
         let inputs = shapes.iter().map(|shape| random(*shape)?.to_dtype(dtype)).collect::<Result<Vec<_>>>()?;
         let wide = inputs.iter().map(|xs| xs.to_dtype(DType::F32)).collect::<Result<Vec<_>>>()?;
-        let found = fast(&inputs)?;
+        let found = fast(&inputs.iter().map(|xs| xs.to_device(device)).collect::<Result<Vec<_>>>()?)?;
         assert_eq!(found.dtype(), dtype, "{name}");
         close(&format!("{name} in {dtype:?}"), &found, &composed(&wide)?, tolerance)?;
     }
@@ -43,14 +63,27 @@ fn hold(
     fast: impl Fn(&[Tensor]) -> Result<Tensor>,
     composed: impl Fn(&[Tensor]) -> Result<Tensor>,
 ) -> Result<()> {
-    hold_values(name, shapes, &fast, &composed)?;
+    devices()?.iter().try_for_each(|device| hold_on(device, name, shapes, &fast, &composed))
+}
+
+fn hold_on(
+    device: &Device,
+    name: &str,
+    shapes: &[&[usize]],
+    fast: impl Fn(&[Tensor]) -> Result<Tensor>,
+    composed: impl Fn(&[Tensor]) -> Result<Tensor>,
+) -> Result<()> {
+    hold_values_on(device, name, shapes, &fast, &composed)?;
+    let name = &format!("{name} on {:?}", device.location());
     let inputs = shapes.iter().map(|shape| random(*shape)).collect::<Result<Vec<_>>>()?;
-    let variables = || inputs.iter().map(Var::from_tensor).collect::<Result<Vec<_>>>();
-    let (mine, theirs) = (variables()?, variables()?);
+    let variables = |device: &Device| -> Result<Vec<Var>> {
+        inputs.iter().map(|xs| Var::from_tensor(&xs.to_device(device)?)).collect()
+    };
+    let (mine, theirs) = (variables(device)?, variables(&Device::Cpu)?);
     let tensors = |of: &[Var]| of.iter().map(|var| var.as_tensor().clone()).collect::<Vec<_>>();
     let ys = fast(&tensors(&mine))?;
     let weights = random(ys.shape())?;
-    let found = (ys * &weights)?.sum_all()?.backward()?;
+    let found = (ys * weights.to_device(device)?)?.sum_all()?.backward()?;
     let expected = (composed(&tensors(&theirs))? * &weights)?.sum_all()?.backward()?;
     for (i, (mine, theirs)) in mine.iter().zip(&theirs).enumerate() {
         let (found, expected) = (found.get(mine), expected.get(theirs));
@@ -65,7 +98,8 @@ fn hold(
 fn close(name: &str, found: &Tensor, expected: &Tensor, tolerance: f32) -> Result<()> {
     assert_eq!(found.dims(), expected.dims(), "{name}");
     let largest = |xs: &Tensor| xs.to_dtype(DType::F32)?.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>();
-    let error = largest(&(found.to_dtype(DType::F32)? - expected)?)? / largest(expected)?.max(1e-3);
+    let difference = (found.to_dtype(DType::F32)?.to_device(expected.device())? - expected)?;
+    let error = largest(&difference)? / largest(expected)?.max(1e-3);
     assert!(error <= tolerance, "{name} is off by {error:e}");
     Ok(())
 }
@@ -136,26 +170,30 @@ fn packed_linear_is_its_composition() -> Result<()> {
     let vb = NamedWeights::from(VarBuilder::from_tensors(tensors.collect(), DType::F32, &device));
     let joined = Linear::joined(width_in, width_out, true, &[vb.pp("a"), vb.pp("b")])?;
     let (weight, bias) = (Tensor::cat(&weights, 0)?, Tensor::cat(&biases, 0)?);
-    hold(
+    hold_on(
+        &device,
         "joined linear",
         &[&[2, rows, width_in]],
         |xs| joined.forward(&xs[0]),
         |xs| linear_composed(&xs[0], &weight, Some(&bias)),
     )?;
-    hold(
+    hold_on(
+        &device,
         "linear and activation",
         &[&[2, rows, width_in]],
         |xs| joined.forward_activated(&xs[0], Activation::GeluTanh),
         |xs| linear_composed(&xs[0], &weight, Some(&bias))?.gelu(),
     )?;
     let shapes: [&[usize]; 3] = [&[2, rows, width_in], &[2, rows, 2 * width_out], &[2, 1, 2 * width_out]];
-    hold(
+    hold_on(
+        &device,
         "linear, gate and residual",
         &shapes,
         |xs| joined.forward_residual(&xs[0], &xs[1], Some(&xs[2])),
         |xs| gated_residual_composed(&xs[1], &xs[2], &linear_composed(&xs[0], &weight, Some(&bias))?),
     )?;
-    hold(
+    hold_on(
+        &device,
         "linear and residual",
         &shapes[..2],
         |xs| joined.forward_residual(&xs[0], &xs[1], None),
@@ -174,7 +212,10 @@ fn attention_is_its_composition() -> Result<()> {
             hold(
                 "attention",
                 &[&[batch, n, width], &[batch, m, width], &[batch, m, width]],
-                |xs| attention(&xs[0], &xs[1], &xs[2], Scores::new(heads, 0.7), bias),
+                |xs| {
+                    let bias = bias.map(|bias| bias.to_device(xs[0].device())).transpose()?;
+                    attention(&xs[0], &xs[1], &xs[2], Scores::new(heads, 0.7), bias.as_ref())
+                },
                 |xs| attention_composed(&xs[0], &xs[1], &xs[2], Scores::new(heads, 0.7), bias),
             )?;
         }
@@ -364,15 +405,17 @@ fn packed_conv2d_is_its_composition() -> Result<()> {
     let normed =
         |xs: &Tensor| plain(&group_norm_composed(xs, groups, &norm_weight, &norm_bias, 1e-6, Activation::Silu)?);
     let shape: &[usize] = &[2, channels, 7, 9];
-    hold_values("packed conv2d", &[shape], |xs| conv.forward(&xs[0]), |xs| plain(&xs[0]))?;
-    hold_values("norm and conv2d", &[shape], |xs| conv.forward_normed(&xs[0], &norm, None), |xs| normed(&xs[0]))?;
-    hold_values(
+    hold_values_on(&device, "packed conv2d", &[shape], |xs| conv.forward(&xs[0]), |xs| plain(&xs[0]))?;
+    hold_values_on(&device, "norm and conv2d", &[shape], |xs| conv.forward_normed(&xs[0], &norm, None), |xs| normed(&xs[0]))?;
+    hold_values_on(
+        &device,
         "norm, conv2d and residual",
         &[shape, shape],
         |xs| conv.forward_normed(&xs[0], &norm, Some(&xs[1])),
         |xs| &xs[1] + normed(&xs[0])?,
     )?;
-    hold_values(
+    hold_values_on(
+        &device,
         "upsampling and conv2d",
         &[shape],
         |xs| upsampling.forward(&xs[0]),
@@ -436,22 +479,59 @@ fn what_is_elementwise_is_its_composition() -> Result<()> {
     hold("upsampling", &[&[2, 5, 3, 7]], |xs| upsample_nearest_2x(&xs[0]), |xs| upsample_nearest_2x_composed(&xs[0]))
 }
 
+/// What optimisers change in place, over some steps.
 #[test]
-fn adamw_is_its_composition() -> Result<()> {
-    for shape in [&[1usize][..], &[17, 33], &[5, 4, 3, 3]] {
-        let start = random(shape)?;
-        let (mine, theirs) = (Var::from_tensor(&start)?, Var::from_tensor(&start.copy()?)?);
-        let moments = || Var::from_tensor(&Tensor::stack(&[start.zeros_like()?, start.zeros_like()?], 0)?);
-        let (my_moments, their_moments) = (moments()?, moments()?);
-        for step in 1..4 {
-            let gradient = random(shape)?;
-            let settings = AdamW { lr: 0.1, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step };
-            adamw(&mine, &gradient, &my_moments, &settings)?;
-            adamw_composed(&theirs, &gradient, &their_moments, &settings)?;
+fn optimisers_are_their_compositions() -> Result<()> {
+    for device in devices()? {
+        for shape in [&[1usize][..], &[17, 33], &[5, 4, 3, 3]] {
+            let start = random(shape)?;
+            let mine = Var::from_tensor(&start.to_device(&device)?)?;
+            let theirs = Var::from_tensor(&start.copy()?)?;
+            let moments = |device: &Device| {
+                let zeros = start.zeros_like()?.to_device(device)?;
+                Var::from_tensor(&Tensor::stack(&[&zeros, &zeros], 0)?)
+            };
+            let (my_moments, their_moments) = (moments(&device)?, moments(&Device::Cpu)?);
+            for step in 1..4 {
+                let gradient = random(shape)?;
+                let settings = AdamW { lr: 0.1, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step };
+                adamw(&mine, &gradient.to_device(&device)?, &my_moments, &settings)?;
+                adamw_composed(&theirs, &gradient, &their_moments, &settings)?;
+            }
+            let change = (mine.as_tensor().to_device(&Device::Cpu)? - &start)?;
+            assert!(change.abs()?.max_all()?.to_scalar::<f32>()? > 0.05);
+            close("adamw", &mine, &theirs, 1e-5)?;
+            close("adamw's moments", &my_moments, &their_moments, 1e-5)?;
+            for _ in 0..3 {
+                let gradient = random(shape)?;
+                let found = momentum(&gradient.to_device(&device)?, &my_moments, 0.9)?;
+                close("momentum", &found, &momentum_composed(&gradient, &their_moments, 0.9)?, 1e-5)?;
+                close("momentum's moments", &my_moments, &their_moments, 1e-5)?;
+            }
+            let (to, before) = (random(shape)?, mine.as_tensor().copy()?.to_device(&Device::Cpu)?);
+            follow(&mine, &to.to_device(&device)?, 0.9, -0.2)?;
+            close("follow", &mine, &((&before * 0.9)? - (&to * 0.2)?)?, 1e-5)?;
+            let mut average = start.copy()?.to_device(&device)?;
+            approach(&mut average, &to.to_device(&device)?, 0.25)?;
+            close("approach", &average, &((&start * 0.75)? + (&to * 0.25)?)?, 1e-5)?;
+            let found = squares(&[average.clone(), mine.as_tensor().clone()])?;
+            for (found, xs) in found.iter().zip([&average, mine.as_tensor()]) {
+                let expected: f32 = xs.flatten_all()?.to_vec1::<f32>()?.iter().map(|x| x * x).sum();
+                assert!((found - expected).abs() <= 1e-5 * expected, "{found}, {expected}");
+            }
         }
-        assert!((mine.as_tensor() - &start)?.abs()?.max_all()?.to_scalar::<f32>()? > 0.05);
-        close("adamw", &mine, &theirs, 1e-5)?;
-        close("adamw's moments", &my_moments, &their_moments, 1e-5)?;
     }
     Ok(())
+}
+
+/// Tall matrices, whose gradients a GPU sums up in parts.
+#[cfg(feature = "cuda")]
+#[test]
+fn linear_of_many_rows_is_its_composition() -> Result<()> {
+    hold(
+        "linear of many rows",
+        &[&[32, 512, 24], &[40, 24], &[40]],
+        |xs| linear(&xs[0], &xs[1], Some(&xs[2])),
+        |xs| linear_composed(&xs[0], &xs[1], Some(&xs[2])),
+    )
 }

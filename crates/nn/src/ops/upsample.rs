@@ -6,6 +6,10 @@ use super::{channels_first, channels_last};
 
 /// Doubles height and width by repeating pixels: `[batch, channels, h, w]` to `[batch, channels, 2h, 2w]`.
 pub fn upsample_nearest_2x(xs: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if super::cuda::is_fast(&[xs]) && super::cuda::fits(4 * xs.elem_count()) {
+        return channels_first(&super::cuda::upsample_nearest_2x(&channels_last(xs)?)?);
+    }
     match cpu::is_fast(&[xs]) {
         true => channels_first(&channels_last(xs)?.apply_op1(Upsample)?),
         false => upsample_nearest_2x_composed(xs),

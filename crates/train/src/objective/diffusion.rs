@@ -73,8 +73,9 @@ impl Data {
         let draw = |purpose: &str| {
             generator(self.seed, purpose, &[step, part as u64]).randn_tensor(mean.shape().clone(), &self.device)
         };
-        let sample = (&mean + (draw("latents")? * (logvar * 0.5)?.exp()?)?)?;
-        Ok(((sample * scaling_factor)?, draw("noise")?))
+        let (of_latents, noise) = rayon::join(|| draw("latents"), || draw("noise"));
+        let sample = (&mean + (of_latents? * (logvar * 0.5)?.exp()?)?)?;
+        Ok(((sample * scaling_factor)?, noise?))
     }
 }
 

@@ -96,6 +96,8 @@ fn constant() -> Schedule {
 pub enum Precision {
     #[default]
     F32,
+    /// As f32, but a GPU that multiplies TF32 rounds what it multiplies to that, 10 bits, which is several times as fast.
+    Tf32,
     Bf16,
     F16,
 }
@@ -104,7 +106,7 @@ impl Precision {
     /// As tensors have it.
     pub fn dtype(self) -> DType {
         match self {
-            Self::F32 => DType::F32,
+            Self::F32 | Self::Tf32 => DType::F32,
             Self::Bf16 => DType::BF16,
             Self::F16 => DType::F16,
         }

@@ -1,0 +1,175 @@
+use candle_core::{DType, Result, Tensor};
+use pixart_kernels::Activation;
+
+use super::kernel::{Argument, Buffer, cuda_device, launch, launch_elements, named, rows};
+use super::linear::column_sums;
+use super::{number_of, with_gradient};
+
+/// What rows are multiplied with after a norm, and what is added.
+pub(crate) struct Affine<'a> {
+    /// One row for each group of rows of the same length.
+    pub scale: &'a Tensor,
+    /// Of the same shape.
+    pub shift: Option<&'a Tensor>,
+    /// Whether 1 is added to the scale.
+    pub one_more: bool,
+}
+
+/// Each row of the last dimension divided by its root mean square, with its mean taken away before if `centred`; then `affine`. The
+/// result is in `dtype`.
+pub(crate) fn norm(xs: &Tensor, affine: &Affine, eps: f64, centred: bool, dtype: DType) -> Result<Tensor> {
+    let width = xs.dim(candle_core::D::Minus1)?;
+    let input = xs.detach().contiguous()?;
+    let wide = |xs: &Tensor| xs.detach().to_dtype(DType::F32)?.contiguous();
+    let (scale, shift) = (wide(affine.scale)?, affine.shift.map(wide).transpose()?);
+    let (count, groups) = (input.elem_count() / width, scale.elem_count() / width);
+    let alike = affine.shift.is_none_or(|shift| shift.shape() == affine.scale.shape());
+    if groups * width != scale.elem_count() || !count.is_multiple_of(groups.max(1)) || groups == 0 || !alike {
+        candle_core::bail!("{:?} does not modulate rows of {:?}", scale.shape(), xs.shape());
+    }
+    let settings = [
+        Argument::Integer(count as i32),
+        Argument::Integer(width as i32),
+        Argument::Integer((count / groups) as i32),
+        Argument::Float(eps as f32),
+        Argument::Float(if affine.one_more { 1.0 } else { 0.0 }),
+        Argument::Integer(i32::from(centred)),
+    ];
+    let device = cuda_device(xs)?.clone();
+    let ys = Buffer::new(&device, dtype, input.elem_count())?;
+    let shift = shift.as_ref().map_or(Ok(Argument::NONE), Argument::of)?;
+    let tensors = [Argument::of(&input)?, Argument::of(&scale)?, shift, ys.argument()?];
+    let name = format!("{}_{}", named("norm_forward", input.dtype()), dtype.as_str());
+    launch(&device, &name, rows(count), &[&tensors, &settings[..]].concat())?;
+
+    let inputs: Vec<&Tensor> = [xs, affine.scale].into_iter().chain(affine.shift).collect();
+    let affines: Vec<_> = inputs[1..].iter().map(|affine| (affine.shape().clone(), affine.dtype())).collect();
+    with_gradient(&inputs, ys, xs.shape(), move |d_ys| {
+        let d_ys = d_ys.to_dtype(input.dtype())?;
+        let (d_xs, moments) = (Buffer::like(&input)?, Buffer::new(&device, DType::F32, 2 * count)?);
+        let tensors = [
+            Argument::of(&input)?,
+            Argument::of(&scale)?,
+            Argument::of(&d_ys)?,
+            d_xs.argument()?,
+            moments.argument()?,
+        ];
+        let name = named("norm_backward", input.dtype());
+        launch(&device, &name, rows(count), &[&tensors, &settings[..]].concat())?;
+        let sums = || Buffer::new(&device, DType::F32, groups * width);
+        let (d_scale, d_shift) = (sums()?, sums()?);
+        let tensors = [
+            Argument::of(&input)?,
+            Argument::of(&d_ys)?,
+            moments.argument()?,
+            d_scale.argument()?,
+            d_shift.argument()?,
+        ];
+        let sizes = ((width.div_ceil(32) as u32, groups as u32, 1), (32, 8, 1));
+        let name = named("norm_columns", input.dtype());
+        launch(&device, &name, sizes, &[&tensors, &settings[..3]].concat())?;
+        let mut gradients = vec![d_xs.into_tensor(input.shape())];
+        for ((shape, dtype), gradient) in affines.iter().zip([d_scale, d_shift]) {
+            gradients.push(gradient.into_tensor(shape).to_dtype(*dtype)?);
+        }
+        Ok(gradients)
+    })
+}
+
+/// Pixels that a block of the group norm's sums goes through.
+const PART: usize = 512;
+
+/// Threads of a block that finds the moments of a group.
+const MOMENTS_THREADS: u32 = 1024;
+
+/// The group norm of images `[batch, height, width, channels]`, then `activation`; `weight` and `bias` are `[channels]`.
+pub(crate) fn group_norm(
+    xs: &Tensor,
+    groups: usize,
+    weight: &Tensor,
+    bias: &Tensor,
+    eps: f64,
+    activation: Activation,
+) -> Result<Tensor> {
+    let (batch, height, width, channels) = xs.dims4()?;
+    if groups == 0 || !channels.is_multiple_of(groups) {
+        candle_core::bail!("group norm: {channels} channels do not divide into {groups} groups");
+    }
+    if weight.dims() != [channels] || bias.dims() != [channels] {
+        candle_core::bail!("group norm: weights of {:?} for {channels} channels", weight.shape());
+    }
+    let (pixels, per_group) = (height * width, channels / groups);
+    let device = cuda_device(xs)?.clone();
+    let input = xs.detach().contiguous()?;
+    let (weights, biases) = (weight.detach().contiguous()?, bias.detach().contiguous()?);
+    let integer = |x: usize| Argument::Integer(x as i32);
+
+    let moments = Buffer::new(&device, DType::F32, 2 * batch * groups)?;
+    launch(
+        &device,
+        &named("group_moments", input.dtype()),
+        ((groups as u32, batch as u32, 1), (MOMENTS_THREADS, 1, 1)),
+        &[
+            Argument::of(&input)?,
+            moments.argument()?,
+            integer(pixels),
+            integer(channels),
+            integer(per_group),
+            Argument::Float(eps as f32),
+        ],
+    )?;
+    let moments = moments.into_tensor((batch, groups, 2));
+    let kind = Argument::Integer(number_of(activation));
+    let ys = Buffer::like(&input)?;
+    let tensors = [
+        Argument::of(&input)?,
+        Argument::of(&moments)?,
+        Argument::of(&weights)?,
+        Argument::of(&biases)?,
+        ys.argument()?,
+    ];
+    let sizes = [integer(pixels), integer(channels), integer(per_group), kind];
+    launch_elements("group_norm_forward", &input, &tensors, &sizes)?;
+
+    with_gradient(&[xs, weight, bias], ys, xs.shape(), move |d_ys| {
+        let parts = pixels.div_ceil(PART);
+        let sums = || Buffer::new(&device, DType::F32, batch * parts * channels);
+        let (products, sums) = (sums()?, sums()?);
+        let given = [
+            Argument::of(&input)?,
+            Argument::of(&moments)?,
+            Argument::of(&weights)?,
+            Argument::of(&biases)?,
+            Argument::of(d_ys)?,
+        ];
+        let own = [products.argument()?, sums.argument()?];
+        let own_sizes = [integer(pixels), integer(channels), integer(per_group), integer(PART), kind];
+        launch(
+            &device,
+            &named("group_norm_sums", input.dtype()),
+            ((channels.div_ceil(32) as u32, parts as u32, batch as u32), (32, 8, 1)),
+            &[&given[..], &own, &own_sizes].concat(),
+        )?;
+        // Over the pixels of each image, then over images, or over the channels of a group.
+        let of_images = |sums: Buffer| -> Result<Tensor> {
+            let sums = sums.into_tensor((batch * parts, channels));
+            column_sums(&sums, None, batch * parts, channels, parts)
+        };
+        let (products, sums) = (of_images(products)?, of_images(sums)?);
+        let wide = weights.to_dtype(DType::F32)?;
+        let means = |sums: &Tensor| -> Result<Tensor> {
+            let sums = sums.broadcast_mul(&wide)?.reshape((batch, groups, per_group))?.sum(2)?;
+            sums / (per_group * pixels) as f64
+        };
+        let (mean_products, means) = (means(&products)?, means(&sums)?);
+        let d_xs = Buffer::like(&input)?;
+        let own = [Argument::of(&mean_products)?, Argument::of(&means)?, d_xs.argument()?];
+        launch_elements("group_norm_backward", &input, &[&given[..], &own].concat(), &sizes)?;
+        let over_images = |sums: &Tensor| column_sums(sums, None, batch, channels, batch)?.squeeze(0);
+        Ok(vec![
+            d_xs.into_tensor(input.shape()),
+            over_images(&products)?.to_dtype(weights.dtype())?,
+            over_images(&sums)?.to_dtype(biases.dtype())?,
+        ])
+    })
+}
