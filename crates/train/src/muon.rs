@@ -23,10 +23,13 @@ pub(crate) fn applies(name: &str, shape: &[usize]) -> bool {
 pub(crate) fn updates(momenta: &[Tensor]) -> Result<Vec<Tensor>> {
     let Some(first) = momenta.first() else { return Ok(vec![]) };
     // One alone stays a matrix, for which there are faster products.
-    let matrices = if momenta.len() == 1 { first.flatten_from(1)? } else { Tensor::stack(momenta, 0)?.flatten_from(2)? };
+    let matrices =
+        if momenta.len() == 1 { first.flatten_from(1)? } else { Tensor::stack(momenta, 0)?.flatten_from(2)? };
     let (rows, columns) = (matrices.dim(D::Minus2)?, matrices.dim(D::Minus1)?);
     let directions = match rows < columns {
-        true => orthogonalised(&matrices.transpose(D::Minus2, D::Minus1)?.contiguous()?)?.transpose(D::Minus2, D::Minus1)?,
+        true => {
+            orthogonalised(&matrices.transpose(D::Minus2, D::Minus1)?.contiguous()?)?.transpose(D::Minus2, D::Minus1)?
+        }
         false => orthogonalised(&matrices)?,
     };
     let updates = (directions * (RMS_OF_ADAMW * (rows.max(columns) as f64).sqrt()))?.contiguous()?;

@@ -86,7 +86,8 @@ impl Optimizer {
                 change.gradient = (&change.gradient * shorten)?;
             }
         }
-        let uses_muon = |change: &Change| self.settings.muon.is_some() && muon::applies(change.name, change.variable.dims());
+        let uses_muon =
+            |change: &Change| self.settings.muon.is_some() && muon::applies(change.name, change.variable.dims());
         let (matrices, others): (Vec<_>, Vec<_>) = changes.into_iter().partition(uses_muon);
         let lr = self.settings.lr * factor;
         // Each matrix of Muon's is a chain of small products. A CPU takes several chains at once, a GPU a chain of several.

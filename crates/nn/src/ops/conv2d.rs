@@ -41,8 +41,10 @@ pub fn conv2d(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, stride: usize
         let ((batch, channels, height, width), (out, _, kernel, _)) = (xs.dims4()?, weight.dims4()?);
         let geometry = padding.geometry((height, width), kernel, stride)?;
         let largest = batch * geometry.height * geometry.width * (kernel * kernel * channels).max(out);
-        if super::cuda::is_fast(&[&[xs, weight], bias.as_slice()].concat()) && super::cuda::fits(largest) {
-            return channels_first(&super::cuda::conv2d(&channels_last(xs)?, weight, bias, geometry)?);
+        // Planes beside and above each other are counted in 16 bits.
+        let fits = super::cuda::fits(largest) && batch.max(channels) < 1 << 16;
+        if super::cuda::is_fast(&[&[xs, weight], bias.as_slice()].concat()) && fits {
+            return super::cuda::conv2d(xs, weight, bias, geometry);
         }
     }
     let bias_is_fast = bias.is_none_or(|bias| cpu::is_fast(&[xs, bias]));
@@ -217,8 +219,11 @@ impl Conv2d {
     }
 }
 
-/// The sum of images whose channels stand together in memory, without moving them apart.
+/// The sum of images. On the CPU the channels of a pixel stand together in memory, and are not moved apart.
 fn sum(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    if !a.device().is_cpu() {
+        return a + b;
+    }
     channels_first(&(channels_last(a)? + channels_last(b)?)?)
 }
 

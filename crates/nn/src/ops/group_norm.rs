@@ -22,9 +22,7 @@ pub fn group_norm(
     eps: f64,
     activation: Activation,
 ) -> Result<Tensor> {
-    return_on_cuda!(&[xs, weight, bias], {
-        channels_first(&super::cuda::group_norm(&channels_last(xs)?, groups, weight, bias, eps, activation)?)
-    });
+    return_on_cuda!(&[xs, weight, bias], super::cuda::group_norm(xs, groups, weight, bias, eps, activation));
     if !cpu::is_fast(&[xs, weight, bias]) {
         return group_norm_composed(xs, groups, weight, bias, eps, activation);
     }

@@ -8,7 +8,7 @@ use super::{channels_first, channels_last};
 pub fn upsample_nearest_2x(xs: &Tensor) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
     if super::cuda::is_fast(&[xs]) && super::cuda::fits(4 * xs.elem_count()) {
-        return channels_first(&super::cuda::upsample_nearest_2x(&channels_last(xs)?)?);
+        return super::cuda::upsample_nearest_2x(xs);
     }
     match cpu::is_fast(&[xs]) {
         true => channels_first(&channels_last(xs)?.apply_op1(Upsample)?),

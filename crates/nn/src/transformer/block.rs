@@ -8,11 +8,9 @@ use crate::ops::{
     Activation, LayerNorm, Linear, Scores, attention, cross_attention, layer_norm_modulate, self_attention,
 };
 
-/// The dtype of the residual stream and of all that is small. On a CPU it is f32 whatever the weights are: sums of many
-/// layers then keep their digits, at no cost beside the products.
-pub(super) fn stream_dtype(vb: &NamedWeights) -> DType {
-    if vb.device().is_cpu() { DType::F32 } else { vb.dtype() }
-}
+/// The dtype of the residual stream and of all that is small, whatever the weights are: sums of many layers then keep their digits, at
+/// little cost beside the products.
+pub(super) const STREAM: DType = DType::F32;
 
 #[derive(Debug, Clone)]
 pub(crate) struct Block {
@@ -36,13 +34,13 @@ impl Block {
                 Linear::new(width, 4 * width, net.pp(0).pp("proj"))?,
                 Linear::new(4 * width, width, net.pp(2))?,
             ],
-            scale_shift_table: vb.clone().set_dtype(stream_dtype(&vb)).get((6, width), "scale_shift_table")?,
+            scale_shift_table: vb.clone().set_dtype(STREAM).get((6, width), "scale_shift_table")?,
             norm_eps: config.norm_eps,
             dtype: vb.dtype(),
         })
     }
 
-    /// `xs`, `[batch, n, width]`, and `modulation`, `[batch, 6, width]`, are in [`stream_dtype`]; so is the result.
+    /// `xs`, `[batch, n, width]`, and `modulation`, `[batch, 6, width]`, are in [`STREAM`]; so is the result.
     pub(super) fn forward(
         &self,
         xs: &Tensor,

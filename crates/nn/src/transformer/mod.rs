@@ -14,7 +14,7 @@ use crate::controlnet::ControlNet;
 use crate::embeddings::{ScalarEmbedding, position_embedding};
 use crate::ops::{Activation, Conv2d, Linear, Padding, image_to_tokens, layer_norm_modulate, silu};
 use crate::recompute::Recomputation;
-use block::stream_dtype;
+use block::STREAM;
 
 /// The size conditions of 1024-pixel models, one row an image.
 #[derive(Debug, Clone)]
@@ -83,7 +83,6 @@ pub struct PixArtTransformer {
     /// Where recomputed blocks leave their gradients.
     recomputation: Option<Recomputation>,
     dtype: DType,
-    stream_dtype: DType,
     device: Device,
 }
 
@@ -103,7 +102,7 @@ impl PixArtTransformer {
         let caption = vb.pp("caption_projection");
         // The first and the last layer and the modulation cost next to nothing, and their rounding is seen most: a step of
         // an LCM enlarges that of the last one up to 14 times.
-        let small = vb.clone().set_dtype(stream_dtype(&vb));
+        let small = vb.clone().set_dtype(STREAM);
         let adaln = small.pp("adaln_single");
         let blocks = (0..config.num_layers)
             .map(|i| Block::new(config, vb.pp("transformer_blocks").pp(i)))
@@ -133,7 +132,6 @@ impl PixArtTransformer {
             control: None,
             recomputation: None,
             dtype: vb.dtype(),
-            stream_dtype: small.dtype(),
             device: vb.device().clone(),
             config: config.clone(),
         })
@@ -201,14 +199,13 @@ impl PixArtTransformer {
         let shape = (latents.dim(0)?, 1, self.config.width());
         let scale = match scale {
             1.0 => None,
-            scale => Some(Tensor::full(scale as f32, shape, &self.device)?.to_dtype(self.stream_dtype)?),
+            scale => Some(Tensor::full(scale as f32, shape, &self.device)?),
         };
         Ok(Condition { tokens, scale })
     }
 
     /// Predicts the noise in `latents` `[batch, in_channels, height, width]` at `timestep` `[batch]` (0..999, fractions
-    /// allowed): `[batch, out_channels, height, width]`, on a GPU in the dtype of the weights, on a
-    /// CPU in f32. The first `in_channels` channels
+    /// allowed): `[batch, out_channels, height, width]`, f32. The first `in_channels` channels
     /// are the noise, the rest, where the model has them, the learned variance. Height and width must be divisible by
     /// the patch size; `size` must be given exactly where [`TransformerConfig::has_size_conditions`] says so.
     pub fn forward(
@@ -314,8 +311,8 @@ impl PixArtTransformer {
         let base_size = config.sample_size / config.patch_size;
         let positions =
             position_embedding(config.width(), grid, base_size, config.interpolation_scale(), &self.device)?;
-        let tokens = image_to_tokens(&self.patch_embedding.forward(&latents.to_dtype(self.stream_dtype)?)?)?;
-        tokens.to_dtype(DType::F32)?.broadcast_add(&positions)?.to_dtype(self.stream_dtype)
+        let tokens = image_to_tokens(&self.patch_embedding.forward(&latents.to_dtype(STREAM)?)?)?;
+        tokens.broadcast_add(&positions)
     }
 
     /// The shared modulation `[batch, 6, width]` of all blocks and the embedding `[batch, width]` it comes from.
@@ -334,7 +331,7 @@ impl PixArtTransformer {
     /// The last layer: tokens back to an image.
     fn predict(&self, xs: &Tensor, embedded_timestep: &Tensor, (rows, columns): (usize, usize)) -> Result<Tensor> {
         let table = self.scale_shift_table.unsqueeze(0)?.broadcast_add(&embedded_timestep.unsqueeze(1)?)?;
-        let xs = layer_norm_modulate(xs, &table.narrow(1, 0, 1)?, &table.narrow(1, 1, 1)?, 1e-6, self.stream_dtype)?;
+        let xs = layer_norm_modulate(xs, &table.narrow(1, 0, 1)?, &table.narrow(1, 1, 1)?, 1e-6, STREAM)?;
         let patches = self.proj_out.forward(&xs)?;
         unpatchify(&patches, (rows, columns), self.config.patch_size, self.config.channels_out())
     }

@@ -6,7 +6,8 @@ use candle_core::{Device, Tensor};
 use image::RgbImage;
 use pixart_nn::transformer::{PixArtTransformer, ProjectedText};
 
-use super::diffusion::{Data, draw_validation};
+use super::data::{Data, Drawn};
+use super::diffusion::draw_validation;
 use super::model::{Model, Trained};
 use super::word_encoder::Text;
 use super::{ConsistencyInputs, ConsistencyLoss, Loss, Objective};
@@ -74,9 +75,9 @@ impl Objective for ConsistencyObjective {
     }
 
     fn loss(&self, step: u64, part: usize, parts: usize) -> Result<Loss> {
-        let batch = self.data.batch(step, part, parts)?;
+        let Drawn { batch, draws: of_latents } = self.data.drawn(step, part, parts)?;
         let size = batch.captions.len();
-        let (latents, noises) = self.data.latents(&batch, self.model.scaling_factor, step, part)?;
+        let (latents, noises) = self.data.latents(&batch, &of_latents, self.model.scaling_factor)?;
         let steps = self.loss.timesteps().len();
         let draws = generator(self.data.seed, "consistency", &[step, part as u64]).rand(2 * size);
         let indices: Vec<usize> = draws[..size].iter().map(|draw| pick(*draw, steps)).collect();

@@ -2,17 +2,17 @@
 
 use std::path::Path;
 
-use candle_core::{Device, Tensor};
+use candle_core::Device;
 use image::RgbImage;
 use pixart::{Control, Pipeline, Request, Seeds};
 use pixart_nn::controlnet::ControlNetConfig;
 
+use super::data::{Data, Drawn};
 use super::hybrid_loss::{HybridLoss, TIMESTEPS, column};
 use super::model::{Model, Trained};
 use super::{Loss, Objective};
-use crate::features::{Batch, Features};
+use crate::features::Features;
 use crate::grid::grid;
-use crate::order::Order;
 use crate::random::{generator, pick};
 use crate::{ControlNetRecipe, DiffusionRecipe, Error, Footprint, Parameters, Recipe, Result, Sampling};
 
@@ -25,58 +25,6 @@ pub struct DiffusionObjective {
     data: Data,
     recipe: DiffusionRecipe,
     losses: HybridLoss,
-}
-
-/// What all stages on features share: the features and the order they come in.
-pub(crate) struct Data {
-    pub features: Features,
-    order: Order,
-    pub seed: u64,
-    pub device: Device,
-}
-
-impl Data {
-    pub(crate) fn open(recipe: &Recipe, folder: &Path, device: &Device) -> Result<Self> {
-        let features = Features::open(folder)?;
-        let order = Order::new(features.sizes(), recipe.batch_size, recipe.seed);
-        Ok(Self { features, order, seed: recipe.seed, device: device.clone() })
-    }
-
-    /// Height and width of the largest picture.
-    pub(crate) fn largest(&self) -> (usize, usize) {
-        self.features.sizes().max_by_key(|(height, width)| height * width).unwrap_or_default()
-    }
-
-    /// Part `part` of `parts` of the batch of step `step`.
-    pub(crate) fn batch(&self, step: u64, part: usize, parts: usize) -> Result<Batch> {
-        self.features.batch(&self.items(step, part, parts))
-    }
-
-    /// The items of that part.
-    pub(crate) fn items(&self, step: u64, part: usize, parts: usize) -> Vec<usize> {
-        let items = self.order.batch(step);
-        let size = items.len() / parts;
-        items[part * size..(part + 1) * size].to_vec()
-    }
-
-    /// Latents drawn from a batch's moments and scaled as transformers take them, and noise of their shape.
-    pub(crate) fn latents(
-        &self,
-        batch: &Batch,
-        scaling_factor: f64,
-        step: u64,
-        part: usize,
-    ) -> Result<(Tensor, Tensor)> {
-        let moments = batch.moments.to_device(&self.device)?;
-        let channels = moments.dim(1)? / 2;
-        let (mean, logvar) = (moments.narrow(1, 0, channels)?, moments.narrow(1, channels, channels)?);
-        let draw = |purpose: &str| {
-            generator(self.seed, purpose, &[step, part as u64]).randn_tensor(mean.shape().clone(), &self.device)
-        };
-        let (of_latents, noise) = rayon::join(|| draw("latents"), || draw("noise"));
-        let sample = (&mean + (of_latents? * (logvar * 0.5)?.exp()?)?)?;
-        Ok(((sample * scaling_factor)?, noise?))
-    }
 }
 
 impl DiffusionObjective {
@@ -128,9 +76,9 @@ impl Objective for DiffusionObjective {
     }
 
     fn loss(&self, step: u64, part: usize, parts: usize) -> Result<Loss> {
-        let batch = self.data.batch(step, part, parts)?;
+        let Drawn { batch, draws } = self.data.drawn(step, part, parts)?;
         let size = batch.captions.len();
-        let (x0, noise) = self.data.latents(&batch, self.model.scaling_factor, step, part)?;
+        let (x0, noise) = self.data.latents(&batch, &draws, self.model.scaling_factor)?;
         let draws = generator(self.data.seed, "diffusion", &[step, part as u64]).rand(3 * size);
         let ts = match self.recipe.timesteps {
             Some(distribution) => {

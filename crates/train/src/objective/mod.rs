@@ -3,6 +3,7 @@
 mod autoencoder;
 mod consistency;
 mod consistency_loss;
+mod data;
 mod diffusion;
 mod hybrid_loss;
 mod layout_loss;

@@ -9,7 +9,8 @@ use image::{Luma, Pixel, RgbImage};
 use pixart_nn::NamedWeights;
 use pixart_nn::t5::T5Encoder;
 
-use super::diffusion::{Data, VALIDATION_PICTURES};
+use super::data::Data;
+use super::diffusion::VALIDATION_PICTURES;
 use super::layout_reader::LayoutReader;
 use super::word_encoder::{Text, WordEncoder, encode};
 use super::{Loss, Objective};

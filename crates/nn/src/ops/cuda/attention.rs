@@ -60,11 +60,7 @@ fn attend(
         let d_out = split(d_out, 0, count, 1)?;
         let d_weights = d_out.matmul(&v.t()?)?;
         let d_scores = softmax_backward(&weights, &d_weights, scale)?;
-        Ok(Heads {
-            q: d_scores.matmul(&k)?,
-            k: d_scores.t()?.matmul(&q)?,
-            v: weights.t()?.matmul(&d_out)?,
-        })
+        Ok(Heads { q: d_scores.matmul(&k)?, k: d_scores.t()?.matmul(&q)?, v: weights.t()?.matmul(&d_out)? })
     }))
 }
 

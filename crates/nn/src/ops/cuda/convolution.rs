@@ -1,33 +1,26 @@
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use pixart_kernels::Geometry;
 
-use super::kernel::{Argument, Buffer, cuda_device, launch, launch_elements, named, product, rows};
-use super::linear::{biased, product_of_columns, sum_of_rows};
+use super::kernel::{Argument, Buffer, THREADS, cuda_device, elements, launch, launch_elements, named, product};
+use super::linear::{biased, column_sums};
 use super::with_gradient;
 
-/// How a kernel of pixels sees images `[batch, height, width, channels]`.
+/// How a kernel of pixels sees images `[batch, channels, height, width]`.
 #[derive(Debug, Clone, Copy)]
 struct Sight {
     batch: usize,
+    channels: usize,
     height: usize,
     width: usize,
-    channels: usize,
     kernel: usize,
     /// Of the result.
     geometry: Geometry,
 }
 
 impl Sight {
-    /// Places that the kernel comes to, and pixels that it sees at each, times channels.
+    /// Numbers that the kernel sees at each place, and places in an image that it comes to.
     fn columns(&self) -> (usize, usize) {
-        let places = self.batch * self.geometry.height * self.geometry.width;
-        (places, self.kernel * self.kernel * self.channels)
-    }
-
-    fn sizes(&self) -> [Argument; 8] {
-        let Self { height, width, channels, kernel, geometry, .. } = *self;
-        [height, width, channels, geometry.height, geometry.width, kernel, geometry.stride, geometry.padding]
-            .map(|x| Argument::Integer(x as i32))
+        (self.channels * self.kernel * self.kernel, self.geometry.height * self.geometry.width)
     }
 
     /// Whether each place is a pixel and sees that alone.
@@ -35,71 +28,88 @@ impl Sight {
         self.kernel == 1 && self.geometry.stride == 1 && self.geometry.padding == 0
     }
 
-    /// What is seen at each place, as rows.
+    /// What is seen at each place, as columns: `[batch, depth, places]`.
     fn look(&self, xs: &Tensor) -> Result<Tensor> {
-        let (places, depth) = self.columns();
+        let (depth, places) = self.columns();
         if self.is_pointwise() {
-            return xs.reshape((places, depth));
+            return xs.reshape((self.batch, depth, places));
         }
-        let columns = Buffer::new(cuda_device(xs)?, xs.dtype(), places * depth)?;
-        let tensors = [Argument::of(xs)?, columns.argument()?, Argument::Integer(places as i32)];
-        let arguments = [&tensors[..], &self.sizes()].concat();
-        launch(cuda_device(xs)?, &named("image_to_columns", xs.dtype()), rows(places), &arguments)?;
-        Ok(columns.into_tensor((places, depth)))
+        let columns = Buffer::new(cuda_device(xs)?, xs.dtype(), self.batch * depth * places)?;
+        self.launch("image_to_columns", xs, columns.argument()?, places)?;
+        Ok(columns.into_tensor((self.batch, depth, places)))
     }
 
     /// The gradient of the images, of that of what was seen.
     fn gather(&self, columns: &Tensor) -> Result<Tensor> {
-        let shape = (self.batch, self.height, self.width, self.channels);
+        let shape = (self.batch, self.channels, self.height, self.width);
         if self.is_pointwise() {
             return columns.reshape(shape);
         }
-        let pixels = self.batch * self.height * self.width;
-        let xs = Buffer::new(cuda_device(columns)?, columns.dtype(), pixels * self.channels)?;
-        let tensors = [Argument::of(columns)?, xs.argument()?, Argument::Integer(pixels as i32)];
-        let arguments = [&tensors[..], &self.sizes()].concat();
-        launch(cuda_device(columns)?, &named("columns_to_image", columns.dtype()), rows(pixels), &arguments)?;
+        let pixels = self.height * self.width;
+        let xs = Buffer::new(cuda_device(columns)?, columns.dtype(), self.batch * self.channels * pixels)?;
+        self.launch("columns_to_image", columns, xs.argument()?, pixels)?;
         Ok(xs.into_tensor(shape))
+    }
+
+    /// A kernel with a thread for each of `count` places of a plane.
+    fn launch(&self, name: &str, from: &Tensor, to: Argument, count: usize) -> Result<()> {
+        let Self { batch, channels, height, width, kernel, geometry } = *self;
+        let sizes = [height, width, geometry.height, geometry.width, kernel, geometry.stride, geometry.padding]
+            .map(|x| Argument::Integer(x as i32));
+        let grid = (count.div_ceil(THREADS as usize) as u32, channels as u32, batch as u32);
+        let arguments = [&[Argument::of(from)?, to], &sizes[..]].concat();
+        launch(cuda_device(from)?, &named(name, from.dtype()), (grid, (THREADS, 1, 1)), &arguments)
     }
 }
 
-/// A convolution of images `[batch, height, width, channels]` with `weight` `[out, channels, kernel, kernel]`.
+/// A convolution of images `[batch, channels, height, width]` with `weight` `[out, channels, kernel, kernel]`.
 pub(crate) fn conv2d(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, geometry: Geometry) -> Result<Tensor> {
-    let ((batch, height, width, channels), (out, channels_in, kernel, _)) = (xs.dims4()?, weight.dims4()?);
+    let ((batch, channels, height, width), (out, channels_in, kernel, _)) = (xs.dims4()?, weight.dims4()?);
     if channels != channels_in {
         candle_core::bail!("a convolution of {channels_in} channels was given {channels}");
     }
-    let sight = Sight { batch, height, width, channels, kernel, geometry };
+    let sight = Sight { batch, channels, height, width, kernel, geometry };
+    let (depth, places) = sight.columns();
     let input = xs.detach().contiguous()?;
-    let matrix = weight.detach().permute((0, 2, 3, 1))?.contiguous()?.reshape((out, kernel * kernel * channels))?;
-    let (places, _) = sight.columns();
-    let ys = biased(product(&sight.look(&input)?, &matrix)?, (places, out), bias)?;
-    let bias_dtype = bias.map(Tensor::dtype);
+    let matrix = weight.detach().contiguous()?.reshape((1, out, depth))?.broadcast_as((batch, out, depth))?;
+    let ys = biased(product(&matrix, &sight.look(&input)?)?, (batch, out, places), bias)?;
+    let (weight_shape, bias_dtype) = (weight.shape().clone(), bias.map(Tensor::dtype));
     let inputs: Vec<&Tensor> = [xs, weight].into_iter().chain(bias).collect();
-    with_gradient(&inputs, ys, (batch, geometry.height, geometry.width, out), move |d_ys| {
-        let d_ys = d_ys.reshape((places, out))?;
-        let d_xs = sight.gather(&d_ys.matmul(&matrix)?)?;
-        let d_weight = product_of_columns(&d_ys, &sight.look(&input)?)?;
-        let d_weight = d_weight.reshape((out, kernel, kernel, channels))?.permute((0, 3, 1, 2))?.contiguous()?;
-        let mut gradients = vec![d_xs, d_weight];
+    with_gradient(&inputs, ys, (batch, out, geometry.height, geometry.width), move |d_ys| {
+        let d_ys = d_ys.reshape((batch, out, places))?;
+        let d_xs = sight.gather(&matrix.transpose(1, 2)?.matmul(&d_ys)?)?;
+        let of_images = d_ys.matmul(&sight.look(&input)?.transpose(1, 2)?)?;
+        let d_weight = column_sums(&of_images, None, batch, out * depth, batch)?.reshape(&weight_shape)?;
+        let mut gradients = vec![d_xs, d_weight.to_dtype(input.dtype())?];
         if let Some(dtype) = bias_dtype {
-            gradients.push(sum_of_rows(&d_ys)?.to_dtype(dtype)?);
+            let sums = row_sums(&d_ys)?.reshape((batch, out))?;
+            gradients.push(column_sums(&sums, None, batch, out, batch)?.squeeze(0)?.to_dtype(dtype)?);
         }
         Ok(gradients)
     })
 }
 
-/// Images `[batch, height, width, channels]`, twice as high and wide.
+/// The sums of the last dimension, in f32.
+fn row_sums(xs: &Tensor) -> Result<Tensor> {
+    let width = xs.dim(candle_core::D::Minus1)?;
+    let (device, rows) = (cuda_device(xs)?, xs.elem_count() / width);
+    let sums = Buffer::new(device, DType::F32, rows)?;
+    let arguments = [Argument::of(xs)?, sums.argument()?, Argument::Integer(width as i32)];
+    launch(device, &named("row_sums", xs.dtype()), ((rows as u32, 1, 1), (256, 1, 1)), &arguments)?;
+    Ok(sums.into_tensor(rows))
+}
+
+/// Images `[batch, channels, height, width]`, twice as high and wide.
 pub(crate) fn upsample_nearest_2x(xs: &Tensor) -> Result<Tensor> {
-    let (batch, height, width, channels) = xs.dims4()?;
+    let (batch, channels, height, width) = xs.dims4()?;
     let input = xs.detach().contiguous()?;
-    let sizes = [height, width, channels].map(|x| Argument::Integer(x as i32));
-    let shape = (batch, 2 * height, 2 * width, channels);
-    let ys = Buffer::new(cuda_device(xs)?, xs.dtype(), 4 * xs.elem_count())?;
-    let arguments = [Argument::of(&input)?, ys.argument()?, Argument::Integer(4 * xs.elem_count() as i32)];
-    let grid = super::kernel::elements(4 * xs.elem_count());
-    launch(cuda_device(xs)?, &named("upsample_forward", xs.dtype()), grid, &[&arguments, &sizes[..]].concat())?;
-    with_gradient(&[xs], ys, shape, move |d_ys| {
+    let sizes = [height, width].map(|x| Argument::Integer(x as i32));
+    let count = 4 * xs.elem_count();
+    let ys = Buffer::new(cuda_device(xs)?, xs.dtype(), count)?;
+    let arguments = [Argument::of(&input)?, ys.argument()?, Argument::Integer(count as i32)];
+    let arguments = [&arguments, &sizes[..]].concat();
+    launch(cuda_device(xs)?, &named("upsample_forward", xs.dtype()), elements(count), &arguments)?;
+    with_gradient(&[xs], ys, (batch, channels, 2 * height, 2 * width), move |d_ys| {
         let d_xs = Buffer::like(&input)?;
         launch_elements("upsample_backward", &input, &[Argument::of(d_ys)?, d_xs.argument()?], &sizes)?;
         Ok(vec![d_xs.into_tensor(input.shape())])

@@ -9,7 +9,7 @@ use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DevicePtr, LaunchConf
 use candle_core::cuda_backend::cudarc::nvrtc::{CompileOptions, compile_ptx_with_opts};
 use candle_core::cuda_backend::{CudaDevice, WrapErr};
 use candle_core::op::BackpropOp;
-use candle_core::{CudaStorage, DType, Device, Error, Layout, Result, Shape, Storage, Tensor};
+use candle_core::{CudaStorage, D, DType, Device, Error, Result, Shape, Storage, Tensor};
 use half::bf16;
 
 /// The kernels' text.
@@ -79,11 +79,6 @@ impl Buffer {
         Self::new(cuda_device(xs)?, xs.dtype(), xs.elem_count())
     }
 
-    /// What has been computed already.
-    pub(super) fn filled(storage: CudaStorage) -> Self {
-        Self(storage)
-    }
-
     pub(super) fn argument(&self) -> Result<Argument> {
         address(&self.0).map(Argument::Address)
     }
@@ -104,25 +99,17 @@ pub(super) fn cuda_device(xs: &Tensor) -> Result<&CudaDevice> {
     }
 }
 
-/// The product of matrices `[rows, depth]` and `[columns, depth]`, the second of them transposed.
-pub(super) fn product(xs: &Tensor, weight: &Tensor) -> Result<Buffer> {
-    let (rows, depth) = xs.dims2()?;
-    let weight = weight.t()?;
-    let ((xs, xs_layout), (weight, weight_layout)) = (xs.storage_and_layout(), weight.storage_and_layout());
-    match (&*xs, &*weight) {
-        (Storage::Cuda(xs), Storage::Cuda(weight)) => {
-            let sizes = (1, rows, weight_layout.dims()[1], depth);
-            check_depth(weight_layout, depth)?;
-            Ok(Buffer::filled(xs.matmul(weight, sizes, xs_layout, weight_layout)?))
-        }
-        _ => candle_core::bail!("a product of tensors that are not on a GPU"),
+/// The product of matrices `[.., m, k]` and `[.., k, n]`.
+pub(super) fn product(xs: &Tensor, ys: &Tensor) -> Result<Buffer> {
+    let ((a, a_layout), (b, b_layout)) = (xs.storage_and_layout(), ys.storage_and_layout());
+    let (m, k, n) = (xs.dim(D::Minus2)?, xs.dim(D::Minus1)?, ys.dim(D::Minus1)?);
+    let batch = xs.elem_count() / (m * k);
+    if ys.dim(D::Minus2)? != k || ys.elem_count() != batch * k * n {
+        candle_core::bail!("a product of {:?} and {:?}", xs.shape(), ys.shape());
     }
-}
-
-fn check_depth(weight: &Layout, depth: usize) -> Result<()> {
-    match weight.dims()[0] == depth {
-        true => Ok(()),
-        false => candle_core::bail!("a linear map of {} inputs was given {depth}", weight.dims()[0]),
+    match (&*a, &*b) {
+        (Storage::Cuda(a), Storage::Cuda(b)) => Ok(Buffer(a.matmul(b, (batch, m, n, k), a_layout, b_layout)?)),
+        _ => candle_core::bail!("a product of tensors that are not on a GPU"),
     }
 }
 
@@ -154,7 +141,7 @@ pub(super) fn launch(
 }
 
 /// Threads of a block, and the most blocks, of kernels that go through elements one by one.
-const THREADS: u32 = 256;
+pub(super) const THREADS: u32 = 256;
 const BLOCKS: usize = 1 << 16;
 
 /// Runs a kernel for each element of `of`, in its dtype: given are tensors, the number of elements, and other things.

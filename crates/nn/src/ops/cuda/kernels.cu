@@ -181,11 +181,22 @@ __device__ void gated(const T* xs, const T* gate, const T* ys, T* out, int eleme
     }
 }
 
+// To channels, each of `size` elements side by side.
 template <typename T>
-__device__ void add_bias(T* xs, const T* bias, int elements, int width) {
+__device__ void add_bias(T* xs, const T* bias, int elements, int channels, int size) {
     for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < elements; i += gridDim.x * blockDim.x) {
-        put(xs, i, get(xs, i) + get(bias, i % width));
+        put(xs, i, get(xs, i) + get(bias, i / size % channels));
     }
+}
+
+// The sum of each row, by a block.
+template <typename T>
+__device__ void row_sums(const T* xs, float* sums, int width) {
+    xs += (size_t)blockIdx.x * width;
+    float sum = 0.0f;
+    for (int i = threadIdx.x; i < width; i += blockDim.x) sum += get(xs, i);
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }
 
 template <typename T>
@@ -255,62 +266,55 @@ __device__ void move_heads(T* tokens, T* split, int elements, int n, int heads, 
     }
 }
 
-// Mean and reciprocal standard deviation of each group of channels of images whose channels stand together: a block each, in x the
-// groups, in y the images.
+// Mean and reciprocal standard deviation of rows, which are the groups of channels of images: a block each.
 template <typename T>
-__device__ void group_moments(const T* xs, float* moments, int pixels, int channels, int per_group, float eps) {
-    xs += (size_t)blockIdx.y * pixels * channels + blockIdx.x * per_group;
-    int elements = pixels * per_group;
+__device__ void group_moments(const T* xs, float* moments, int width, float eps) {
+    xs += (size_t)blockIdx.x * width;
     float sum = 0.0f, squares = 0.0f;
-    for (int i = threadIdx.x; i < elements; i += blockDim.x) sum += get(xs, (size_t)(i / per_group) * channels + i % per_group);
-    float mean = block_sum(sum) / elements;
-    for (int i = threadIdx.x; i < elements; i += blockDim.x) {
-        float x = get(xs, (size_t)(i / per_group) * channels + i % per_group) - mean;
+    for (int i = threadIdx.x; i < width; i += blockDim.x) sum += get(xs, i);
+    float mean = block_sum(sum) / width;
+    for (int i = threadIdx.x; i < width; i += blockDim.x) {
+        float x = get(xs, i) - mean;
         squares += x * x;
     }
-    squares = block_sum(squares) / elements;
+    squares = block_sum(squares) / width;
     if (threadIdx.x == 0) {
-        size_t at = 2 * ((size_t)blockIdx.y * gridDim.x + blockIdx.x);
-        moments[at] = mean;
-        moments[at + 1] = 1.0f / sqrtf(squares + eps);
+        moments[2 * (size_t)blockIdx.x] = mean;
+        moments[2 * (size_t)blockIdx.x + 1] = 1.0f / sqrtf(squares + eps);
     }
 }
 
+// Images [images, channels, pixels]; `per_group` channels are a group.
 template <typename T>
 __device__ void group_norm_forward(const T* xs, const float* moments, const T* weight, const T* bias, T* ys, int elements, int pixels,
                                    int channels, int per_group, int kind) {
     for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < elements; i += gridDim.x * blockDim.x) {
-        int c = i % channels, image = i / channels / pixels;
-        const float* moment = moments + 2 * ((size_t)image * (channels / per_group) + c / per_group);
+        int row = i / pixels, c = row % channels;
+        const float* moment = moments + 2 * (size_t)(row / per_group);
         put(ys, i, activate(kind, (get(xs, i) - moment[0]) * moment[1] * get(weight, c) + get(bias, c)));
     }
 }
 
-// For each image and channel sums over some of its pixels, `part` of them, of the gradient of what the activation is given, times the
-// normed pixel and alone: [images, parts, channels] each. In x channels, in y parts, in z images.
+// For each image and channel, a block each, the sums over pixels of the gradient of what the activation is given, times the normed pixel
+// and alone: [images, channels] each.
 template <typename T>
 __device__ void group_norm_sums(const T* xs, const float* moments, const T* weight, const T* bias, const T* d_ys, float* products,
-                                float* sums, int pixels, int channels, int per_group, int part, int kind) {
-    int c = blockIdx.x * 32 + threadIdx.x, image = blockIdx.z;
-    float product = 0.0f, sum = 0.0f;
-    if (c < channels) {
-        const float* moment = moments + 2 * ((size_t)image * (channels / per_group) + c / per_group);
-        float w = get(weight, c), b = get(bias, c);
-        int end = min(pixels, (int)(blockIdx.y + 1) * part);
-        for (int pixel = blockIdx.y * part + threadIdx.y; pixel < end; pixel += 8) {
-            size_t i = ((size_t)image * pixels + pixel) * channels + c;
-            float normed = (get(xs, i) - moment[0]) * moment[1];
-            float d = get(d_ys, i) * slope(kind, normed * w + b);
-            product += d * normed;
-            sum += d;
-        }
+                                float* sums, int pixels, int channels, int per_group, int kind) {
+    int row = blockIdx.x, c = row % channels;
+    const float* moment = moments + 2 * (size_t)(row / per_group);
+    float w = get(weight, c), b = get(bias, c), product = 0.0f, sum = 0.0f;
+    for (int pixel = threadIdx.x; pixel < pixels; pixel += blockDim.x) {
+        size_t i = (size_t)row * pixels + pixel;
+        float normed = (get(xs, i) - moment[0]) * moment[1];
+        float d = get(d_ys, i) * slope(kind, normed * w + b);
+        product += d * normed;
+        sum += d;
     }
-    product = column_sum(product);
-    sum = column_sum(sum);
-    if (threadIdx.y == 0 && c < channels) {
-        size_t at = ((size_t)image * gridDim.y + blockIdx.y) * channels + c;
-        products[at] = product;
-        sums[at] = sum;
+    product = block_sum(product);
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) {
+        products[row] = product;
+        sums[row] = sum;
     }
 }
 
@@ -320,71 +324,72 @@ __device__ void group_norm_backward(const T* xs, const float* moments, const T* 
                                     const float* mean_products, const float* means, T* d_xs, int elements, int pixels, int channels,
                                     int per_group, int kind) {
     for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < elements; i += gridDim.x * blockDim.x) {
-        int c = i % channels, image = i / channels / pixels;
-        size_t group = (size_t)image * (channels / per_group) + c / per_group;
-        float factor = moments[2 * group + 1], w = get(weight, c);
-        float normed = (get(xs, i) - moments[2 * group]) * factor;
+        int row = i / pixels, c = row % channels, group = row / per_group;
+        float factor = moments[2 * (size_t)group + 1], w = get(weight, c);
+        float normed = (get(xs, i) - moments[2 * (size_t)group]) * factor;
         float d = get(d_ys, i) * slope(kind, normed * w + get(bias, c)) * w;
         put(d_xs, i, factor * (d - means[group] - normed * mean_products[group]));
     }
 }
 
-// What a kernel of kernel × kernel pixels sees at each place, as rows: [images · height · width, kernel, kernel, channels]. The image is
-// `in_height` × `in_width`, zero outside. A row of threads makes a row.
+// What a kernel of kernel × kernel pixels sees of images [images, channels, in_height, in_width], zero outside, at each of the places that
+// it comes to, as columns: [images, channels · kernel · kernel, height · width]. A thread for each place, in y channels, in z images.
 template <typename T>
-__device__ void image_to_columns(const T* xs, T* columns, int rows, int in_height, int in_width, int channels, int height, int width,
-                                 int kernel, int stride, int padding) {
-    int row = blockIdx.x * blockDim.y + threadIdx.y;
-    if (row >= rows) return;
-    int x = row % width * stride - padding, y = row / width % height * stride - padding, image = row / width / height;
-    int depth = kernel * kernel * channels;
-    columns += (size_t)row * depth;
-    for (int i = threadIdx.x; i < depth; i += 32) {
-        int c = i % channels, at_x = x + i / channels % kernel, at_y = y + i / channels / kernel;
-        bool inside = at_x >= 0 && at_x < in_width && at_y >= 0 && at_y < in_height;
-        put(columns, i, inside ? get(xs, (((size_t)image * in_height + at_y) * in_width + at_x) * channels + c) : 0.0f);
+__device__ void image_to_columns(const T* xs, T* columns, int in_height, int in_width, int height, int width, int kernel, int stride,
+                                 int padding) {
+    int place = blockIdx.x * blockDim.x + threadIdx.x, places = height * width;
+    if (place >= places) return;
+    size_t plane = (size_t)blockIdx.z * gridDim.y + blockIdx.y;
+    xs += plane * in_height * in_width;
+    columns += plane * kernel * kernel * places + place;
+    int x = place % width * stride - padding, y = place / width * stride - padding;
+    for (int dy = 0; dy < kernel; dy++) {
+        for (int dx = 0; dx < kernel; dx++) {
+            bool inside = x + dx >= 0 && x + dx < in_width && y + dy >= 0 && y + dy < in_height;
+            put(columns, 0, inside ? get(xs, (size_t)(y + dy) * in_width + x + dx) : 0.0f);
+            columns += places;
+        }
     }
 }
 
-// The sums of all that image_to_columns took from each pixel. A row of threads makes a pixel.
+// The sums of all that image_to_columns took from each pixel. A thread for each pixel, in y channels, in z images.
 template <typename T>
-__device__ void columns_to_image(const T* columns, T* xs, int in_rows, int in_height, int in_width, int channels, int height, int width,
-                                 int kernel, int stride, int padding) {
-    int row = blockIdx.x * blockDim.y + threadIdx.y;
-    if (row >= in_rows) return;
-    int x = row % in_width + padding, y = row / in_width % in_height + padding, image = row / in_width / in_height;
-    size_t depth = (size_t)kernel * kernel * channels;
-    for (int c = threadIdx.x; c < channels; c += 32) {
-        float sum = 0.0f;
-        for (int i = 0; i < kernel * kernel; i++) {
-            int from_x = x - i % kernel, from_y = y - i / kernel;
-            if (from_x < 0 || from_y < 0 || from_x % stride || from_y % stride) continue;
+__device__ void columns_to_image(const T* columns, T* xs, int in_height, int in_width, int height, int width, int kernel, int stride,
+                                 int padding) {
+    int pixel = blockIdx.x * blockDim.x + threadIdx.x, places = height * width;
+    if (pixel >= in_height * in_width) return;
+    size_t plane = (size_t)blockIdx.z * gridDim.y + blockIdx.y;
+    columns += plane * kernel * kernel * places;
+    int x = pixel % in_width + padding, y = pixel / in_width + padding;
+    float sum = 0.0f;
+    for (int dy = 0; dy < kernel; dy++) {
+        for (int dx = 0; dx < kernel; dx++) {
+            int from_x = x - dx, from_y = y - dy;
+            bool seen = from_x >= 0 && from_y >= 0 && from_x % stride == 0 && from_y % stride == 0;
             from_x /= stride;
             from_y /= stride;
-            if (from_x >= width || from_y >= height) continue;
-            sum += get(columns, (((size_t)image * height + from_y) * width + from_x) * depth + (size_t)i * channels + c);
+            if (seen && from_x < width && from_y < height) sum += get(columns, (size_t)from_y * width + from_x);
+            columns += places;
         }
-        put(xs, (size_t)row * channels + c, sum);
+    }
+    put(xs, plane * in_height * in_width + pixel, sum);
+}
+
+// Planes of `height` × `width` become twice as high and wide.
+template <typename T>
+__device__ void upsample_forward(const T* xs, T* ys, int elements, int height, int width) {
+    for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < elements; i += gridDim.x * blockDim.x) {
+        int x = i % (2 * width), y = i / (2 * width) % (2 * height), plane = i / (2 * width) / (2 * height);
+        ys[i] = xs[((size_t)plane * height + y / 2) * width + x / 2];
     }
 }
 
-// Images of `height` × `width` become twice as high and wide, channels last.
 template <typename T>
-__device__ void upsample_forward(const T* xs, T* ys, int elements, int height, int width, int channels) {
+__device__ void upsample_backward(const T* d_ys, T* d_xs, int elements, int height, int width) {
     for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < elements; i += gridDim.x * blockDim.x) {
-        int c = i % channels, x = i / channels % (2 * width), y = i / channels / (2 * width) % (2 * height);
-        int image = i / channels / (2 * width) / (2 * height);
-        ys[i] = xs[(((size_t)image * height + y / 2) * width + x / 2) * channels + c];
-    }
-}
-
-template <typename T>
-__device__ void upsample_backward(const T* d_ys, T* d_xs, int elements, int height, int width, int channels) {
-    for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < elements; i += gridDim.x * blockDim.x) {
-        int c = i % channels, x = i / channels % width, y = i / channels / width % height, image = i / channels / width / height;
-        size_t row = 2 * (size_t)width * channels;
-        size_t at = ((size_t)image * 2 * height + 2 * y) * row + 2 * (size_t)x * channels + c;
-        put(d_xs, i, get(d_ys, at) + get(d_ys, at + channels) + get(d_ys, at + row) + get(d_ys, at + row + channels));
+        int x = i % width, y = i / width % height, plane = i / width / height, row = 2 * width;
+        size_t at = ((size_t)plane * 2 * height + 2 * y) * row + 2 * x;
+        put(d_xs, i, get(d_ys, at) + get(d_ys, at + 1) + get(d_ys, at + row) + get(d_ys, at + row + 1));
     }
 }
 
@@ -431,93 +436,61 @@ extern "C" __global__ void approach(float* xs, const float* ys, int elements, fl
     }
 }
 
-#define NAMED_TO(name, T, U, suffix)                                                                                              \
-    extern "C" __global__ void name##_##suffix(const T* xs, const float* scale, const float* shift, U* ys, int rows, int width,   \
-                                               int group, float eps, float more, int centred) {                                  \
-        name(xs, scale, shift, ys, rows, width, group, eps, more, centred);                                                       \
+// A kernel for a dtype; its parameters, and the same as arguments, are in brackets.
+#define NAMED(name, T, suffix, parameters, arguments) \
+    extern "C" __global__ void name##_##suffix parameters { name arguments; }
+
+#define FOR(T, suffix) \
+    NAMED(norm_backward, T, suffix, (const T* xs, const float* scale, const T* d_ys, T* d_xs, float* moments, int rows, int width, int group, float eps, float more, int centred), \
+          (xs, scale, d_ys, d_xs, moments, rows, width, group, eps, more, centred)) \
+    NAMED(norm_columns, T, suffix, (const T* xs, const T* d_ys, const float* moments, float* d_scale, float* d_shift, int rows, int width, int group), \
+          (xs, d_ys, moments, d_scale, d_shift, rows, width, group)) \
+    NAMED(column_sums, T, suffix, (const T* xs, const T* ys, float* sums, int rows, int width, int group), \
+          (xs, ys, sums, rows, width, group)) \
+    NAMED(row_sums, T, suffix, (const T* xs, float* sums, int width), \
+          (xs, sums, width)) \
+    NAMED(gated, T, suffix, (const T* xs, const T* gate, const T* ys, T* out, int elements, int width, int group), \
+          (xs, gate, ys, out, elements, width, group)) \
+    NAMED(add_bias, T, suffix, (T* xs, const T* bias, int elements, int channels, int size), \
+          (xs, bias, elements, channels, size)) \
+    NAMED(activation_forward, T, suffix, (const T* xs, T* ys, int elements, int kind), \
+          (xs, ys, elements, kind)) \
+    NAMED(activation_backward, T, suffix, (const T* xs, const T* d_ys, T* d_xs, int elements, int kind), \
+          (xs, d_ys, d_xs, elements, kind)) \
+    NAMED(softmax_forward, T, suffix, (const T* scores, const float* bias, T* weights, int rows, int m, int heads, int n, int batch_stride, int head_stride, int query_stride, float scale), \
+          (scores, bias, weights, rows, m, heads, n, batch_stride, head_stride, query_stride, scale)) \
+    NAMED(softmax_backward, T, suffix, (const T* weights, const T* d_weights, T* d_scores, int rows, int m, float scale), \
+          (weights, d_weights, d_scores, rows, m, scale)) \
+    NAMED(move_heads, T, suffix, (T* tokens, T* split, int elements, int n, int heads, int size, int stride, int back), \
+          (tokens, split, elements, n, heads, size, stride, back)) \
+    NAMED(group_moments, T, suffix, (const T* xs, float* moments, int width, float eps), \
+          (xs, moments, width, eps)) \
+    NAMED(group_norm_forward, T, suffix, (const T* xs, const float* moments, const T* weight, const T* bias, T* ys, int elements, int pixels, int channels, int per_group, int kind), \
+          (xs, moments, weight, bias, ys, elements, pixels, channels, per_group, kind)) \
+    NAMED(group_norm_sums, T, suffix, (const T* xs, const float* moments, const T* weight, const T* bias, const T* d_ys, float* products, float* sums, int pixels, int channels, int per_group, int kind), \
+          (xs, moments, weight, bias, d_ys, products, sums, pixels, channels, per_group, kind)) \
+    NAMED(group_norm_backward, T, suffix, (const T* xs, const float* moments, const T* weight, const T* bias, const T* d_ys, const float* mean_products, const float* means, T* d_xs, int elements, int pixels, int channels, int per_group, int kind), \
+          (xs, moments, weight, bias, d_ys, mean_products, means, d_xs, elements, pixels, channels, per_group, kind)) \
+    NAMED(image_to_columns, T, suffix, (const T* xs, T* columns, int in_height, int in_width, int height, int width, int kernel, int stride, int padding), \
+          (xs, columns, in_height, in_width, height, width, kernel, stride, padding)) \
+    NAMED(columns_to_image, T, suffix, (const T* columns, T* xs, int in_height, int in_width, int height, int width, int kernel, int stride, int padding), \
+          (columns, xs, in_height, in_width, height, width, kernel, stride, padding)) \
+    NAMED(upsample_forward, T, suffix, (const T* xs, T* ys, int elements, int height, int width), \
+          (xs, ys, elements, height, width)) \
+    NAMED(upsample_backward, T, suffix, (const T* d_ys, T* d_xs, int elements, int height, int width), \
+          (d_ys, d_xs, elements, height, width))
+
+FOR(float, f32)
+FOR(bf16, bf16)
+
+// The same from one dtype to another.
+#define NORM_FORWARD(T, U, suffix) \
+    extern "C" __global__ void norm_forward_##suffix(const T* xs, const float* scale, const float* shift, U* ys, int rows, int width, \
+                                                     int group, float eps, float more, int centred) { \
+        norm_forward(xs, scale, shift, ys, rows, width, group, eps, more, centred); \
     }
 
-NAMED_TO(norm_forward, float, float, f32_f32)
-NAMED_TO(norm_forward, float, bf16, f32_bf16)
-NAMED_TO(norm_forward, bf16, bf16, bf16_bf16)
-NAMED_TO(norm_forward, bf16, float, bf16_f32)
-
-#define NAMED(T, suffix)                                                                                                          \
-    extern "C" __global__ void norm_backward_##suffix(const T* xs, const float* scale, const T* d_ys, T* d_xs, float* moments,    \
-                                                      int rows, int width, int group, float eps, float more, int centred) {      \
-        norm_backward(xs, scale, d_ys, d_xs, moments, rows, width, group, eps, more, centred);                                    \
-    }                                                                                                                             \
-    extern "C" __global__ void norm_columns_##suffix(const T* xs, const T* d_ys, const float* moments, float* d_scale,            \
-                                                     float* d_shift, int rows, int width, int group) {                            \
-        norm_columns(xs, d_ys, moments, d_scale, d_shift, rows, width, group);                                                    \
-    }                                                                                                                             \
-    extern "C" __global__ void column_sums_##suffix(const T* xs, const T* ys, float* sums, int rows, int width, int group) {      \
-        column_sums(xs, ys, sums, rows, width, group);                                                                            \
-    }                                                                                                                             \
-    extern "C" __global__ void gated_##suffix(const T* xs, const T* gate, const T* ys, T* out, int elements, int width,           \
-                                              int group) {                                                                        \
-        gated(xs, gate, ys, out, elements, width, group);                                                                         \
-    }                                                                                                                             \
-    extern "C" __global__ void add_bias_##suffix(T* xs, const T* bias, int elements, int width) {                                 \
-        add_bias(xs, bias, elements, width);                                                                                      \
-    }                                                                                                                             \
-    extern "C" __global__ void activation_forward_##suffix(const T* xs, T* ys, int elements, int kind) {                          \
-        activation_forward(xs, ys, elements, kind);                                                                               \
-    }                                                                                                                             \
-    extern "C" __global__ void activation_backward_##suffix(const T* xs, const T* d_ys, T* d_xs, int elements, int kind) {        \
-        activation_backward(xs, d_ys, d_xs, elements, kind);                                                                      \
-    }                                                                                                                             \
-    extern "C" __global__ void softmax_forward_##suffix(const T* scores, const float* bias, T* weights, int rows, int m,          \
-                                                        int heads, int n, int batch_stride, int head_stride, int query_stride,    \
-                                                        float scale) {                                                            \
-        softmax_forward(scores, bias, weights, rows, m, heads, n, batch_stride, head_stride, query_stride, scale);                \
-    }                                                                                                                             \
-    extern "C" __global__ void softmax_backward_##suffix(const T* weights, const T* d_weights, T* d_scores, int rows, int m,      \
-                                                         float scale) {                                                           \
-        softmax_backward(weights, d_weights, d_scores, rows, m, scale);                                                           \
-    }                                                                                                                             \
-    extern "C" __global__ void move_heads_##suffix(T* tokens, T* split, int elements, int n, int heads, int size, int stride,     \
-                                                   int back) {                                                                    \
-        move_heads(tokens, split, elements, n, heads, size, stride, back);                                                        \
-    }                                                                                                                             \
-    extern "C" __global__ void group_moments_##suffix(const T* xs, float* moments, int pixels, int channels, int per_group,       \
-                                                      float eps) {                                                                \
-        group_moments(xs, moments, pixels, channels, per_group, eps);                                                             \
-    }                                                                                                                             \
-    extern "C" __global__ void group_norm_forward_##suffix(const T* xs, const float* moments, const T* weight, const T* bias,     \
-                                                           T* ys, int elements, int pixels, int channels, int per_group,          \
-                                                           int kind) {                                                            \
-        group_norm_forward(xs, moments, weight, bias, ys, elements, pixels, channels, per_group, kind);                           \
-    }                                                                                                                             \
-    extern "C" __global__ void group_norm_sums_##suffix(const T* xs, const float* moments, const T* weight, const T* bias,        \
-                                                        const T* d_ys, float* products, float* sums, int pixels, int channels,    \
-                                                        int per_group, int part, int kind) {                                      \
-        group_norm_sums(xs, moments, weight, bias, d_ys, products, sums, pixels, channels, per_group, part, kind);                \
-    }                                                                                                                             \
-    extern "C" __global__ void group_norm_backward_##suffix(                                                                      \
-        const T* xs, const float* moments, const T* weight, const T* bias, const T* d_ys, const float* mean_products,             \
-        const float* means, T* d_xs, int elements, int pixels, int channels, int per_group, int kind) {                           \
-        group_norm_backward(xs, moments, weight, bias, d_ys, mean_products, means, d_xs, elements, pixels, channels, per_group,   \
-                            kind);                                                                                                \
-    }                                                                                                                             \
-    extern "C" __global__ void image_to_columns_##suffix(const T* xs, T* columns, int rows, int in_height, int in_width,          \
-                                                         int channels, int height, int width, int kernel, int stride,             \
-                                                         int padding) {                                                           \
-        image_to_columns(xs, columns, rows, in_height, in_width, channels, height, width, kernel, stride, padding);               \
-    }                                                                                                                             \
-    extern "C" __global__ void columns_to_image_##suffix(const T* columns, T* xs, int in_rows, int in_height, int in_width,       \
-                                                         int channels, int height, int width, int kernel, int stride,             \
-                                                         int padding) {                                                           \
-        columns_to_image(columns, xs, in_rows, in_height, in_width, channels, height, width, kernel, stride, padding);            \
-    }                                                                                                                             \
-    extern "C" __global__ void upsample_forward_##suffix(const T* xs, T* ys, int elements, int height, int width,                 \
-                                                         int channels) {                                                          \
-        upsample_forward(xs, ys, elements, height, width, channels);                                                              \
-    }                                                                                                                             \
-    extern "C" __global__ void upsample_backward_##suffix(const T* d_ys, T* d_xs, int elements, int height, int width,            \
-                                                          int channels) {                                                         \
-        upsample_backward(d_ys, d_xs, elements, height, width, channels);                                                         \
-    }
-
-NAMED(float, f32)
-NAMED(bf16, bf16)
+NORM_FORWARD(float, float, f32_f32)
+NORM_FORWARD(float, bf16, f32_bf16)
+NORM_FORWARD(bf16, bf16, bf16_bf16)
+NORM_FORWARD(bf16, float, bf16_f32)

@@ -1,5 +1,6 @@
 use candle_core::{DType, Result, Shape, Tensor};
 
+use super::super::linear::{check_depth, result_shape};
 use super::kernel::{Argument, Buffer, cuda_device, elements, launch, named, product};
 use super::with_gradient;
 
@@ -15,10 +16,11 @@ const BLOCKS: usize = 1 << 15;
 /// `xs · weightᵀ + bias`, see [`super::super::linear()`].
 pub(crate) fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let (width_out, width_in) = weight.dims2()?;
-    let shape = super::super::linear::result_shape(xs.shape(), width_out);
+    check_depth(xs.shape(), width_in)?;
+    let shape = result_shape(xs.shape(), width_out);
     let rows = xs.detach().contiguous()?.reshape(((), width_in))?;
     let matrix = weight.detach().contiguous()?;
-    let ys = biased(product(&rows, &matrix)?, (rows.dim(0)?, width_out), bias)?;
+    let ys = biased(product(&rows, &matrix.t()?)?, (rows.dim(0)?, width_out, 1), bias)?;
     let has_bias = bias.is_some();
     let bias_dtype = bias.map_or(DType::F32, Tensor::dtype);
     let inputs: Vec<&Tensor> = [xs, weight].into_iter().chain(bias).collect();
@@ -33,22 +35,21 @@ pub(crate) fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Res
     })
 }
 
-/// Adds a bias to each row.
-pub(super) fn biased(ys: Buffer, (rows, columns): (usize, usize), bias: Option<&Tensor>) -> Result<Buffer> {
+/// Adds a bias to results `[images, channels, size]`, or to rows where the size is 1.
+pub(super) fn biased(
+    ys: Buffer,
+    (images, channels, size): (usize, usize, usize),
+    bias: Option<&Tensor>,
+) -> Result<Buffer> {
     let Some(bias) = bias else { return Ok(ys) };
     let bias = bias.detach().contiguous()?;
-    let width = bias.dim(0)?;
-    if width != columns {
-        candle_core::bail!("a bias of {width} for {columns} columns");
+    if bias.dims() != [channels] {
+        candle_core::bail!("a bias of {:?} for {channels} channels", bias.shape());
     }
-    let sizes = [Argument::Integer((rows * width) as i32), Argument::Integer(width as i32)];
+    let count = images * channels * size;
+    let sizes = [count, channels, size].map(|x| Argument::Integer(x as i32));
     let arguments = [&[ys.argument()?, Argument::of(&bias)?], &sizes[..]].concat();
-    launch(
-        cuda_device(&bias)?,
-        &named("add_bias", bias.dtype()),
-        elements(rows * width),
-        &arguments,
-    )?;
+    launch(cuda_device(&bias)?, &named("add_bias", bias.dtype()), elements(count), &arguments)?;
     Ok(ys)
 }
 
@@ -72,13 +73,7 @@ pub(super) fn sum_of_rows(xs: &Tensor) -> Result<Tensor> {
 }
 
 /// For each group of rows, `group` of them, the sums of `xs`, or of `xs · ys`, over it: `[rows / group rounded up, width]`, f32.
-pub(super) fn column_sums(
-    xs: &Tensor,
-    ys: Option<&Tensor>,
-    rows: usize,
-    width: usize,
-    group: usize,
-) -> Result<Tensor> {
+pub(super) fn column_sums(xs: &Tensor, ys: Option<&Tensor>, rows: usize, width: usize, group: usize) -> Result<Tensor> {
     let (device, groups) = (cuda_device(xs)?, rows.div_ceil(group));
     let sums = Buffer::new(device, DType::F32, groups * width)?;
     let arguments = [

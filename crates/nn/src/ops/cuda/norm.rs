@@ -47,13 +47,8 @@ pub(crate) fn norm(xs: &Tensor, affine: &Affine, eps: f64, centred: bool, dtype:
     with_gradient(&inputs, ys, xs.shape(), move |d_ys| {
         let d_ys = d_ys.to_dtype(input.dtype())?;
         let (d_xs, moments) = (Buffer::like(&input)?, Buffer::new(&device, DType::F32, 2 * count)?);
-        let tensors = [
-            Argument::of(&input)?,
-            Argument::of(&scale)?,
-            Argument::of(&d_ys)?,
-            d_xs.argument()?,
-            moments.argument()?,
-        ];
+        let tensors =
+            [Argument::of(&input)?, Argument::of(&scale)?, Argument::of(&d_ys)?, d_xs.argument()?, moments.argument()?];
         let name = named("norm_backward", input.dtype());
         launch(&device, &name, rows(count), &[&tensors, &settings[..]].concat())?;
         let sums = || Buffer::new(&device, DType::F32, groups * width);
@@ -76,13 +71,10 @@ pub(crate) fn norm(xs: &Tensor, affine: &Affine, eps: f64, centred: bool, dtype:
     })
 }
 
-/// Pixels that a block of the group norm's sums goes through.
-const PART: usize = 512;
+/// Threads of a block that goes through a group or a channel.
+const THREADS: u32 = 512;
 
-/// Threads of a block that finds the moments of a group.
-const MOMENTS_THREADS: u32 = 1024;
-
-/// The group norm of images `[batch, height, width, channels]`, then `activation`; `weight` and `bias` are `[channels]`.
+/// The group norm of images `[batch, channels, height, width]`, then `activation`; `weight` and `bias` are `[channels]`.
 pub(crate) fn group_norm(
     xs: &Tensor,
     groups: usize,
@@ -91,7 +83,7 @@ pub(crate) fn group_norm(
     eps: f64,
     activation: Activation,
 ) -> Result<Tensor> {
-    let (batch, height, width, channels) = xs.dims4()?;
+    let (batch, channels, height, width) = xs.dims4()?;
     if groups == 0 || !channels.is_multiple_of(groups) {
         candle_core::bail!("group norm: {channels} channels do not divide into {groups} groups");
     }
@@ -103,23 +95,13 @@ pub(crate) fn group_norm(
     let input = xs.detach().contiguous()?;
     let (weights, biases) = (weight.detach().contiguous()?, bias.detach().contiguous()?);
     let integer = |x: usize| Argument::Integer(x as i32);
+    let blocks = |count: usize| ((count as u32, 1, 1), (THREADS, 1, 1));
 
     let moments = Buffer::new(&device, DType::F32, 2 * batch * groups)?;
-    launch(
-        &device,
-        &named("group_moments", input.dtype()),
-        ((groups as u32, batch as u32, 1), (MOMENTS_THREADS, 1, 1)),
-        &[
-            Argument::of(&input)?,
-            moments.argument()?,
-            integer(pixels),
-            integer(channels),
-            integer(per_group),
-            Argument::Float(eps as f32),
-        ],
-    )?;
+    let arguments =
+        [Argument::of(&input)?, moments.argument()?, integer(pixels * per_group), Argument::Float(eps as f32)];
+    launch(&device, &named("group_moments", input.dtype()), blocks(batch * groups), &arguments)?;
     let moments = moments.into_tensor((batch, groups, 2));
-    let kind = Argument::Integer(number_of(activation));
     let ys = Buffer::like(&input)?;
     let tensors = [
         Argument::of(&input)?,
@@ -128,12 +110,11 @@ pub(crate) fn group_norm(
         Argument::of(&biases)?,
         ys.argument()?,
     ];
-    let sizes = [integer(pixels), integer(channels), integer(per_group), kind];
+    let sizes = [integer(pixels), integer(channels), integer(per_group), Argument::Integer(number_of(activation))];
     launch_elements("group_norm_forward", &input, &tensors, &sizes)?;
 
     with_gradient(&[xs, weight, bias], ys, xs.shape(), move |d_ys| {
-        let parts = pixels.div_ceil(PART);
-        let sums = || Buffer::new(&device, DType::F32, batch * parts * channels);
+        let sums = || Buffer::new(&device, DType::F32, batch * channels);
         let (products, sums) = (sums()?, sums()?);
         let given = [
             Argument::of(&input)?,
@@ -142,20 +123,9 @@ pub(crate) fn group_norm(
             Argument::of(&biases)?,
             Argument::of(d_ys)?,
         ];
-        let own = [products.argument()?, sums.argument()?];
-        let own_sizes = [integer(pixels), integer(channels), integer(per_group), integer(PART), kind];
-        launch(
-            &device,
-            &named("group_norm_sums", input.dtype()),
-            ((channels.div_ceil(32) as u32, parts as u32, batch as u32), (32, 8, 1)),
-            &[&given[..], &own, &own_sizes].concat(),
-        )?;
-        // Over the pixels of each image, then over images, or over the channels of a group.
-        let of_images = |sums: Buffer| -> Result<Tensor> {
-            let sums = sums.into_tensor((batch * parts, channels));
-            column_sums(&sums, None, batch * parts, channels, parts)
-        };
-        let (products, sums) = (of_images(products)?, of_images(sums)?);
+        let arguments = [&given[..], &[products.argument()?, sums.argument()?], &sizes].concat();
+        launch(&device, &named("group_norm_sums", input.dtype()), blocks(batch * channels), &arguments)?;
+        let (products, sums) = (products.into_tensor((batch, channels)), sums.into_tensor((batch, channels)));
         let wide = weights.to_dtype(DType::F32)?;
         let means = |sums: &Tensor| -> Result<Tensor> {
             let sums = sums.broadcast_mul(&wide)?.reshape((batch, groups, per_group))?.sum(2)?;

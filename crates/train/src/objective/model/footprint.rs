@@ -20,7 +20,8 @@ impl Model {
         let patch = self.downscale * self.config.patch_size;
         let tokens = (pixels.0 / patch * (pixels.1 / patch)) as u64;
         let text = if matches!(self.source, Source::New { .. }) { TEXT_WORDS } else { TEXT_TOKENS };
-        let stream = if self.device.is_cpu() { 4 } else { bytes };
+        // The residual stream's.
+        let stream = 4;
         let trained = self.parameters.count() as u64;
         let of_transformer = match &self.source {
             Source::New { .. } | Source::Base { trained: Trained::Whole, .. } => trained,
