@@ -27,17 +27,8 @@ fn devices() -> Result<Vec<Device>> {
     Ok(vec![Device::Cpu])
 }
 
-/// Holds `fast` on every device to `composed` on the CPU, in the values of the result, in f32 and in bf16; there the composition takes the
+/// Holds `fast` on a device to `composed` on the CPU, in the values of the result, in f32 and in bf16; there the composition takes the
 /// same rounded inputs in f32.
-fn hold_values(
-    name: &str,
-    shapes: &[&[usize]],
-    fast: impl Fn(&[Tensor]) -> Result<Tensor>,
-    composed: impl Fn(&[Tensor]) -> Result<Tensor>,
-) -> Result<()> {
-    devices()?.iter().try_for_each(|device| hold_values_on(device, name, shapes, &fast, &composed))
-}
-
 fn hold_values_on(
     device: &Device,
     name: &str,
@@ -56,7 +47,7 @@ fn hold_values_on(
     Ok(())
 }
 
-/// As [`hold_values`], and in the gradient of every input, in f32.
+/// As [`hold_values_on`] on every device, and in the gradient of every input, in f32.
 fn hold(
     name: &str,
     shapes: &[&[usize]],

@@ -441,44 +441,43 @@ extern "C" __global__ void approach(float* xs, const float* ys, int elements, fl
     extern "C" __global__ void name##_##suffix parameters { name arguments; }
 
 #define FOR(T, suffix) \
-    NAMED(norm_backward, T, suffix, (const T* xs, const float* scale, const T* d_ys, T* d_xs, float* moments, int rows, int width, int group, float eps, float more, int centred), \
-          (xs, scale, d_ys, d_xs, moments, rows, width, group, eps, more, centred)) \
-    NAMED(norm_columns, T, suffix, (const T* xs, const T* d_ys, const float* moments, float* d_scale, float* d_shift, int rows, int width, int group), \
-          (xs, d_ys, moments, d_scale, d_shift, rows, width, group)) \
-    NAMED(column_sums, T, suffix, (const T* xs, const T* ys, float* sums, int rows, int width, int group), \
-          (xs, ys, sums, rows, width, group)) \
-    NAMED(row_sums, T, suffix, (const T* xs, float* sums, int width), \
-          (xs, sums, width)) \
-    NAMED(gated, T, suffix, (const T* xs, const T* gate, const T* ys, T* out, int elements, int width, int group), \
-          (xs, gate, ys, out, elements, width, group)) \
-    NAMED(add_bias, T, suffix, (T* xs, const T* bias, int elements, int channels, int size), \
-          (xs, bias, elements, channels, size)) \
-    NAMED(activation_forward, T, suffix, (const T* xs, T* ys, int elements, int kind), \
-          (xs, ys, elements, kind)) \
-    NAMED(activation_backward, T, suffix, (const T* xs, const T* d_ys, T* d_xs, int elements, int kind), \
-          (xs, d_ys, d_xs, elements, kind)) \
-    NAMED(softmax_forward, T, suffix, (const T* scores, const float* bias, T* weights, int rows, int m, int heads, int n, int batch_stride, int head_stride, int query_stride, float scale), \
-          (scores, bias, weights, rows, m, heads, n, batch_stride, head_stride, query_stride, scale)) \
-    NAMED(softmax_backward, T, suffix, (const T* weights, const T* d_weights, T* d_scores, int rows, int m, float scale), \
-          (weights, d_weights, d_scores, rows, m, scale)) \
-    NAMED(move_heads, T, suffix, (T* tokens, T* split, int elements, int n, int heads, int size, int stride, int back), \
-          (tokens, split, elements, n, heads, size, stride, back)) \
-    NAMED(group_moments, T, suffix, (const T* xs, float* moments, int width, float eps), \
-          (xs, moments, width, eps)) \
-    NAMED(group_norm_forward, T, suffix, (const T* xs, const float* moments, const T* weight, const T* bias, T* ys, int elements, int pixels, int channels, int per_group, int kind), \
-          (xs, moments, weight, bias, ys, elements, pixels, channels, per_group, kind)) \
-    NAMED(group_norm_sums, T, suffix, (const T* xs, const float* moments, const T* weight, const T* bias, const T* d_ys, float* products, float* sums, int pixels, int channels, int per_group, int kind), \
-          (xs, moments, weight, bias, d_ys, products, sums, pixels, channels, per_group, kind)) \
-    NAMED(group_norm_backward, T, suffix, (const T* xs, const float* moments, const T* weight, const T* bias, const T* d_ys, const float* mean_products, const float* means, T* d_xs, int elements, int pixels, int channels, int per_group, int kind), \
-          (xs, moments, weight, bias, d_ys, mean_products, means, d_xs, elements, pixels, channels, per_group, kind)) \
-    NAMED(image_to_columns, T, suffix, (const T* xs, T* columns, int in_height, int in_width, int height, int width, int kernel, int stride, int padding), \
-          (xs, columns, in_height, in_width, height, width, kernel, stride, padding)) \
-    NAMED(columns_to_image, T, suffix, (const T* columns, T* xs, int in_height, int in_width, int height, int width, int kernel, int stride, int padding), \
-          (columns, xs, in_height, in_width, height, width, kernel, stride, padding)) \
-    NAMED(upsample_forward, T, suffix, (const T* xs, T* ys, int elements, int height, int width), \
-          (xs, ys, elements, height, width)) \
-    NAMED(upsample_backward, T, suffix, (const T* d_ys, T* d_xs, int elements, int height, int width), \
-          (d_ys, d_xs, elements, height, width))
+    NAMED(norm_backward, T, suffix, (const T* xs, const float* scale, const T* d_ys, T* d_xs, float* moments, int rows, int width, int \
+              group, float eps, float more, int centred), (xs, scale, d_ys, d_xs, moments, rows, width, group, eps, more, centred)) \
+    NAMED(norm_columns, T, suffix, (const T* xs, const T* d_ys, const float* moments, float* d_scale, float* d_shift, int rows, int \
+              width, int group), (xs, d_ys, moments, d_scale, d_shift, rows, width, group)) \
+    NAMED(column_sums, T, suffix, (const T* xs, const T* ys, float* sums, int rows, int width, int group), (xs, ys, sums, rows, width, \
+              group)) \
+    NAMED(row_sums, T, suffix, (const T* xs, float* sums, int width), (xs, sums, width)) \
+    NAMED(gated, T, suffix, (const T* xs, const T* gate, const T* ys, T* out, int elements, int width, int group), (xs, gate, ys, out, \
+              elements, width, group)) \
+    NAMED(add_bias, T, suffix, (T* xs, const T* bias, int elements, int channels, int size), (xs, bias, elements, channels, size)) \
+    NAMED(activation_forward, T, suffix, (const T* xs, T* ys, int elements, int kind), (xs, ys, elements, kind)) \
+    NAMED(activation_backward, T, suffix, (const T* xs, const T* d_ys, T* d_xs, int elements, int kind), (xs, d_ys, d_xs, elements, \
+              kind)) \
+    NAMED(softmax_forward, T, suffix, (const T* scores, const float* bias, T* weights, int rows, int m, int heads, int n, int \
+              batch_stride, int head_stride, int query_stride, float scale), (scores, bias, weights, rows, m, heads, n, batch_stride, \
+              head_stride, query_stride, scale)) \
+    NAMED(softmax_backward, T, suffix, (const T* weights, const T* d_weights, T* d_scores, int rows, int m, float scale), (weights, \
+              d_weights, d_scores, rows, m, scale)) \
+    NAMED(move_heads, T, suffix, (T* tokens, T* split, int elements, int n, int heads, int size, int stride, int back), (tokens, \
+              split, elements, n, heads, size, stride, back)) \
+    NAMED(group_moments, T, suffix, (const T* xs, float* moments, int width, float eps), (xs, moments, width, eps)) \
+    NAMED(group_norm_forward, T, suffix, (const T* xs, const float* moments, const T* weight, const T* bias, T* ys, int elements, int \
+              pixels, int channels, int per_group, int kind), (xs, moments, weight, bias, ys, elements, pixels, channels, per_group, \
+              kind)) \
+    NAMED(group_norm_sums, T, suffix, (const T* xs, const float* moments, const T* weight, const T* bias, const T* d_ys, float* \
+              products, float* sums, int pixels, int channels, int per_group, int kind), (xs, moments, weight, bias, d_ys, products, \
+              sums, pixels, channels, per_group, kind)) \
+    NAMED(group_norm_backward, T, suffix, (const T* xs, const float* moments, const T* weight, const T* bias, const T* d_ys, const \
+              float* mean_products, const float* means, T* d_xs, int elements, int pixels, int channels, int per_group, int kind), \
+              (xs, moments, weight, bias, d_ys, mean_products, means, d_xs, elements, pixels, channels, per_group, kind)) \
+    NAMED(image_to_columns, T, suffix, (const T* xs, T* columns, int in_height, int in_width, int height, int width, int kernel, int \
+              stride, int padding), (xs, columns, in_height, in_width, height, width, kernel, stride, padding)) \
+    NAMED(columns_to_image, T, suffix, (const T* columns, T* xs, int in_height, int in_width, int height, int width, int kernel, int \
+              stride, int padding), (columns, xs, in_height, in_width, height, width, kernel, stride, padding)) \
+    NAMED(upsample_forward, T, suffix, (const T* xs, T* ys, int elements, int height, int width), (xs, ys, elements, height, width)) \
+    NAMED(upsample_backward, T, suffix, (const T* d_ys, T* d_xs, int elements, int height, int width), (d_ys, d_xs, elements, height, \
+              width))
 
 FOR(float, f32)
 FOR(bf16, bf16)
