@@ -78,7 +78,7 @@ mod tests {
         for (rows, columns) in [(4, 6), (6, 4)] {
             let at = |i: usize| if i / columns == i % columns && i % columns < 4 { values[i % columns] } else { 0.0 };
             let matrix = Tensor::from_vec((0..24).map(at).collect::<Vec<_>>(), (rows, columns), &Device::Cpu)?;
-            let found = updates(&[matrix.clone()])?.remove(0).to_vec2::<f32>()?;
+            let found = updates(std::slice::from_ref(&matrix))?.remove(0).to_vec2::<f32>()?;
             let scale = 0.2 * 6f64.sqrt();
             for (i, row) in found.iter().enumerate() {
                 for (j, value) in row.iter().enumerate() {
