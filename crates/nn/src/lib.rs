@@ -23,6 +23,7 @@
 //! # Ok(()) }
 //! ```
 
+mod computed;
 pub mod controlnet;
 #[cfg(feature = "cuda")]
 pub mod cuda;

@@ -4,9 +4,9 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::backprop::GradStore;
-use candle_core::{
-    CpuStorage, CudaStorage, CustomOp3, Error, Layout, MetalStorage, Result, Shape, Storage, Tensor, Var,
-};
+use candle_core::{Result, Tensor, Var};
+
+use crate::computed::with_gradient;
 
 /// Where the gradients of parameters go that only recomputed parts know: a backward pass through the whole network gives
 /// those of all other tensors.
@@ -43,9 +43,18 @@ impl Recomputation {
         let detached = inputs.map(Tensor::detach);
         // All that was computed on the way ends here.
         let result = compute(detached.each_ref())?.detach().contiguous()?;
-        let part = Part { compute, result: Mutex::new(Some(result)), gradients: self.gradients.clone() };
-        let [a, b, c] = inputs;
-        a.apply_op3(b, c, part)
+        let (storage, layout) = result.storage_and_layout();
+        let all = self.gradients.clone();
+        with_gradient(&inputs, storage.try_clone(layout)?, result.shape().clone(), move |gradient| {
+            let inputs = detached.iter().map(Var::from_tensor).collect::<Result<Vec<_>>>()?;
+            let result = compute([0, 1, 2].map(|i| inputs[i].as_tensor()))?;
+            // The gradient of this sum is the given one.
+            let mut gradients = (result * gradient)?.sum_all()?.backward()?;
+            forget_origins(&mut gradients);
+            let of_inputs = inputs.iter().map(|input| gradients.remove(input)).collect();
+            all.lock().unwrap_or_else(PoisonError::into_inner).push(gradients);
+            Ok(of_inputs)
+        })
     }
 }
 
@@ -56,83 +65,5 @@ pub fn forget_origins(gradients: &mut GradStore) {
         if let Some(gradient) = gradients.get_id(id).map(Tensor::detach) {
             gradients.insert_id(id, gradient);
         }
-    }
-}
-
-struct Part<F> {
-    compute: F,
-    /// Until the operation has taken it.
-    result: Mutex<Option<Tensor>>,
-    gradients: Arc<Mutex<Vec<GradStore>>>,
-}
-
-impl<F> Part<F> {
-    fn storage<S>(&self, of_device: impl Fn(Storage) -> Option<S>) -> Result<(S, Shape)> {
-        let result = self.result.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let result = result.ok_or_else(|| Error::Msg("a recomputed part was asked for its result twice".into()))?;
-        let (storage, layout) = result.storage_and_layout();
-        let storage = of_device(storage.try_clone(layout)?);
-        let storage = storage.ok_or_else(|| Error::Msg("a recomputed part changed its device".into()))?;
-        Ok((storage, result.shape().clone()))
-    }
-}
-
-impl<F: Fn([&Tensor; 3]) -> Result<Tensor> + Send + Sync> CustomOp3 for Part<F> {
-    fn name(&self) -> &'static str {
-        "recomputed"
-    }
-
-    fn cpu_fwd(
-        &self,
-        _: &CpuStorage,
-        _: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        self.storage(|storage| if let Storage::Cpu(storage) = storage { Some(storage) } else { None })
-    }
-
-    fn cuda_fwd(
-        &self,
-        _: &CudaStorage,
-        _: &Layout,
-        _: &CudaStorage,
-        _: &Layout,
-        _: &CudaStorage,
-        _: &Layout,
-    ) -> Result<(CudaStorage, Shape)> {
-        self.storage(|storage| if let Storage::Cuda(storage) = storage { Some(storage) } else { None })
-    }
-
-    fn metal_fwd(
-        &self,
-        _: &MetalStorage,
-        _: &Layout,
-        _: &MetalStorage,
-        _: &Layout,
-        _: &MetalStorage,
-        _: &Layout,
-    ) -> Result<(MetalStorage, Shape)> {
-        self.storage(|storage| if let Storage::Metal(storage) = storage { Some(storage) } else { None })
-    }
-
-    fn bwd(
-        &self,
-        a: &Tensor,
-        b: &Tensor,
-        c: &Tensor,
-        _: &Tensor,
-        gradient: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let inputs = [Var::from_tensor(a)?, Var::from_tensor(b)?, Var::from_tensor(c)?];
-        let result = (self.compute)(inputs.each_ref().map(Var::as_tensor))?;
-        // The gradient of this sum is the given one.
-        let mut gradients = (result * gradient.detach())?.sum_all()?.backward()?;
-        forget_origins(&mut gradients);
-        let of_inputs = inputs.map(|input| gradients.remove(&input));
-        self.gradients.lock().unwrap_or_else(PoisonError::into_inner).push(gradients);
-        Ok(of_inputs.into())
     }
 }

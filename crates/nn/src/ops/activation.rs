@@ -14,7 +14,7 @@ pub fn activation(xs: &Tensor, activation: Activation) -> Result<Tensor> {
     if activation == Activation::None {
         return Ok(xs.clone());
     }
-    return_on_cuda!(&[xs], super::cuda::activation(xs, activation));
+    return_on_cuda!(cuda::is_fast(&[xs]), cuda::activation(xs, activation));
     match cpu::is_fast(&[xs]) {
         true => xs.contiguous()?.apply_op1(Activate(activation)),
         false => activation_composed(xs, activation),

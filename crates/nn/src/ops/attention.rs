@@ -3,9 +3,7 @@ use candle_nn::ops::{softmax, softmax_last_dim};
 use pixart_kernels::{Arithmetic, Heads, Matrix, ScoreBias, attention_backward};
 
 use super::cpu::{self, CpuElement, SCRATCH, View, for_dtype};
-#[cfg(feature = "cuda")]
-use super::cuda;
-use super::product_dtype;
+use super::{product_dtype, return_on_cuda};
 
 /// The most scores that stand in memory at once, in elements (64 MiB of f32). Queries are taken in chunks to keep to
 /// it: at 1024 pixels the whole 16 × 4096 × 4096 matrix of a layer would be a gigabyte.
@@ -34,10 +32,10 @@ impl Scores {
 /// `q` is `[batch, n, heads · d]`, `k` and `v` are `[batch, m, heads · d]`; the result is like `q`. `bias` is added to
 /// the scores before the softmax: it broadcasts to `[batch, heads, n, m]`, in f32. Softmax is taken in f32.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scores: Scores, bias: Option<&Tensor>) -> Result<Tensor> {
-    #[cfg(feature = "cuda")]
-    if is_fast_on_cuda(&[q, k, v], scores.heads * q.dim(1)? * k.dim(1)?, bias) {
-        return cuda::attention(q, k, v, scores, bias);
-    }
+    return_on_cuda!(
+        is_fast_on_cuda(&[q, k, v], scores.heads * q.dim(1)? * k.dim(1)?, bias),
+        cuda::attention(q, k, v, scores, bias)
+    );
     if !is_fast(&[q, k, v], bias) {
         return attention_composed(q, k, v, scores, bias);
     }
@@ -47,10 +45,10 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scores: Scores, bias: Optio
 
 /// [`attention`] of a sequence to itself: `qkv` `[batch, n, 3 · heads · d]` has queries, keys and values side by side.
 pub fn self_attention(qkv: &Tensor, scores: Scores, bias: Option<&Tensor>) -> Result<Tensor> {
-    #[cfg(feature = "cuda")]
-    if is_fast_on_cuda(&[qkv], scores.heads * qkv.dim(1)? * qkv.dim(1)?, bias) {
-        return cuda::self_attention(qkv, scores, bias);
-    }
+    return_on_cuda!(
+        is_fast_on_cuda(&[qkv], scores.heads * qkv.dim(1)? * qkv.dim(1)?, bias),
+        cuda::self_attention(qkv, scores, bias)
+    );
     let width = qkv.dim(2)? / 3;
     if !is_fast(&[qkv], bias) {
         let part = |i: usize| qkv.narrow(2, i * width, width);
@@ -62,10 +60,10 @@ pub fn self_attention(qkv: &Tensor, scores: Scores, bias: Option<&Tensor>) -> Re
 /// [`attention`] of `q` `[batch, n, heads · d]` to another sequence, whose keys and values stand side by side in `kv`
 /// `[batch, m, 2 · heads · d]`.
 pub fn cross_attention(q: &Tensor, kv: &Tensor, scores: Scores, bias: Option<&Tensor>) -> Result<Tensor> {
-    #[cfg(feature = "cuda")]
-    if is_fast_on_cuda(&[q, kv], scores.heads * q.dim(1)? * kv.dim(1)?, bias) {
-        return cuda::cross_attention(q, kv, scores, bias);
-    }
+    return_on_cuda!(
+        is_fast_on_cuda(&[q, kv], scores.heads * q.dim(1)? * kv.dim(1)?, bias),
+        cuda::cross_attention(q, kv, scores, bias)
+    );
     if !is_fast(&[q, kv], bias) {
         let part = |i: usize| kv.narrow(2, i * q.dim(2)?, q.dim(2)?);
         return attention(q, &part(0)?, &part(1)?, scores, bias);
@@ -80,7 +78,10 @@ pub fn cross_attention(q: &Tensor, kv: &Tensor, scores: Scores, bias: Option<&Te
 fn is_fast_on_cuda(tensors: &[&Tensor], scores: usize, bias: Option<&Tensor>) -> bool {
     let tracked = tensors.iter().any(|xs| xs.track_op());
     let scores = tensors[0].dims()[0] * scores;
-    cuda::is_fast(tensors) && !bias.is_some_and(Tensor::track_op) && scores <= if tracked { 1 << 30 } else { SCORES }
+    super::cuda::is_fast(tensors)
+        && !bias.is_some_and(Tensor::track_op)
+        && (tracked || scores <= SCORES)
+        && super::cuda::fits(scores)
 }
 
 /// The kernels have no gradient of the bias, which is learned in T5 alone.

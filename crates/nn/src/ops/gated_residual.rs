@@ -6,7 +6,7 @@ use super::return_on_cuda;
 
 /// `xs + gate · ys`: `xs` and `ys` are `[batch, n, width]`, `gate` is `[batch, 1, width]`.
 pub fn gated_residual(xs: &Tensor, gate: &Tensor, ys: &Tensor) -> Result<Tensor> {
-    return_on_cuda!(&[xs, gate, ys], super::cuda::gated_residual(xs, gate, ys));
+    return_on_cuda!(cuda::is_fast(&[xs, gate, ys]), cuda::gated_residual(xs, gate, ys));
     match cpu::is_fast(&[xs, gate, ys]) {
         true => xs.contiguous()?.apply_op3(gate, &ys.contiguous()?, GatedResidual),
         false => gated_residual_composed(xs, gate, ys),

@@ -22,7 +22,7 @@ pub fn group_norm(
     eps: f64,
     activation: Activation,
 ) -> Result<Tensor> {
-    return_on_cuda!(&[xs, weight, bias], super::cuda::group_norm(xs, groups, weight, bias, eps, activation));
+    return_on_cuda!(cuda::is_fast(&[xs, weight, bias]), cuda::group_norm(xs, groups, weight, bias, eps, activation));
     if !cpu::is_fast(&[xs, weight, bias]) {
         return group_norm_composed(xs, groups, weight, bias, eps, activation);
     }
@@ -40,10 +40,7 @@ pub(super) fn group_norm_composed(
     activation: Activation,
 ) -> Result<Tensor> {
     let (batch, channels, height, width) = xs.dims4()?;
-    if groups == 0 || !channels.is_multiple_of(groups) {
-        candle_core::bail!("group norm: {channels} channels do not divide into {groups} groups");
-    }
-    let per_group = channels / groups;
+    let per_group = channels_of_group(channels, groups)?;
     let groups_at_once = (PIECE / (batch * per_group * height * width).max(1)).clamp(1, groups);
     let piece = |first: usize, count: usize| -> Result<Tensor> {
         let (start, len) = (first * per_group, count * per_group);
@@ -67,6 +64,14 @@ pub(super) fn group_norm_composed(
         .map(|first| piece(first, groups_at_once.min(groups - first)))
         .collect::<Result<Vec<_>>>()?;
     Tensor::cat(&pieces, 1)
+}
+
+/// How many channels each group has. Errors: there is no such number.
+pub(super) fn channels_of_group(channels: usize, groups: usize) -> Result<usize> {
+    match groups > 0 && channels.is_multiple_of(groups) {
+        true => Ok(channels / groups),
+        false => candle_core::bail!("group norm: {channels} channels do not divide into {groups} groups"),
+    }
 }
 
 /// A learned group norm.
@@ -149,9 +154,7 @@ impl Norm {
     fn kernel<'a>(&self, xs: &Shape, weight: &'a [f32], bias: &'a [f32]) -> Result<pixart_kernels::GroupNorm<'a>> {
         let (batch, height, width, channels) = xs.dims4()?;
         let Self { groups, eps, activation } = *self;
-        if groups == 0 || !channels.is_multiple_of(groups) {
-            candle_core::bail!("group norm: {channels} channels do not divide into {groups} groups");
-        }
+        channels_of_group(channels, groups)?;
         if weight.len() != channels || bias.len() != channels || batch * height * width == 0 {
             candle_core::bail!("group norm: {} weights for images of {xs:?}, channels last", weight.len());
         }

@@ -3,8 +3,6 @@ use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Result, Shape, Tensor
 use pixart_kernels::Affine;
 
 use super::cpu::{self, View, for_dtype};
-#[cfg(feature = "cuda")]
-use super::cuda;
 use super::return_on_cuda;
 
 /// `layer_norm(xs) · (1 + scale) + shift`, in `dtype`: the adaptive norm of a DiT block (Peebles & Xie 2023, section 3.2).
@@ -12,11 +10,10 @@ use super::return_on_cuda;
 ///
 /// `xs` is `[batch, n, width]`, `shift` and `scale` are `[batch, 1, width]`.
 pub fn layer_norm_modulate(xs: &Tensor, shift: &Tensor, scale: &Tensor, eps: f64, dtype: DType) -> Result<Tensor> {
-    #[cfg(feature = "cuda")]
-    if dtype == DType::F32 || dtype == DType::BF16 {
+    return_on_cuda!(cuda::is_fast(&[xs]) && matches!(dtype, DType::F32 | DType::BF16), {
         let affine = cuda::Affine { scale, shift: Some(shift), one_more: true };
-        return_on_cuda!(&[xs], cuda::norm(xs, &affine, eps, true, dtype));
-    }
+        cuda::norm(xs, &affine, eps, true, dtype)
+    });
     let fast = cpu::is_fast_dtype(xs.device(), dtype) && [xs, shift, scale].iter().all(|xs| cpu::is_fast(&[xs]));
     match fast {
         true => xs.contiguous()?.apply_op3(shift, scale, Modulate { eps, one_more: true, dtype }),
@@ -66,7 +63,7 @@ impl LayerNorm {
 
 /// Layer norm over the last dimension, in f32, then `· weight + bias`, both `[width]` (Ba et al. 2016).
 pub fn layer_norm(xs: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
-    return_on_cuda!(&[xs, weight, bias], {
+    return_on_cuda!(cuda::is_fast(&[xs, weight, bias]), {
         let affine = cuda::Affine { scale: weight, shift: Some(bias), one_more: false };
         cuda::norm(xs, &affine, eps, true, xs.dtype())
     });

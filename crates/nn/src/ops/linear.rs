@@ -6,7 +6,7 @@ use pixart_kernels::{Activation, Arithmetic, Epilogue, Matrix, Packed, column_su
 
 use super::cpu::{self, CpuElement, SCRATCH, View, for_dtype};
 use super::packed_linear::PackedLinear;
-use super::{activation, fastest_cpu_dtype, gated_residual, product_dtype};
+use super::{activation, fastest_cpu_dtype, gated_residual, product_dtype, return_on_cuda};
 use crate::{ByteWeight, LowRank, NamedWeights};
 
 /// `xs · weightᵀ + bias`.
@@ -30,12 +30,11 @@ pub fn linear_to(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, dtype: DTy
 
 /// A map of tensors of one dtype that the kernels for the CPU do not take.
 fn linear_of_tensors(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    #[cfg(feature = "cuda")]
-    if super::cuda::is_fast(&[&[xs, weight], bias.as_slice()].concat())
-        && super::cuda::fits(result_shape(xs.shape(), weight.dim(0)?).elem_count())
-    {
-        return super::cuda::linear(xs, weight, bias);
-    }
+    return_on_cuda!(
+        cuda::is_fast(&[&[xs, weight], bias.as_slice()].concat())
+            && cuda::fits(result_shape(xs.shape(), weight.dim(0)?).elem_count()),
+        cuda::linear(xs, weight, bias)
+    );
     linear_composed(xs, weight, bias)
 }
 

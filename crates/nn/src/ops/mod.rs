@@ -10,7 +10,6 @@
 //! Precision: norms and softmax are computed in f32 whatever the tensors' dtype is, and products are summed in f32.
 
 mod activation;
-mod adamw;
 mod attention;
 mod conv2d;
 mod cpu;
@@ -20,6 +19,7 @@ mod gated_residual;
 mod group_norm;
 mod layer_norm;
 mod linear;
+mod optimizer;
 mod packed_linear;
 mod rms_norm;
 #[cfg(test)]
@@ -27,13 +27,13 @@ mod tests;
 mod upsample;
 
 pub use activation::{activation, silu};
-pub use adamw::{adamw, approach, follow, momentum, squares};
 pub use attention::{Scores, attention, cross_attention, self_attention};
 pub use conv2d::{Conv2d, Padding, conv2d};
 pub use gated_residual::gated_residual;
 pub use group_norm::{GroupNorm, group_norm};
 pub use layer_norm::{LayerNorm, layer_norm, layer_norm_modulate};
 pub use linear::{Linear, linear, rounded_gram, rounded_product};
+pub use optimizer::{adamw, approach, follow, momentum, squares};
 pub use packed_linear::quantise;
 pub use pixart_kernels::{Activation, AdamW, ByteMatrix};
 pub use rms_norm::{RmsNorm, rms_norm};
@@ -41,12 +41,15 @@ pub use upsample::upsample_nearest_2x;
 
 use candle_core::{DType, Device, Result, Tensor};
 
-/// Returns what `form` gives if this program was built for NVIDIA GPUs and the kernels for them take `tensors`.
+/// Returns what `form`, of `cuda`, gives if this program was built for NVIDIA GPUs and `condition` holds.
 macro_rules! return_on_cuda {
-    ($tensors:expr, $form:expr) => {
+    ($condition:expr, $form:expr) => {
         #[cfg(feature = "cuda")]
-        if super::cuda::is_fast($tensors) {
-            return $form;
+        {
+            use super::cuda;
+            if $condition {
+                return $form;
+            }
         }
     };
 }

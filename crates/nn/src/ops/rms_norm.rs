@@ -2,13 +2,11 @@ use crate::NamedWeights;
 use candle_core::{CpuStorage, CustomOp2, D, DType, Layout, Result, Shape, Tensor};
 
 use super::cpu::{self, View, for_dtype};
-#[cfg(feature = "cuda")]
-use super::cuda;
 use super::return_on_cuda;
 
 /// `xs / rms(xs) · weight` over the last dimension, computed in f32 (Zhang & Sennrich 2019).
 pub fn rms_norm(xs: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
-    return_on_cuda!(&[xs], {
+    return_on_cuda!(cuda::is_fast(&[xs]), {
         let affine = cuda::Affine { scale: weight, shift: None, one_more: false };
         cuda::norm(xs, &affine, eps, false, xs.dtype())
     });

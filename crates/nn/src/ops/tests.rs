@@ -5,13 +5,13 @@ use candle_nn::VarBuilder;
 use pixart_kernels::{Activation, ByteMatrix, Isa, Matrix};
 
 use super::activation::activation_composed;
-use super::adamw::{adamw_composed, momentum_composed};
 use super::attention::attention_composed;
 use super::conv2d::conv2d_composed;
 use super::gated_residual::gated_residual_composed;
 use super::group_norm::group_norm_composed;
 use super::layer_norm::{layer_norm_composed, layer_norm_modulate_composed};
 use super::linear::{ByteLinear, linear_composed, linear_to};
+use super::optimizer::{adamw_composed, momentum_composed};
 use super::rms_norm::rms_norm_composed;
 use super::upsample::upsample_nearest_2x_composed;
 use super::*;

@@ -2,14 +2,11 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use pixart_kernels::upsample_nearest_2x_backward;
 
 use super::cpu::{self, View, for_dtype};
-use super::{channels_first, channels_last};
+use super::{channels_first, channels_last, return_on_cuda};
 
 /// Doubles height and width by repeating pixels: `[batch, channels, h, w]` to `[batch, channels, 2h, 2w]`.
 pub fn upsample_nearest_2x(xs: &Tensor) -> Result<Tensor> {
-    #[cfg(feature = "cuda")]
-    if super::cuda::is_fast(&[xs]) && super::cuda::fits(4 * xs.elem_count()) {
-        return super::cuda::upsample_nearest_2x(xs);
-    }
+    return_on_cuda!(cuda::is_fast(&[xs]) && cuda::fits(4 * xs.elem_count()), cuda::upsample_nearest_2x(xs));
     match cpu::is_fast(&[xs]) {
         true => channels_first(&channels_last(xs)?.apply_op1(Upsample)?),
         false => upsample_nearest_2x_composed(xs),

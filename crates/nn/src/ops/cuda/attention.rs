@@ -83,18 +83,17 @@ fn softmax(scores: &Tensor, bias: Option<&Tensor>, scale: f32) -> Result<Tensor>
         }
     }
     let weights = Buffer::like(scores)?;
-    let integer = |x: usize| Argument::Integer(x as i32);
     let arguments = [
         Argument::of(scores)?,
         bias.as_ref().map_or(Ok(Argument::NONE), Argument::of)?,
         weights.argument()?,
-        integer(batch * heads * n),
-        integer(m),
-        integer(heads),
-        integer(n),
-        integer(strides[0]),
-        integer(strides[1]),
-        integer(strides[2]),
+        Argument::integer(batch * heads * n),
+        Argument::integer(m),
+        Argument::integer(heads),
+        Argument::integer(n),
+        Argument::integer(strides[0]),
+        Argument::integer(strides[1]),
+        Argument::integer(strides[2]),
         Argument::Float(scale),
     ];
     launch(cuda_device(scores)?, &named("softmax_forward", scores.dtype()), rows(batch * heads * n), &arguments)?;
@@ -109,8 +108,8 @@ fn softmax_backward(weights: &Tensor, d_weights: &Tensor, scale: f32) -> Result<
         Argument::of(weights)?,
         Argument::of(d_weights)?,
         d_scores.argument()?,
-        Argument::Integer(count as i32),
-        Argument::Integer(m as i32),
+        Argument::integer(count),
+        Argument::integer(m),
         Argument::Float(scale),
     ];
     launch(cuda_device(weights)?, &named("softmax_backward", weights.dtype()), rows(count), &arguments)?;
@@ -152,6 +151,6 @@ fn join_to_buffer(parts: &[Tensor]) -> Result<Buffer> {
 /// Moves tokens, whose rows are `stride` elements, to their heads or back.
 fn move_heads(tokens: Argument, split: &Tensor, stride: usize, back: bool) -> Result<()> {
     let (_, heads, n, size) = split.dims4()?;
-    let sizes = [n, heads, size, stride, usize::from(back)].map(|x| Argument::Integer(x as i32));
+    let sizes = [n, heads, size, stride, usize::from(back)].map(Argument::integer);
     launch_elements("move_heads", split, &[tokens, Argument::of(split)?], &sizes)
 }

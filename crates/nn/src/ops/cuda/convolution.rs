@@ -55,7 +55,7 @@ impl Sight {
     fn launch(&self, name: &str, from: &Tensor, to: Argument, count: usize) -> Result<()> {
         let Self { batch, channels, height, width, kernel, geometry } = *self;
         let sizes = [height, width, geometry.height, geometry.width, kernel, geometry.stride, geometry.padding]
-            .map(|x| Argument::Integer(x as i32));
+            .map(Argument::integer);
         let grid = (count.div_ceil(THREADS as usize) as u32, channels as u32, batch as u32);
         let arguments = [&[Argument::of(from)?, to], &sizes[..]].concat();
         launch(cuda_device(from)?, &named(name, from.dtype()), (grid, (THREADS, 1, 1)), &arguments)
@@ -94,8 +94,8 @@ fn row_sums(xs: &Tensor) -> Result<Tensor> {
     let width = xs.dim(candle_core::D::Minus1)?;
     let (device, rows) = (cuda_device(xs)?, xs.elem_count() / width);
     let sums = Buffer::new(device, DType::F32, rows)?;
-    let arguments = [Argument::of(xs)?, sums.argument()?, Argument::Integer(width as i32)];
-    launch(device, &named("row_sums", xs.dtype()), ((rows as u32, 1, 1), (256, 1, 1)), &arguments)?;
+    let arguments = [Argument::of(xs)?, sums.argument()?, Argument::integer(width)];
+    launch(device, &named("row_sums", xs.dtype()), ((rows as u32, 1, 1), (THREADS, 1, 1)), &arguments)?;
     Ok(sums.into_tensor(rows))
 }
 
@@ -103,10 +103,10 @@ fn row_sums(xs: &Tensor) -> Result<Tensor> {
 pub(crate) fn upsample_nearest_2x(xs: &Tensor) -> Result<Tensor> {
     let (batch, channels, height, width) = xs.dims4()?;
     let input = xs.detach().contiguous()?;
-    let sizes = [height, width].map(|x| Argument::Integer(x as i32));
+    let sizes = [height, width].map(Argument::integer);
     let count = 4 * xs.elem_count();
     let ys = Buffer::new(cuda_device(xs)?, xs.dtype(), count)?;
-    let arguments = [Argument::of(&input)?, ys.argument()?, Argument::Integer(count as i32)];
+    let arguments = [Argument::of(&input)?, ys.argument()?, Argument::integer(count)];
     let arguments = [&arguments, &sizes[..]].concat();
     launch(cuda_device(xs)?, &named("upsample_forward", xs.dtype()), elements(count), &arguments)?;
     with_gradient(&[xs], ys, (batch, channels, 2 * height, 2 * width), move |d_ys| {

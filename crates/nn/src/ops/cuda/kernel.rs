@@ -28,6 +28,11 @@ impl Argument {
     /// In the place of a tensor that there is none of.
     pub(super) const NONE: Self = Self::Address(0);
 
+    /// A size, which is [few enough](super::fits).
+    pub(super) fn integer(x: usize) -> Self {
+        Self::Integer(x as i32)
+    }
+
     /// A tensor's elements. Errors: they do not stand side by side, or not on an NVIDIA GPU.
     pub(super) fn of(xs: &Tensor) -> Result<Self> {
         let (storage, layout) = xs.storage_and_layout();
@@ -146,7 +151,7 @@ const BLOCKS: usize = 1 << 16;
 
 /// Runs a kernel for each element of `of`, in its dtype: given are tensors, the number of elements, and other things.
 pub(super) fn launch_elements(name: &str, of: &Tensor, tensors: &[Argument], others: &[Argument]) -> Result<()> {
-    let arguments = [tensors, &[Argument::Integer(of.elem_count() as i32)], others].concat();
+    let arguments = [tensors, &[Argument::integer(of.elem_count())], others].concat();
     let sizes = elements(of.elem_count());
     launch(cuda_device(of)?, &named(name, of.dtype()), sizes, &arguments)
 }

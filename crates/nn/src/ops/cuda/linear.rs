@@ -21,15 +21,14 @@ pub(crate) fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Res
     let rows = xs.detach().contiguous()?.reshape(((), width_in))?;
     let matrix = weight.detach().contiguous()?;
     let ys = biased(product(&rows, &matrix.t()?)?, (rows.dim(0)?, width_out, 1), bias)?;
-    let has_bias = bias.is_some();
-    let bias_dtype = bias.map_or(DType::F32, Tensor::dtype);
+    let bias_dtype = bias.map(Tensor::dtype);
     let inputs: Vec<&Tensor> = [xs, weight].into_iter().chain(bias).collect();
     let xs_shape = xs.shape().clone();
     with_gradient(&inputs, ys, shape, move |d_ys| {
         let d_ys = d_ys.reshape(((), width_out))?;
         let mut gradients = vec![d_ys.matmul(&matrix)?.reshape(&xs_shape)?, product_of_columns(&d_ys, &rows)?];
-        if has_bias {
-            gradients.push(sum_of_rows(&d_ys)?.to_dtype(bias_dtype)?);
+        if let Some(dtype) = bias_dtype {
+            gradients.push(sum_of_rows(&d_ys)?.to_dtype(dtype)?);
         }
         Ok(gradients)
     })
@@ -47,14 +46,14 @@ pub(super) fn biased(
         candle_core::bail!("a bias of {:?} for {channels} channels", bias.shape());
     }
     let count = images * channels * size;
-    let sizes = [count, channels, size].map(|x| Argument::Integer(x as i32));
+    let sizes = [count, channels, size].map(Argument::integer);
     let arguments = [&[ys.argument()?, Argument::of(&bias)?], &sizes[..]].concat();
     launch(cuda_device(&bias)?, &named("add_bias", bias.dtype()), elements(count), &arguments)?;
     Ok(ys)
 }
 
 /// `xsᵀ · ys` of matrices `[rows, m]` and `[rows, n]`.
-pub(super) fn product_of_columns(xs: &Tensor, ys: &Tensor) -> Result<Tensor> {
+fn product_of_columns(xs: &Tensor, ys: &Tensor) -> Result<Tensor> {
     let ((rows, m), n) = (xs.dims2()?, ys.dim(1)?);
     if rows < TALL || !rows.is_multiple_of(PARTS) {
         return xs.t()?.matmul(ys);
@@ -65,7 +64,7 @@ pub(super) fn product_of_columns(xs: &Tensor, ys: &Tensor) -> Result<Tensor> {
 }
 
 /// The sum of the rows of `[rows, width]`, in f32: `[width]`.
-pub(super) fn sum_of_rows(xs: &Tensor) -> Result<Tensor> {
+fn sum_of_rows(xs: &Tensor) -> Result<Tensor> {
     let (rows, width) = xs.dims2()?;
     let sums = column_sums(xs, None, rows, width, SUMMED.max(rows.div_ceil(BLOCKS)))?;
     let parts = sums.dim(0)?;
@@ -80,9 +79,9 @@ pub(super) fn column_sums(xs: &Tensor, ys: Option<&Tensor>, rows: usize, width: 
         Argument::of(xs)?,
         ys.map_or(Ok(Argument::NONE), Argument::of)?,
         sums.argument()?,
-        Argument::Integer(rows as i32),
-        Argument::Integer(width as i32),
-        Argument::Integer(group as i32),
+        Argument::integer(rows),
+        Argument::integer(width),
+        Argument::integer(group),
     ];
     let sizes = ((width.div_ceil(32) as u32, groups as u32, 1), (32, 8, 1));
     launch(device, &named("column_sums", xs.dtype()), sizes, &arguments)?;

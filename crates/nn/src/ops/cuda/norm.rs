@@ -1,6 +1,7 @@
 use candle_core::{DType, Result, Tensor};
 use pixart_kernels::Activation;
 
+use super::super::group_norm::channels_of_group;
 use super::kernel::{Argument, Buffer, cuda_device, launch, launch_elements, named, rows};
 use super::linear::column_sums;
 use super::{number_of, with_gradient};
@@ -28,9 +29,9 @@ pub(crate) fn norm(xs: &Tensor, affine: &Affine, eps: f64, centred: bool, dtype:
         candle_core::bail!("{:?} does not modulate rows of {:?}", scale.shape(), xs.shape());
     }
     let settings = [
-        Argument::Integer(count as i32),
-        Argument::Integer(width as i32),
-        Argument::Integer((count / groups) as i32),
+        Argument::integer(count),
+        Argument::integer(width),
+        Argument::integer(count / groups),
         Argument::Float(eps as f32),
         Argument::Float(if affine.one_more { 1.0 } else { 0.0 }),
         Argument::Integer(i32::from(centred)),
@@ -84,22 +85,22 @@ pub(crate) fn group_norm(
     activation: Activation,
 ) -> Result<Tensor> {
     let (batch, channels, height, width) = xs.dims4()?;
-    if groups == 0 || !channels.is_multiple_of(groups) {
-        candle_core::bail!("group norm: {channels} channels do not divide into {groups} groups");
-    }
     if weight.dims() != [channels] || bias.dims() != [channels] {
         candle_core::bail!("group norm: weights of {:?} for {channels} channels", weight.shape());
     }
-    let (pixels, per_group) = (height * width, channels / groups);
+    let (pixels, per_group) = (height * width, channels_of_group(channels, groups)?);
     let device = cuda_device(xs)?.clone();
     let input = xs.detach().contiguous()?;
     let (weights, biases) = (weight.detach().contiguous()?, bias.detach().contiguous()?);
-    let integer = |x: usize| Argument::Integer(x as i32);
     let blocks = |count: usize| ((count as u32, 1, 1), (THREADS, 1, 1));
 
     let moments = Buffer::new(&device, DType::F32, 2 * batch * groups)?;
-    let arguments =
-        [Argument::of(&input)?, moments.argument()?, integer(pixels * per_group), Argument::Float(eps as f32)];
+    let arguments = [
+        Argument::of(&input)?,
+        moments.argument()?,
+        Argument::integer(pixels * per_group),
+        Argument::Float(eps as f32),
+    ];
     launch(&device, &named("group_moments", input.dtype()), blocks(batch * groups), &arguments)?;
     let moments = moments.into_tensor((batch, groups, 2));
     let ys = Buffer::like(&input)?;
@@ -110,7 +111,12 @@ pub(crate) fn group_norm(
         Argument::of(&biases)?,
         ys.argument()?,
     ];
-    let sizes = [integer(pixels), integer(channels), integer(per_group), Argument::Integer(number_of(activation))];
+    let sizes = [
+        Argument::integer(pixels),
+        Argument::integer(channels),
+        Argument::integer(per_group),
+        Argument::Integer(number_of(activation)),
+    ];
     launch_elements("group_norm_forward", &input, &tensors, &sizes)?;
 
     with_gradient(&[xs, weight, bias], ys, xs.shape(), move |d_ys| {

@@ -1,18 +1,17 @@
+//! What optimisers do to parameters, where these are.
+
 use std::cell::RefCell;
 
 use candle_core::{CpuStorage, DType, Error, InplaceOp1, InplaceOp2, Layout, Result, Tensor, Var};
 use pixart_kernels::AdamW;
 
-use super::cpu;
+use super::{cpu, return_on_cuda};
 
 /// One step of AdamW (Loshchilov & Hutter 2019, algorithm 2), as `torch.optim.AdamW` takes it: changes `parameter` and its
 /// `moments`, `[2, ...]`, the first one and then the second, which are zeros before the first step. All are f32;
 /// `gradient` is of the parameter's shape.
 pub fn adamw(parameter: &Var, gradient: &Tensor, moments: &Var, settings: &AdamW) -> Result<()> {
-    #[cfg(feature = "cuda")]
-    if on_cuda(&[parameter, moments]) {
-        return super::cuda::adamw(parameter, gradient, moments, settings);
-    }
+    return_on_cuda!(on_cuda(&[parameter, moments]), cuda::adamw(parameter, gradient, moments, settings));
     if parameter.device().is_cpu() && parameter.dtype() == DType::F32 {
         let update = Update { moments, settings };
         return parameter.inplace_op2(&gradient.to_dtype(DType::F32)?.contiguous()?, &update);
@@ -41,10 +40,7 @@ fn on_cuda(tensors: &[&Tensor]) -> bool {
 /// Nesterov's momentum of a gradient: changes what is remembered, the first of `moments` `[2, ...]`, and gives what is to be followed,
 /// f32 and of the gradient's shape.
 pub fn momentum(gradient: &Tensor, moments: &Var, momentum: f64) -> Result<Tensor> {
-    #[cfg(feature = "cuda")]
-    if on_cuda(&[moments]) {
-        return super::cuda::momentum(gradient, moments, momentum);
-    }
+    return_on_cuda!(on_cuda(&[moments]), cuda::momentum(gradient, moments, momentum));
     momentum_composed(gradient, moments, momentum)
 }
 
@@ -59,29 +55,20 @@ pub(super) fn momentum_composed(gradient: &Tensor, moments: &Var, momentum: f64)
 
 /// `parameter` becomes `kept · parameter + factor · update`, all in f32.
 pub fn follow(parameter: &Var, update: &Tensor, kept: f64, factor: f64) -> Result<()> {
-    #[cfg(feature = "cuda")]
-    if on_cuda(&[parameter, update]) {
-        return super::cuda::follow(parameter, update, kept, factor);
-    }
+    return_on_cuda!(on_cuda(&[parameter, update]), cuda::follow(parameter, update, kept, factor));
     parameter.set(&((parameter.as_detached_tensor() * kept)? + (update * factor)?)?)
 }
 
 /// `average`, in f32, goes the part `factor` of the way to `xs`; where both are the same it stays the same.
 pub fn approach(average: &mut Tensor, xs: &Tensor, factor: f64) -> Result<()> {
-    #[cfg(feature = "cuda")]
-    if on_cuda(&[average, xs]) {
-        return super::cuda::approach(average, xs, factor);
-    }
+    return_on_cuda!(on_cuda(&[average, xs]), cuda::approach(average, xs, factor));
     *average = (&*average + ((xs - &*average)? * factor)?)?;
     Ok(())
 }
 
 /// The sum of the squares of each tensor, in f32.
 pub fn squares(tensors: &[Tensor]) -> Result<Vec<f32>> {
-    #[cfg(feature = "cuda")]
-    if !tensors.is_empty() && tensors.iter().all(|xs| on_cuda(&[xs])) {
-        return super::cuda::squares(tensors);
-    }
+    return_on_cuda!(!tensors.is_empty() && tensors.iter().all(|xs| on_cuda(&[xs])), cuda::squares(tensors));
     tensors.iter().map(|xs| xs.to_dtype(DType::F32)?.sqr()?.sum_all()?.to_scalar::<f32>()).collect()
 }
 

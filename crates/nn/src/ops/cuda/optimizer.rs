@@ -25,8 +25,13 @@ pub(crate) fn adamw(parameter: &Var, gradient: &Tensor, moments: &Var, settings:
         eps,
         correction(beta2).sqrt().recip(),
     ];
-    let tensors =
-        [Argument::of(parameter)?, Argument::of(&gradient)?, first, first.from(count, DType::F32), integer(count)];
+    let tensors = [
+        Argument::of(parameter)?,
+        Argument::of(&gradient)?,
+        first,
+        first.from(count, DType::F32),
+        Argument::integer(count),
+    ];
     let numbers = numbers.map(|x| Argument::Float(x as f32));
     launch(cuda_device(parameter)?, "adamw", elements(count), &[&tensors[..], &numbers].concat())
 }
@@ -43,7 +48,7 @@ pub(crate) fn momentum(gradient: &Tensor, moments: &Var, momentum: f64) -> Resul
         Argument::of(&wide)?,
         Argument::of(moments)?,
         out.argument()?,
-        integer(count),
+        Argument::integer(count),
         Argument::Float(momentum as f32),
     ];
     launch(device, "momentum", elements(count), &arguments)?;
@@ -66,7 +71,7 @@ fn change(kernel: &str, xs: &Tensor, ys: &Tensor, factors: &[f64]) -> Result<()>
         candle_core::bail!("{kernel}: {:?} and {:?}", xs.shape(), ys.shape());
     }
     let ys = ys.contiguous()?;
-    let tensors = [Argument::of(xs)?, Argument::of(&ys)?, integer(count)];
+    let tensors = [Argument::of(xs)?, Argument::of(&ys)?, Argument::integer(count)];
     let factors: Vec<_> = factors.iter().map(|x| Argument::Float(*x as f32)).collect();
     launch(cuda_device(xs)?, kernel, elements(count), &[&tensors[..], &factors].concat())
 }
@@ -78,12 +83,8 @@ pub(crate) fn squares(tensors: &[Tensor]) -> Result<Vec<f32>> {
     let sums = Buffer::new(device, DType::F32, tensors.len())?;
     for (i, xs) in tensors.iter().enumerate() {
         let xs = xs.to_dtype(DType::F32)?.contiguous()?;
-        let arguments = [Argument::of(&xs)?, sums.argument()?.from(i, DType::F32), integer(xs.elem_count())];
+        let arguments = [Argument::of(&xs)?, sums.argument()?.from(i, DType::F32), Argument::integer(xs.elem_count())];
         launch(device, "squares", ((1, 1, 1), (1024, 1, 1)), &arguments)?;
     }
     sums.into_tensor(tensors.len()).to_vec1()
-}
-
-fn integer(x: usize) -> Argument {
-    Argument::Integer(x as i32)
 }
