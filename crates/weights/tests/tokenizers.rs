@@ -29,6 +29,25 @@ fn saved_padding_and_truncation_are_not_applied() {
     assert_eq!(ids(&read_tokenizer(folder.path()).unwrap()), ids(&plain));
 }
 
+/// The tokenizers library panics at a normaliser by a table that has no table; here it is an error like any other.
+#[test]
+fn a_normaliser_without_its_table_is_an_error() {
+    let source = fixtures().join("checkpoints/sigma-512/tokenizer/tokenizer.json");
+    let saved = std::fs::read_to_string(source).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    for damaged in [
+        saved.replace("\"precompiled_charsmap\"", "\"precompiled_charsmaq\""),
+        saved.replace("\"precompiled_charsmap\"", "\"precompiled_charsmap\": 3, \"before\""),
+        saved.replace("\"precompiled_charsmap\"", "\"precompiled_charsmap\": \"-\", \"before\""),
+        saved.replace("\"precompiled_charsmap\"", "\"precompiled_charsmap\": \"AAAA\", \"before\""),
+    ] {
+        assert_ne!(damaged, saved);
+        std::fs::write(folder.path().join("tokenizer.json"), damaged).unwrap();
+        let error = read_tokenizer(folder.path()).err().expect("a tokenizer was read").to_string();
+        assert!(error.contains("precompiled_charsmap"), "{error}");
+    }
+}
+
 #[test]
 fn ids_are_those_of_transformers() {
     let golden: Value =
