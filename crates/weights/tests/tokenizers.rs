@@ -43,7 +43,7 @@ fn a_normaliser_without_its_table_is_an_error() {
     ] {
         assert_ne!(damaged, saved);
         std::fs::write(folder.path().join("tokenizer.json"), damaged).unwrap();
-        let error = read_tokenizer(folder.path()).err().expect("a tokenizer was read").to_string();
+        let error = read_tokenizer(folder.path()).expect_err("a tokenizer was read").to_string();
         assert!(error.contains("precompiled_charsmap"), "{error}");
     }
 }
