@@ -96,7 +96,7 @@ fn check_charsmaps(path: &Path, json: &Value) -> Result<()> {
                 let charsmap = base64::engine::general_purpose::STANDARD
                     .decode(charsmap)
                     .map_err(|error| Error::corrupt(path, format!("precompiled_charsmap: {error}")))?;
-                check_charsmap(&charsmap).map_err(|reason| Error::corrupt(path, reason))?;
+                check_charsmap(path, &charsmap)?;
             }
             fields.values().try_for_each(|value| check_charsmaps(path, value))
         }
@@ -125,7 +125,7 @@ pub fn read_sentencepiece(path: &Path) -> Result<Tokenizer> {
 
     let charsmap = model.normalizer_spec.and_then(|normalizer| normalizer.precompiled_charsmap).unwrap_or_default();
     if !charsmap.is_empty() {
-        check_charsmap(&charsmap).map_err(|reason| Error::corrupt(path, reason))?;
+        check_charsmap(path, &charsmap)?;
         let normalizer = Precompiled::from(&charsmap).map_err(|error| Error::corrupt(path, error.to_string()))?;
         tokenizer.with_normalizer(Some(normalizer)).map_err(broken)?;
     }
@@ -192,9 +192,9 @@ fn added_tokens(folder: &Path, pieces: usize) -> Result<BTreeMap<u32, AddedToken
 /// Walks SentencePiece's precompiled normalisation table (a double-array trie in 32-bit units, then the replacement
 /// strings) as a lookup walks it, and checks that every step and every replacement lies inside of it: the library that
 /// uses the table trusts it.
-fn check_charsmap(charsmap: &[u8]) -> std::result::Result<(), String> {
+fn check_charsmap(path: &Path, charsmap: &[u8]) -> Result<()> {
     const BROKEN: &str = "its normalisation table (precompiled_charsmap) is corrupt; download the tokenizer again";
-    let broken = || BROKEN.to_string();
+    let broken = || Error::corrupt(path, BROKEN);
     let (size, rest) = charsmap.split_first_chunk::<4>().ok_or_else(broken)?;
     let (trie, replacements) = rest.split_at_checked(u32::from_le_bytes(*size) as usize).ok_or_else(broken)?;
     let replacements = std::str::from_utf8(replacements).map_err(|_| broken())?;
