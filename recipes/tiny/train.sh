@@ -14,22 +14,20 @@ pixart() { target/native/release/pixart "$@"; }
 train() { pixart train "recipes/tiny/$1.toml" --output "$runs/$1" "${@:2}"; }
 
 train autoencoder "$@"
-train autoencoder-whole "$@"
-pixart features --scenes 51200 --size 128 --vae $runs/autoencoder-whole/network --output $runs/features "$@"
+pixart features --scenes 51200 --size 128 --vae $runs/autoencoder/network --output $runs/features "$@"
 train text-encoder "$@"
+train teacher-coarse "$@"
 train teacher "$@"
 train lcm "$@"
 train lcm-lora "$@"
-train decoder "$@"
-pixart features --scenes 8192 --size 128 --vae $runs/autoencoder-whole/network --control-type canny --output $runs/features-with-edges "$@"
+pixart features --scenes 8192 --size 128 --vae $runs/autoencoder/network --control-type canny --output $runs/features-with-edges "$@"
 train controlnet "$@"
 
 # Written beside and moved, so that a half-made model never takes the place of a whole one.
 new=$(mktemp -d $runs/assembled-XXXXXX)
 trap 'rm -rf "$new"' EXIT
 pixart convert $runs/teacher/network --dtype f16 --output "$new/teacher"
-pixart convert $runs/teacher/network --transformer $runs/lcm/network --vae $runs/decoder/network --scheduler lcm \
-    --dtype f16 --output "$new/tiny"
+pixart convert $runs/teacher/network --transformer $runs/lcm/network --scheduler lcm --dtype f16 --output "$new/tiny"
 mv "$new/teacher/transformer" "$new/tiny/teacher"
 pixart convert $runs/lcm-lora/network --dtype f16 --output "$new/tiny/lcm-lora"
 pixart convert $runs/controlnet/network --dtype f16 --output "$new/tiny/controlnet"

@@ -36,7 +36,7 @@ struct Way {
 
 const WAYS: [Way; 8] = [
     Way { name: "teacher", network: Network::Teacher, scheduler: "dpm-solver++", steps: 14, guidance_scale: 4.5 },
-    Way { name: "teacher", network: Network::Teacher, scheduler: "dpm-solver++", steps: 14, guidance_scale: 2.0 },
+    Way { name: "teacher", network: Network::Teacher, scheduler: "dpm-solver++", steps: 14, guidance_scale: 3.0 },
     lcm("LCM", Network::Distilled, 1),
     lcm("LCM", Network::Distilled, 2),
     lcm("LCM", Network::Distilled, 4),

@@ -14,6 +14,9 @@ pub struct ConsistencyRecipe {
     /// Trains corrections of the base's layers, and leaves the base as it is; the student is its own target then.
     #[serde(default)]
     pub lora: Option<LoraRecipe>,
+    /// A transformer that the student starts as, such as one that was distilled before; the base's if it is not given.
+    #[serde(default)]
+    pub start: Option<PathBuf>,
     /// Decay of the moving average of the student that is its target, where all of it is trained.
     #[serde(default = "target_decay")]
     pub target_ema_decay: f64,
@@ -32,6 +35,9 @@ fn target_decay() -> f64 {
 impl ConsistencyRecipe {
     pub(super) fn validate(&self) -> Result<(), String> {
         self.lora.as_ref().map_or(Ok(()), LoraRecipe::validate)?;
+        if self.lora.is_some() && self.start.is_some() {
+            return Err("stage.consistency.start is of a whole transformer, and a lora is trained".into());
+        }
         self.settings.validate()?;
         match self.target_ema_decay {
             decay if (0.0..1.0).contains(&decay) => Ok(()),

@@ -144,6 +144,41 @@ fn a_base_can_be_trained_on_and_adapted() -> pixart_train::Result<()> {
     Ok(())
 }
 
+/// A student that starts as another one, and does not move, stays that one.
+#[test]
+fn a_student_may_start_as_another() -> pixart_train::Result<()> {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let data = features(folder.path(), true)?;
+    let student = |run: &str, more: &str| {
+        recipe(folder.path(), &format!("{run}{data}\n[stage.consistency]\n{}\n{more}\n{VALIDATION}", base()))
+    };
+    let weights = |transformer: &Path| -> pixart_train::Result<Vec<f32>> {
+        let weights = pixart_weights::Weights::open(transformer.join("diffusion_pytorch_model.safetensors"))?;
+        let name = "transformer_blocks.0.attn1.to_q.weight";
+        Ok(weights.tensor(name, candle_core::DType::F32, &Device::Cpu)?.flatten_all()?.to_vec1()?)
+    };
+    let still = |one: &[f32], other: &[f32]| one.iter().zip(other).all(|(a, b)| (a - b).abs() < 1e-6);
+
+    let (first, second) = (folder.path().join("first"), folder.path().join("second"));
+    run(&student(RUN, "")?, &first, u64::MAX)?;
+    let first = first.join("network");
+    let resting = RUN.replace("steps = 6", "steps = 1").replace("lr = 1e-3", "lr = 1e-12").replace("warm_up = 2", "");
+    run(&student(&resting, &format!("start = {first:?}"))?, &second, u64::MAX)?;
+    let (first_weights, second_weights) = (weights(&first)?, weights(&second.join("network"))?);
+    assert!(still(&first_weights, &second_weights));
+    assert!(!still(&first_weights, &weights(&checkpoint().join("transformer"))?));
+
+    let refused = |more: &str, message: &str| {
+        let outcome = student(RUN, more).and_then(|recipe| run(&recipe, &folder.path().join("refused"), u64::MAX));
+        let error = outcome.err().map(|error| error.to_string()).unwrap_or_default();
+        assert!(error.contains(message) && !error.contains('\n'), "{more}: {error}");
+    };
+    refused(&format!("start = {first:?}\nlora = {{ rank = 4 }}"), "start is of a whole transformer");
+    let other = checkpoint().with_file_name("sigma-512").join("transformer");
+    refused(&format!("start = {other:?}"), "is another transformer than the base's");
+    Ok(())
+}
+
 /// Features whose captions are words are as good as ones with embeddings: the base's text encoder makes them.
 #[test]
 fn captions_may_stay_words() -> pixart_train::Result<()> {

@@ -54,8 +54,8 @@ enum Source {
 /// What of a pipeline is trained.
 #[derive(Debug, Clone)]
 pub(crate) enum Trained {
-    /// All of its transformer.
-    Whole,
+    /// All of its transformer; from the one at `start`, or as it is.
+    Whole { start: Option<PathBuf> },
     /// Corrections of its transformer's layers.
     Lora(LoraConfig),
     /// What steers its transformer, which stays; from the ControlNet at `start`, or from copies of the transformer's blocks.
@@ -126,7 +126,14 @@ impl Model {
         let dtype = run.precision.dtype();
         let mut frozen = None;
         let parameters = match &trained {
-            Trained::Whole => Parameters::stored(weights, device),
+            Trained::Whole { start: None } => Parameters::stored(weights, device),
+            Trained::Whole { start: Some(start) } => {
+                let started = folder.clone().with_part(Part::Transformer, start)?;
+                if started.config::<TransformerConfig>(Part::Transformer)? != config {
+                    return Err(Error::folder(start, "is another transformer than the base's"));
+                }
+                Parameters::stored(started.weights(Part::Transformer, DType::F32)?, device)
+            }
             Trained::Lora(lora) => Parameters::adapted(weights, lora.clone(), None, run.seed, device),
             Trained::Control { config: control, start } => {
                 control.validate(&config).map_err(|reason| Error::folder(base, reason))?;

@@ -28,7 +28,7 @@ impl Model {
                 }
                 Ok(())
             }
-            Source::Base { trained: Trained::Whole, .. } => self.save_transformer("", folder),
+            Source::Base { trained: Trained::Whole { .. }, .. } => self.save_transformer("", folder),
             Source::Base { trained: Trained::Control { config, .. }, .. } => {
                 write_json(&folder.join("config.json"), &controlnet_config_json(config, &self.config))?;
                 Ok(self.parameters.save(&folder.join(WEIGHTS))?)
@@ -54,7 +54,7 @@ impl Model {
             Source::Base { folder, trained } => {
                 let builder = Pipeline::builder(folder);
                 match trained {
-                    Trained::Whole => builder.part(Part::Transformer, saved),
+                    Trained::Whole { .. } => builder.part(Part::Transformer, saved),
                     Trained::Lora(_) => builder.lora(saved, 1.0),
                     Trained::Control { .. } => builder.part(Part::ControlNet, saved),
                 }
