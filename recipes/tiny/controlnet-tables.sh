@@ -40,7 +40,7 @@ done
 echo "| copied blocks | edges, F1 | colours | time |"
 for copies in 1 2 3 5; do
     recipe=$(mktemp --suffix .toml)
-    sed "s/^steps = .*/steps = 600/; s/^num_layers = .*/num_layers = $copies/" recipes/tiny/controlnet.toml > "$recipe"
+    sed "0,/^steps = .*/s//steps = 600/; s/^num_layers = .*/num_layers = $copies/" recipes/tiny/controlnet.toml > "$recipe"
     pixart train "$recipe" --output "$runs/controlnet-$copies" --quiet
     rm "$recipe"
     echo "| $copies of 6 | $(measure "$runs/controlnet-$copies/network" 300) |"
