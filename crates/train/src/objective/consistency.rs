@@ -33,10 +33,7 @@ impl ConsistencyObjective {
     /// Features or a base model that are missing or do not belong together.
     pub fn new(recipe: &Recipe, stage: &ConsistencyRecipe, features: &Path, device: &Device) -> Result<Self> {
         let data = Data::open(recipe, features, device)?;
-        let trained = match &stage.lora {
-            Some(lora) => Trained::Lora(lora.config()),
-            None => Trained::Whole { start: stage.start.clone() },
-        };
+        let trained = Trained::transformer(stage.lora.as_ref(), stage.start.clone());
         let model = Model::of_base(recipe, &stage.base, trained, &data.features, device)?;
         let teacher = model.base_transformer()?;
         let target = match stage.lora {

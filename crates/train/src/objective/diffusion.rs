@@ -37,8 +37,7 @@ impl DiffusionObjective {
         let model = match (&stage.new, &stage.base) {
             (Some(new), _) => Model::new(recipe, new, &data.features, device)?,
             (None, Some(base)) => {
-                let trained =
-                    stage.lora.as_ref().map_or(Trained::Whole { start: None }, |lora| Trained::Lora(lora.config()));
+                let trained = Trained::transformer(stage.lora.as_ref(), None);
                 Model::of_base(recipe, base, trained, &data.features, device)?
             }
             (None, None) => return Err(Error::folder(features, "neither `new` nor `base` says what to train")),

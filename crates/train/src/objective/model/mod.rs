@@ -19,7 +19,9 @@ use pixart_weights::{LoraConfig, Part, PipelineFolder, controlnet_config, contro
 use super::layout_loss::LayoutLoss;
 use super::word_encoder::WordEncoder;
 use crate::features::{Batch, Features};
-use crate::{Error, NewModelRecipe, Parameters, PixArtInitialise, Recipe, Result, TextEncoderSource, Zeros};
+use crate::{
+    Error, LoraRecipe, NewModelRecipe, Parameters, PixArtInitialise, Recipe, Result, TextEncoderSource, Zeros,
+};
 use text::FrozenEncoder;
 
 /// What the names of a new transformer's parameters begin with.
@@ -60,6 +62,13 @@ pub(crate) enum Trained {
     Lora(LoraConfig),
     /// What steers its transformer, which stays; from the ControlNet at `start`, or from copies of the transformer's blocks.
     Control { config: ControlNetConfig, start: Option<PathBuf> },
+}
+
+impl Trained {
+    /// A `lora` for the transformer, or all of it from `start`.
+    pub(crate) fn transformer(lora: Option<&LoraRecipe>, start: Option<PathBuf>) -> Self {
+        lora.map_or(Self::Whole { start }, |lora| Self::Lora(lora.config()))
+    }
 }
 
 impl Model {
