@@ -125,9 +125,10 @@ impl Objective for ConsistencyObjective {
     }
 
     fn footprint(&self) -> Result<Footprint> {
-        // The teacher with and without text, and the target; the target of a LoRA is the student.
+        // The target, and the teacher with and without text; the target of a LoRA is the student.
         let target = u64::from(self.target.is_some());
-        let mut footprint = self.model.footprint(self.data.largest(), 3.0, 2);
+        let evaluations = 1.0 + 2.0 * self.recipe.settings.teacher_steps as f64;
+        let mut footprint = self.model.footprint(self.data.largest(), evaluations, 2);
         footprint.frozen_bytes += target * 4 * footprint.trained;
         footprint.parameters += footprint.parameters - footprint.trained * (1 - target);
         Ok(footprint)

@@ -210,6 +210,37 @@ fn latent_consistency_distillation() -> Result {
     check_updates(&golden, "target.", &target_start, target_after)
 }
 
+/// Of one image the loss is multiplied with the power of its signal-to-noise ratio, which is computed here from the betas.
+#[test]
+fn latent_consistency_counts_by_a_power_of_the_ratio() -> Result {
+    let draw = |seed: f64| -> Result<Tensor> {
+        let wave: Vec<f32> = (0..64).map(|i| (f64::from(i) * seed).sin() as f32).collect();
+        Ok(Tensor::from_vec(wave, (1, 4, 4, 4), &Device::Cpu)?)
+    };
+    let (latents, noise, other) = (draw(0.7)?, draw(1.3)?, draw(2.1)?);
+    let loss = |index: usize, snr_power: f64| -> Result<f64> {
+        let loss = ConsistencyLoss::new(ConsistencySettings { snr_power, ..ConsistencySettings::default() })?;
+        let inputs = ConsistencyInputs { latents: &latents, noise: &noise, indices: &[index] };
+        let terms = loss.terms(
+            &inputs,
+            |z, _| Ok((z * 0.9)?),
+            |z, _| Ok((z * 0.8)?),
+            |_, _| Ok([noise.clone(), other.clone()]),
+        )?;
+        Ok(f64::from(terms.loss.to_scalar::<f32>()?))
+    };
+    for index in [0, 12, 24, 49] {
+        let t = 20 * (index + 1) - 1;
+        let signal: f64 = (0..=t).map(|i| 1.0 - (1e-4 + (0.02 - 1e-4) * f64::from(i as u32) / 999.0)).product();
+        for power in [0.25, 0.5, 1.0] {
+            let expected = loss(index, 0.0)? * (signal / (1.0 - signal)).powf(power);
+            let found = loss(index, power)?;
+            assert!((found / expected - 1.0).abs() < 1e-4, "timestep {t}, power {power}: {found}, not {expected}");
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn latent_consistency_lora() -> Result {
     let inputs = golden("training/consistency")?;
