@@ -1,11 +1,11 @@
 //! Latent consistency distillation (Luo et al. 2023, "Latent Consistency Models", algorithm 1; PixArt-δ, Chen et al. 2024,
-//! section 3): a student is to say from `z_t` what it says one step of the teacher later.
+//! section 3): a student is to say from `z_t` what it says one step of the teacher, or several, later.
 
 use candle_core::Tensor;
 use pixart_diffusion::{NoiseSchedule, SchedulerConfig, SchedulerKind};
 use serde::{Deserialize, Serialize};
 
-use super::hybrid_loss::{TIMESTEPS, column};
+use super::hybrid_loss::{TIMESTEPS, column, signal_to_noise};
 use crate::Result;
 
 /// Standard deviation of the data, and what timesteps are multiplied with, in the consistency function.
@@ -42,6 +42,11 @@ impl Default for ConsistencySettings {
 }
 
 impl ConsistencySettings {
+    /// From one timestep that is learned to the next.
+    fn stride(&self) -> usize {
+        TIMESTEPS / self.ddim_steps
+    }
+
     pub(crate) fn validate(&self) -> Result<(), String> {
         if self.ddim_steps == 0 || !TIMESTEPS.is_multiple_of(self.ddim_steps) {
             return Err(format!("ddim_steps is {}; it divides {TIMESTEPS}", self.ddim_steps));
@@ -49,9 +54,10 @@ impl ConsistencySettings {
         if !(1..=self.ddim_steps).contains(&self.skip) {
             return Err(format!("skip is {}; it is from 1 to ddim_steps, {}", self.skip, self.ddim_steps));
         }
-        let shortest = TIMESTEPS / self.ddim_steps - 1;
-        if !(1..=shortest.max(1)).contains(&self.teacher_steps) {
-            return Err(format!("teacher_steps is {}; it is from 1 to {shortest}", self.teacher_steps));
+        // The shortest way is from the first of the timesteps to 0.
+        let most = (self.stride() - 1).max(1);
+        if !(1..=most).contains(&self.teacher_steps) {
+            return Err(format!("teacher_steps is {}; it is from 1 to {most}", self.teacher_steps));
         }
         if !self.guidance_scale.is_finite() {
             return Err(format!("guidance_scale is {}", self.guidance_scale));
@@ -78,7 +84,7 @@ pub struct ConsistencyInputs<'a> {
     pub latents: &'a Tensor,
     /// Standard normal, of the same shape.
     pub noise: &'a Tensor,
-    /// For each image, which of the teacher's steps is taken: 0 is the last, to the picture.
+    /// For each image, which of the timesteps that are learned it has: 0 is the last, next to the picture.
     pub indices: &'a [usize],
 }
 
@@ -90,7 +96,7 @@ pub struct ConsistencyTerms {
     pub prediction: Tensor,
     /// What it is to say.
     pub target: Tensor,
-    /// Where the teacher's step led.
+    /// Where the teacher's steps led.
     pub z_s: Tensor,
 }
 
@@ -103,13 +109,9 @@ impl ConsistencyLoss {
         Ok(Self { settings, schedule: NoiseSchedule::from_config(&SchedulerConfig::new(SchedulerKind::Ddpm))? })
     }
 
-    /// The teacher's timesteps, from the last to the first: 19, 39 … 999.
+    /// The timesteps that are learned, from the last to the first: 19, 39 … 999.
     pub fn timesteps(&self) -> Vec<usize> {
-        (1..=self.settings.ddim_steps).map(|step| step * self.stride() - 1).collect()
-    }
-
-    fn stride(&self) -> usize {
-        TIMESTEPS / self.settings.ddim_steps
+        (1..=self.settings.ddim_steps).map(|step| step * self.settings.stride() - 1).collect()
     }
 
     /// The loss of a step, of the noise that networks predict in latents at timesteps: the student's, which gradients go
@@ -148,8 +150,7 @@ impl ConsistencyLoss {
 
     /// How much an image counts.
     fn weight(&self, t: usize) -> f64 {
-        let signal = self.schedule.alphas_cumprod()[t];
-        (signal / (1.0 - signal)).powf(self.settings.snr_power)
+        signal_to_noise(self.schedule.alphas_cumprod()[t]).powf(self.settings.snr_power)
     }
 
     /// The picture in `z` that has this noise.

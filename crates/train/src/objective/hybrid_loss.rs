@@ -60,7 +60,7 @@ impl HybridLoss {
 
     /// How much louder the picture is than the noise at timestep `t`.
     pub fn signal_to_noise(&self, t: usize) -> f64 {
-        self.products[t] / (1.0 - self.products[t])
+        signal_to_noise(self.products[t])
     }
 
     /// `x_t` of `x0` and `noise` (9).
@@ -118,6 +118,11 @@ fn log_probability(x: &Tensor, mean: &Tensor, log_variance: &Tensor) -> Result<T
 fn normal_cdf(x: &Tensor) -> Result<Tensor> {
     let cubic = ((x * x)? * x)?;
     Ok(((((x + (cubic * 0.044715)?)? * (2.0 / PI).sqrt())?.tanh()? + 1.0)? * 0.5)?)
+}
+
+/// How much louder the picture is than the noise where the signal has this part ᾱ of the variance.
+pub(crate) fn signal_to_noise(signal: f64) -> f64 {
+    signal / (1.0 - signal)
 }
 
 /// A number for each image, `[batch, 1, 1, 1]`, f32.

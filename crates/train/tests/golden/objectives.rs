@@ -1,5 +1,6 @@
 //! Losses and steps of training against PyTorch's, on the golden checkpoint (`tools/reference/training.py`).
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor, Var};
@@ -210,14 +211,50 @@ fn latent_consistency_distillation() -> Result {
     check_updates(&golden, "target.", &target_start, target_after)
 }
 
+/// Numbers of one image.
+fn wave(frequency: f64) -> Result<Tensor> {
+    let wave: Vec<f32> = (0..64).map(|i| (f64::from(i) * frequency).sin() as f32).collect();
+    Ok(Tensor::from_vec(wave, (1, 4, 4, 4), &Device::Cpu)?)
+}
+
+/// The signal's part of the variance at a timestep, from the betas.
+fn signal(t: usize) -> f64 {
+    (0..=t).map(|i| 1.0 - (1e-4 + (0.02 - 1e-4) * f64::from(i as u32) / 999.0)).product()
+}
+
+/// A teacher that knows the noise is asked at evenly spaced timesteps, and leads to the same picture with less of that noise.
+#[test]
+fn latent_consistency_goes_a_longer_way() -> Result {
+    let (latents, noise) = (wave(0.7)?, wave(1.3)?);
+    for (index, asked, arrived) in [(24, [499, 453, 406], 359), (6, [139, 93, 47], 0), (0, [19, 13, 7], 0)] {
+        let settings = ConsistencySettings { skip: 7, teacher_steps: 3, ..ConsistencySettings::default() };
+        let loss = ConsistencyLoss::new(settings)?;
+        let inputs = ConsistencyInputs { latents: &latents, noise: &noise, indices: &[index] };
+        let (seen, target_at) = (RefCell::new(vec![]), RefCell::new(vec![]));
+        let terms = loss.terms(
+            &inputs,
+            |z, _| Ok((z * 0.9)?),
+            |z, ts| {
+                target_at.borrow_mut().extend_from_slice(ts);
+                Ok((z * 0.8)?)
+            },
+            |_, ts| {
+                seen.borrow_mut().extend_from_slice(ts);
+                Ok([noise.clone(), noise.clone()])
+            },
+        )?;
+        assert_eq!((seen.into_inner(), target_at.into_inner()), (asked.to_vec(), vec![arrived]));
+        let signal = signal(arrived);
+        let expected = ((&latents * signal.sqrt())? + (&noise * (1.0 - signal).sqrt())?)?;
+        assert_within("z_s", &values(&terms.z_s)?, &values(&expected)?, 0.0, 1e-4);
+    }
+    Ok(())
+}
+
 /// Of one image the loss is multiplied with the power of its signal-to-noise ratio, which is computed here from the betas.
 #[test]
 fn latent_consistency_counts_by_a_power_of_the_ratio() -> Result {
-    let draw = |seed: f64| -> Result<Tensor> {
-        let wave: Vec<f32> = (0..64).map(|i| (f64::from(i) * seed).sin() as f32).collect();
-        Ok(Tensor::from_vec(wave, (1, 4, 4, 4), &Device::Cpu)?)
-    };
-    let (latents, noise, other) = (draw(0.7)?, draw(1.3)?, draw(2.1)?);
+    let (latents, noise, other) = (wave(0.7)?, wave(1.3)?, wave(2.1)?);
     let loss = |index: usize, snr_power: f64| -> Result<f64> {
         let loss = ConsistencyLoss::new(ConsistencySettings { snr_power, ..ConsistencySettings::default() })?;
         let inputs = ConsistencyInputs { latents: &latents, noise: &noise, indices: &[index] };
@@ -231,7 +268,7 @@ fn latent_consistency_counts_by_a_power_of_the_ratio() -> Result {
     };
     for index in [0, 12, 24, 49] {
         let t = 20 * (index + 1) - 1;
-        let signal: f64 = (0..=t).map(|i| 1.0 - (1e-4 + (0.02 - 1e-4) * f64::from(i as u32) / 999.0)).product();
+        let signal = signal(t);
         for power in [0.25, 0.5, 1.0] {
             let expected = loss(index, 0.0)? * (signal / (1.0 - signal)).powf(power);
             let found = loss(index, power)?;

@@ -269,6 +269,8 @@ fn what_does_not_belong_together_is_refused() -> pixart_train::Result<()> {
     refused(&format!("[stage.diffusion]\n{}\ntext_dropout = 2.0", base()), "text_dropout is 2");
     refused(&format!("[stage.diffusion]\n{}\nlora = {{ rank = 0 }}", base()), "rank is 0");
     refused(&format!("[stage.consistency]\n{}\nsettings = {{ ddim_steps = 7 }}", base()), "ddim_steps is 7");
+    refused(&format!("[stage.consistency]\n{}\nsettings = {{ skip = 51 }}", base()), "skip is 51");
+    refused(&format!("[stage.consistency]\n{}\nsettings = {{ teacher_steps = 20 }}", base()), "from 1 to 19");
     refused(&format!("[stage.consistency]\n{}\nsettings = {{ snr_power = 2.0 }}", base()), "snr_power is 2");
     refused(&format!("[stage.consistency]\n{}\ntarget_ema_decay = 1.5", base()), "target_ema_decay is 1.5");
     refused("[stage.consistency]\nbase = \"nothing\"", "no such folder");
