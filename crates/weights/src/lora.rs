@@ -185,6 +185,24 @@ pub fn write_peft(folder: &Path, config: &LoraConfig, tensors: &[(&str, &Tensor)
     write_tensors(&folder.join(WEIGHTS), tensors)
 }
 
+/// The config and the corrections of a PEFT folder, by PEFT's names.
+///
+/// # Errors
+/// No adapter there, one that is not PEFT's, or one whose layers are scaled in other ways than by alpha divided by the rank.
+pub fn read_peft(folder: &Path) -> Result<(LoraConfig, Weights)> {
+    let (config, weights) = (folder.join(CONFIG), folder.join(WEIGHTS));
+    if !(config.exists() && weights.exists()) {
+        return Err(Error::missing(folder, format!("there is no adapter ({WEIGHTS} with {CONFIG})")));
+    }
+    let PeftConfig { alpha_pattern, use_rslora, .. } = PeftConfig::read(&config)?;
+    if use_rslora || !alpha_pattern.is_empty() {
+        return Err(Error::unsupported(folder, "scales its layers by rsLoRA or each in its own way"));
+    }
+    let fields =
+        serde_json::from_value(read_json(&config)?).map_err(|error| Error::corrupt(&config, error.to_string()))?;
+    Ok((fields, Weights::open(&weights)?))
+}
+
 /// A file and the config that may lie beside it.
 fn beside(path: &Path) -> (PathBuf, PathBuf) {
     (path.into(), path.with_file_name(CONFIG))

@@ -1,9 +1,11 @@
 //! Distillation into a model that needs few steps, or into a LoRA that makes one of its base.
 
+use std::cmp::Reverse;
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use image::RgbImage;
+use pixart_diffusion::Generator;
 use pixart_nn::transformer::{PixArtTransformer, ProjectedText};
 
 use super::data::{Data, Drawn};
@@ -19,11 +21,20 @@ use crate::{ConsistencyRecipe, Ema, Footprint, Parameters, Recipe, Result, Sampl
 pub struct ConsistencyObjective {
     model: Model,
     teacher: PixArtTransformer,
-    /// Where all of the student is trained, the average that it is held to; else that is the student itself.
-    target: Option<Ema>,
+    target: Target,
     data: Data,
     loss: ConsistencyLoss,
     recipe: ConsistencyRecipe,
+}
+
+/// What the student is held to.
+enum Target {
+    /// Its own average.
+    Average(Ema),
+    /// Itself as it is, which is what a LoRA that learns slowly is.
+    Student,
+    /// Another that was distilled before.
+    Other(PixArtTransformer),
 }
 
 impl ConsistencyObjective {
@@ -36,9 +47,10 @@ impl ConsistencyObjective {
         let trained = Trained::transformer(stage.lora.as_ref(), stage.start.clone());
         let model = Model::of_base(recipe, &stage.base, trained, &data.features, device)?;
         let teacher = model.base_transformer()?;
-        let target = match stage.lora {
-            Some(_) => None,
-            None => Some(Ema::new(&model.parameters)?),
+        let target = match (&stage.target, &stage.lora) {
+            (Some(other), _) => Target::Other(model.other_transformer(other)?),
+            (None, Some(_)) => Target::Student,
+            (None, None) => Target::Average(Ema::new(&model.parameters)?),
         };
         let validation = Sampling {
             scheduler: Some(stage.validation.scheduler.clone().unwrap_or_else(|| "lcm".into())),
@@ -50,10 +62,52 @@ impl ConsistencyObjective {
 
     fn target(&self) -> Result<PixArtTransformer> {
         match &self.target {
-            Some(target) => self.model.transformer_of(target.builder(self.model.dtype())),
-            None => self.model.detached_transformer(),
+            Target::Average(average) => self.model.transformer_of(average.builder(self.model.dtype())),
+            Target::Student => self.model.detached_transformer(),
+            Target::Other(other) => Ok(other.clone()),
         }
     }
+
+    /// What each image is renoised from, for the timesteps at `indices`: a picture of the student's own, drawn on a way, or one of the data,
+    /// whose way has nothing in it. The longest ways come first, their timesteps with them.
+    fn ways(&self, indices: Vec<usize>, generator: &mut Generator) -> (Vec<usize>, Vec<Vec<usize>>) {
+        let mut draw = || generator.rand(1)[0];
+        let mut ways: Vec<(usize, Vec<usize>)> = indices
+            .into_iter()
+            .map(|index| match f64::from(draw()) < self.recipe.settings.own_pictures {
+                true => (index, self.loss.way_to(index, &mut draw)),
+                false => (index, vec![]),
+            })
+            .collect();
+        ways.sort_by_key(|(_, way)| Reverse(way.len()));
+        ways.into_iter().unzip()
+    }
+
+    /// What the student, or its average if there is one, draws on the `ways`, and the `latents` where a way has nothing in it.
+    fn own_pictures(
+        &self,
+        latents: &Tensor,
+        ways: &[Vec<usize>],
+        batch: &Batch,
+        text: &Text,
+        mut generator: Generator,
+    ) -> Result<Tensor> {
+        if ways.iter().all(Vec::is_empty) {
+            return Ok(latents.clone());
+        }
+        let student = match self.target {
+            Target::Average(_) => self.target()?,
+            Target::Student | Target::Other(_) => self.model.detached_transformer()?,
+        };
+        let more_noise = || Ok(generator.randn_tensor(latents.shape(), &Device::Cpu)?.to_device(latents.device())?);
+        self.loss.own_pictures(latents, ways, more_noise, |z, ts| {
+            noise(&self.model, batch, &student, &project(&student, &text.first(ts.len())?)?, z, ts)
+        })
+    }
+}
+
+fn project(transformer: &PixArtTransformer, text: &Text) -> Result<ProjectedText> {
+    Ok(transformer.project_text(&text.embeds, Some(&text.mask))?)
 }
 
 /// A transformer's prediction of noise, given texts.
@@ -65,7 +119,8 @@ fn noise(
     latents: &Tensor,
     ts: &[usize],
 ) -> Result<Tensor> {
-    let prediction = Model::predict(transformer, latents, ts, text, model.size(batch)?.as_ref(), None)?;
+    let prediction =
+        Model::predict(transformer, latents, ts, text, model.size(batch.pixels, ts.len())?.as_ref(), None)?;
     Ok(prediction.narrow(1, 0, latents.dim(1)?)?)
 }
 
@@ -79,16 +134,16 @@ impl Objective for ConsistencyObjective {
         let size = batch.captions.len();
         let (latents, noises) = self.data.latents(&batch, &of_latents, self.model.scaling_factor)?;
         let steps = self.loss.timesteps().len();
-        let draws = generator(self.data.seed, "consistency", &[step, part as u64]).rand(2 * size);
+        let stream = |purpose| generator(self.data.seed, purpose, &[step, part as u64]);
+        let draws = stream("consistency").rand(2 * size);
         let indices: Vec<usize> = draws[..size].iter().map(|draw| pick(*draw, steps)).collect();
+        let (indices, ways) = self.ways(indices, &mut stream("own pictures"));
         let text = self
             .model
             .text(&batch, &self.data.features, |item, captions| Some(pick(draws[size + item], captions.len())))?;
         let null = self.model.text(&batch, &self.data.features, |_, _| None)?;
+        let latents = self.own_pictures(&latents, &ways, &batch, &text, stream("noise of own pictures"))?;
 
-        let project = |transformer: &PixArtTransformer, text: &Text| -> Result<ProjectedText> {
-            Ok(transformer.project_text(&text.embeds, Some(&text.mask))?)
-        };
         let (student, recomputation) = self.model.transformer_in_training()?;
         let target = self.target()?;
         let of_student = project(&student, &text)?;
@@ -111,26 +166,38 @@ impl Objective for ConsistencyObjective {
 
     fn step_done(&mut self) -> Result<()> {
         match &mut self.target {
-            Some(target) => target.update(self.recipe.target_ema_decay),
-            None => Ok(()),
+            Target::Average(average) => average.update(self.recipe.target_ema_decay),
+            Target::Student | Target::Other(_) => Ok(()),
         }
     }
 
     fn target_average(&self) -> Option<&Ema> {
-        self.target.as_ref()
+        match &self.target {
+            Target::Average(average) => Some(average),
+            Target::Student | Target::Other(_) => None,
+        }
     }
 
     fn target_average_mut(&mut self) -> Option<&mut Ema> {
-        self.target.as_mut()
+        match &mut self.target {
+            Target::Average(average) => Some(average),
+            Target::Student | Target::Other(_) => None,
+        }
     }
 
     fn footprint(&self) -> Result<Footprint> {
-        // The target, and the teacher with and without text; the target of a LoRA is the student.
-        let target = u64::from(self.target.is_some());
-        let evaluations = 1.0 + 2.0 * self.recipe.settings.teacher_steps as f64;
-        let mut footprint = self.model.footprint(self.data.largest(), evaluations, 2);
-        footprint.frozen_bytes += target * 4 * footprint.trained;
-        footprint.parameters += footprint.parameters - footprint.trained * (1 - target);
+        let settings = &self.recipe.settings;
+        let own = settings.own_pictures * self.loss.passes_to_own_pictures();
+        // The target, and the teacher with and without text.
+        let evaluations = 1.0 + own + 2.0 * settings.teacher_passes() as f64;
+        let (average, others) = match self.target {
+            Target::Average(_) => (1, 0),
+            Target::Student => (0, 0),
+            Target::Other(_) => (0, 1),
+        };
+        let mut footprint = self.model.footprint(self.data.largest(), evaluations, 2 + others);
+        footprint.frozen_bytes += average * 4 * footprint.trained;
+        footprint.parameters += footprint.parameters - footprint.trained * (1 - average);
         Ok(footprint)
     }
 

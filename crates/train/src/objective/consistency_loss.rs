@@ -2,11 +2,12 @@
 //! section 3): a student is to say from `z_t` what it says one step of the teacher, or several, later.
 
 use candle_core::Tensor;
-use pixart_diffusion::{NoiseSchedule, SchedulerConfig, SchedulerKind};
+use pixart_diffusion::{NoiseSchedule, SchedulerConfig, SchedulerKind, StepOptions};
 use serde::{Deserialize, Serialize};
 
 use super::hybrid_loss::{TIMESTEPS, column, signal_to_noise};
 use crate::Result;
+use crate::random::pick;
 
 /// Standard deviation of the data, and what timesteps are multiplied with, in the consistency function.
 const SIGMA_DATA: f64 = 0.5;
@@ -16,10 +17,17 @@ const TIMESTEP_SCALING: f64 = 10.0;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ConsistencySettings {
-    /// Timesteps that are learned, evenly from noise to picture.
+    /// Timesteps evenly from noise to picture; all of them are learned, as published, unless `solver_steps` is given.
     pub ddim_steps: usize,
-    /// How many of those timesteps on the student is compared, 1 as published. What one timestep learns from the next reaches the
-    /// first ones after many steps of training, and takes along what each of them got wrong; the longer the way, the less so.
+    /// Learns only those timesteps at which the LCM solver asks when it draws in so many steps: 999, 759, 499 and 259 in 4, among
+    /// which are those of 2 steps and of 1. What a small network has no room to learn everywhere it may learn there.
+    pub solver_steps: Option<usize>,
+    /// The share of images that are renoised from what the student draws rather than from the data, 0 as published. It draws them as the
+    /// solver would, from noise alone, and so learns to go on from its own pictures, which are not quite like the data.
+    pub own_pictures: f64,
+    /// How many of the timesteps that are learned on the student is compared, 1 as published. What one timestep learns from the next reaches the
+    /// first ones after many steps of training, and takes along what each of them got wrong; the longer the way, the less so. With 0 it is
+    /// compared at the same timestep, to a target that was distilled before, and the teacher is not asked.
     pub skip: usize,
     /// Steps of DDIM that the teacher takes on that way, 1 as published. Each costs two of its evaluations.
     pub teacher_steps: usize,
@@ -37,27 +45,58 @@ pub struct ConsistencySettings {
 
 impl Default for ConsistencySettings {
     fn default() -> Self {
-        Self { ddim_steps: 50, skip: 1, teacher_steps: 1, guidance_scale: 4.5, huber_c: 1e-3, snr_power: 0.0 }
+        Self {
+            ddim_steps: 50,
+            solver_steps: None,
+            own_pictures: 0.0,
+            skip: 1,
+            teacher_steps: 1,
+            guidance_scale: 4.5,
+            huber_c: 1e-3,
+            snr_power: 0.0,
+        }
     }
 }
 
 impl ConsistencySettings {
-    /// From one timestep that is learned to the next.
-    fn stride(&self) -> usize {
-        TIMESTEPS / self.ddim_steps
-    }
-
-    pub(crate) fn validate(&self) -> Result<(), String> {
+    /// The timesteps that are learned, from the last to the first: 19, 39 … 999.
+    fn timesteps(&self) -> Result<Vec<usize>, String> {
         if self.ddim_steps == 0 || !TIMESTEPS.is_multiple_of(self.ddim_steps) {
             return Err(format!("ddim_steps is {}; it divides {TIMESTEPS}", self.ddim_steps));
         }
-        if !(1..=self.ddim_steps).contains(&self.skip) {
-            return Err(format!("skip is {}; it is from 1 to ddim_steps, {}", self.skip, self.ddim_steps));
+        let steps = self.solver_steps.unwrap_or(self.ddim_steps);
+        if !(1..=self.ddim_steps).contains(&steps) {
+            return Err(format!("solver_steps is {steps}; it is from 1 to ddim_steps, {}", self.ddim_steps));
         }
-        // The shortest way is from the first of the timesteps to 0.
-        let most = (self.stride() - 1).max(1);
+        let solver = SchedulerConfig::new(SchedulerKind::Lcm)
+            .with("original_inference_steps", self.ddim_steps)
+            .and_then(|config| config.solver(steps, &StepOptions::default()))
+            .map_err(|error| error.to_string())?;
+        Ok(solver.timesteps().iter().rev().map(|t| *t as usize).collect())
+    }
+
+    /// Steps of the teacher's for an image.
+    pub(crate) fn teacher_passes(&self) -> usize {
+        if self.skip == 0 { 0 } else { self.teacher_steps }
+    }
+
+    pub(crate) fn validate(&self) -> Result<(), String> {
+        let timesteps = self.timesteps()?;
+        if !(0..=timesteps.len()).contains(&self.skip) {
+            let found = self.skip;
+            return Err(format!(
+                "skip is {found}; it is from 0 to the timesteps that are learned, {}",
+                timesteps.len()
+            ));
+        }
+        // The shortest way is from one of the timesteps to the next, or from the last one to 0.
+        let ways = timesteps.windows(2).map(|pair| pair[1] - pair[0]);
+        let most = ways.fold(timesteps[0], usize::min).max(1);
         if !(1..=most).contains(&self.teacher_steps) {
             return Err(format!("teacher_steps is {}; it is from 1 to {most}", self.teacher_steps));
+        }
+        if !(0.0..=1.0).contains(&self.own_pictures) {
+            return Err(format!("own_pictures is {}; it is from 0 to 1", self.own_pictures));
         }
         if !self.guidance_scale.is_finite() {
             return Err(format!("guidance_scale is {}", self.guidance_scale));
@@ -75,6 +114,7 @@ impl ConsistencySettings {
 /// The loss of a distillation.
 pub struct ConsistencyLoss {
     settings: ConsistencySettings,
+    timesteps: Vec<usize>,
     schedule: NoiseSchedule,
 }
 
@@ -104,14 +144,69 @@ impl ConsistencyLoss {
     /// For PixArt's schedule.
     ///
     /// # Errors
-    /// Never, but that a schedule is made from a config.
+    /// Settings that are out of range.
     pub fn new(settings: ConsistencySettings) -> Result<Self> {
-        Ok(Self { settings, schedule: NoiseSchedule::from_config(&SchedulerConfig::new(SchedulerKind::Ddpm))? })
+        settings.validate().map_err(candle_core::Error::Msg)?;
+        Ok(Self {
+            timesteps: settings.timesteps().map_err(candle_core::Error::Msg)?,
+            settings,
+            schedule: NoiseSchedule::from_config(&SchedulerConfig::new(SchedulerKind::Ddpm))?,
+        })
     }
 
     /// The timesteps that are learned, from the last to the first: 19, 39 … 999.
-    pub fn timesteps(&self) -> Vec<usize> {
-        (1..=self.settings.ddim_steps).map(|step| step * self.settings.stride() - 1).collect()
+    pub fn timesteps(&self) -> &[usize] {
+        &self.timesteps
+    }
+
+    /// Where the student draws, one after another, before it is asked at timestep `index`: at the first timestep, then at any of those
+    /// that are left, which a draw from 0..1 picks, as the solver does in some number of steps.
+    pub fn way_to(&self, index: usize, mut draw: impl FnMut() -> f32) -> Vec<usize> {
+        let mut way = vec![];
+        let mut at = self.timesteps.len() - 1;
+        while at > index {
+            way.push(at);
+            at = index + pick(draw(), at - index);
+        }
+        way
+    }
+
+    /// How many passes such a way takes, on the average over all timesteps.
+    pub(crate) fn passes_to_own_pictures(&self) -> f64 {
+        // Over n timesteps a way takes 1 + 1/2 + … + 1/n of them.
+        let count = self.timesteps.len();
+        (1..count).map(|n| (count - n) as f64 / n as f64).sum::<f64>() / count as f64
+    }
+
+    /// What the student draws from noise on `ways`, which are ordered from the longest to the shortest, and the `latents` where a way has
+    /// nothing in it. `noise` gives some of the latents' shape for each of a way's timesteps; `student` is given the first few images.
+    pub fn own_pictures(
+        &self,
+        latents: &Tensor,
+        ways: &[Vec<usize>],
+        mut noise: impl FnMut() -> Result<Tensor>,
+        student: impl Fn(&Tensor, &[usize]) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let mut pictures = latents.clone();
+        for round in 0.. {
+            let ts: Vec<usize> =
+                ways.iter().map_while(|way| way.get(round).map(|index| self.timesteps[*index])).collect();
+            if ts.is_empty() {
+                break;
+            }
+            let (drawn, others) = (ts.len(), ways.len() - ts.len());
+            let noise = noise()?.narrow(0, 0, drawn)?;
+            let z = match round {
+                0 => noise,
+                _ => self.schedule.add_noise(&pictures.narrow(0, 0, drawn)?, &noise, &ts)?,
+            };
+            let own = self.consistent(&z, &student(&z, &ts)?, &ts)?.detach();
+            pictures = match others {
+                0 => own,
+                _ => Tensor::cat(&[own, pictures.narrow(0, drawn, others)?], 0)?,
+            };
+        }
+        Ok(pictures)
     }
 
     /// The loss of a step, of the noise that networks predict in latents at timesteps: the student's, which gradients go
@@ -124,14 +219,14 @@ impl ConsistencyLoss {
         teacher: impl Fn(&Tensor, &[usize]) -> Result<[Tensor; 2]>,
     ) -> Result<ConsistencyTerms> {
         let ConsistencyInputs { latents, noise, indices } = inputs;
-        let grid = self.timesteps();
+        let grid = &self.timesteps;
         let ts: Vec<usize> = indices.iter().map(|index| grid[*index]).collect();
         let ss: Vec<usize> =
             indices.iter().map(|index| index.checked_sub(self.settings.skip).map_or(0, |index| grid[index])).collect();
 
         let z_t = self.schedule.add_noise(latents, noise, &ts)?;
         let mut z_s = z_t.clone();
-        let steps = self.settings.teacher_steps;
+        let steps = self.settings.teacher_passes();
         for step in 0..steps {
             let on_the_way = |done| ts.iter().zip(&ss).map(|(t, s)| t - (t - s) * done / steps).collect::<Vec<_>>();
             let (from, to) = (on_the_way(step), on_the_way(step + 1));
@@ -144,7 +239,7 @@ impl ConsistencyLoss {
         let prediction = self.consistent(&z_t, &student(&z_t, &ts)?, &ts)?;
         let c = self.settings.huber_c;
         let huber = (((&prediction - &target)?.sqr()? + c * c)?.sqrt()? - c)?;
-        let weights = column(&ts, z_t.device(), |t| self.weight(t))?;
+        let weights = column(&ts, latents.device(), |t| self.weight(t))?;
         Ok(ConsistencyTerms { loss: huber.broadcast_mul(&weights)?.mean_all()?, prediction, target, z_s })
     }
 

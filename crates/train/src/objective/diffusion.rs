@@ -95,7 +95,7 @@ impl Objective for DiffusionObjective {
         let (transformer, recomputation) = self.model.transformer_in_training()?;
         let text = transformer.project_text(&text.embeds, Some(&text.mask))?;
         let condition = self.model.condition(&transformer, &batch)?;
-        let size = self.model.size(&batch)?;
+        let size = self.model.size(batch.pixels, batch.captions.len())?;
         let layout = self.recipe.layout.filter(|layout| layout.counts(step));
         let seen = layout.map(|layout| layout.block);
         let (output, tokens) =

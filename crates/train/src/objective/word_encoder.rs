@@ -28,6 +28,13 @@ pub(crate) struct Text {
     pub mask: Tensor,
 }
 
+impl Text {
+    /// Those of the first `count` texts.
+    pub(crate) fn first(&self, count: usize) -> Result<Self> {
+        Ok(Self { embeds: self.embeds.narrow(0, 0, count)?, mask: self.mask.narrow(0, 0, count)? })
+    }
+}
+
 /// Encodes captions, all as long as the longest of them, but no longer than `most` tokens.
 pub(crate) fn encode(
     tokenizer: &Tokenizer,

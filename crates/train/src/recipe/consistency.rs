@@ -17,7 +17,10 @@ pub struct ConsistencyRecipe {
     /// A transformer that the student starts as, such as one that was distilled before; the base's if it is not given.
     #[serde(default)]
     pub start: Option<PathBuf>,
-    /// Decay of the moving average of the student that is its target, where all of it is trained.
+    /// A transformer that was distilled before, which the student is held to in place of itself or its average.
+    #[serde(default)]
+    pub target: Option<PathBuf>,
+    /// Decay of the moving average of the student that is its target, where all of it is trained and no other is given.
     #[serde(default = "target_decay")]
     pub target_ema_decay: f64,
     /// How it is distilled.
@@ -39,6 +42,9 @@ impl ConsistencyRecipe {
             return Err("stage.consistency.start is of a whole transformer, and a lora is trained".into());
         }
         self.settings.validate()?;
+        if self.settings.skip == 0 && self.target.is_none() {
+            return Err("stage.consistency.settings.skip is 0, which needs a target that was distilled before".into());
+        }
         match self.target_ema_decay {
             decay if (0.0..1.0).contains(&decay) => Ok(()),
             decay => Err(format!("stage.consistency.target_ema_decay is {decay}")),

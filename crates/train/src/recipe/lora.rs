@@ -1,3 +1,5 @@
+use std::path::PathBuf;
+
 use pixart_weights::LoraConfig;
 use serde::{Deserialize, Serialize};
 
@@ -13,6 +15,9 @@ pub struct LoraRecipe {
     /// Names, or ends of names, of the layers that are adapted; those of the published LCM-LoRA if it is not given.
     #[serde(default)]
     pub target_modules: Option<Vec<String>>,
+    /// A LoRA, in PEFT's folder, of the same rank, alpha and layers, that this one starts as; one that changes nothing if it is not given.
+    #[serde(default)]
+    pub start: Option<PathBuf>,
 }
 
 /// The layers of PixArt's published LCM-LoRA.

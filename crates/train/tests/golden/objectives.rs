@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor, Var};
+use pixart_diffusion::{Generator, NoiseSource, SchedulerConfig, SchedulerKind, StepOptions};
 use pixart_nn::transformer::{PixArtTransformer, TransformerConfig};
 use pixart_train::{
     ConsistencyInputs, ConsistencyLoss, ConsistencySettings, ConsistencyTerms, Ema, HybridLoss, Optimizer,
@@ -247,6 +248,69 @@ fn latent_consistency_goes_a_longer_way() -> Result {
         let signal = signal(arrived);
         let expected = ((&latents * signal.sqrt())? + (&noise * (1.0 - signal).sqrt())?)?;
         assert_within("z_s", &values(&terms.z_s)?, &values(&expected)?, 0.0, 1e-4);
+    }
+    Ok(())
+}
+
+/// Only the timesteps of few steps are learned, as diffusers' `LCMScheduler` chooses them.
+#[test]
+fn latent_consistency_of_few_steps() -> Result {
+    for (steps, expected) in [
+        (1, vec![999]),
+        (2, vec![499, 999]),
+        (3, vec![339, 679, 999]),
+        (4, vec![259, 499, 759, 999]),
+        (8, vec![139, 259, 379, 499, 639, 759, 879, 999]),
+    ] {
+        let settings = ConsistencySettings { solver_steps: Some(steps), ..ConsistencySettings::default() };
+        assert_eq!(ConsistencyLoss::new(settings)?.timesteps(), expected);
+    }
+    Ok(())
+}
+
+/// What the student draws on its way is what the LCM solver draws with the same noise, in steps of which any may be left out.
+#[test]
+fn latent_consistency_goes_on_from_pictures_of_its_own() -> Result {
+    let loss = ConsistencyLoss::new(ConsistencySettings { solver_steps: Some(4), ..ConsistencySettings::default() })?;
+    assert_eq!(loss.way_to(3, || 0.5), [0; 0]);
+    assert_eq!(loss.way_to(0, || 0.0), [3], "straight there");
+    assert_eq!(loss.way_to(0, || 0.999), [3, 2, 1], "by every timestep");
+    assert_eq!(loss.way_to(1, || 0.999), [3, 2]);
+
+    let student = |z: &Tensor, t: f64| -> Result<Tensor> { Ok(((z * (t / 1e3))? + 0.1)?) };
+    let config = SchedulerConfig::new(SchedulerKind::Lcm);
+    let drawn = |steps: usize, done: usize, seed: u64| -> Result<Tensor> {
+        let mut solver = config.solver(steps, &StepOptions::default())?;
+        let mut source = NoiseSource::from(Generator::new(seed));
+        let mut z = source.randn_tensor((1, 4, 4, 4), &Device::Cpu)?;
+        let mut picture = z.clone();
+        for index in 0..done {
+            let output = student(&z, solver.timesteps()[index])?;
+            let step = solver.step(&output, index, &z, &mut source)?;
+            picture = step.pred_original_sample.expect("LCM predicts a picture");
+            z = step.prev_sample;
+        }
+        Ok(picture)
+    };
+    // By all three timesteps before the last; in two steps, 999 and 499; one step; and a picture of the data.
+    let ways = [vec![3, 2, 1], vec![3, 1], vec![3], vec![]];
+    let mut sources: Vec<_> = (0..4).map(|seed| NoiseSource::from(Generator::new(seed))).collect();
+    let data = wave(0.7)?.repeat((4, 1, 1, 1))?;
+    let pictures = loss.own_pictures(
+        &data,
+        &ways,
+        || {
+            let noise = sources.iter_mut().map(|source| source.randn_tensor((1, 4, 4, 4), &Device::Cpu));
+            Ok(Tensor::cat(&noise.collect::<std::result::Result<Vec<_>, _>>()?, 0)?)
+        },
+        |z, ts| {
+            let images = (0..ts.len()).map(|row| Ok(((z.narrow(0, row, 1)? * (ts[row] as f64 / 1e3))? + 0.1)?));
+            Ok(Tensor::cat(&images.collect::<pixart_train::Result<Vec<_>>>()?, 0)?)
+        },
+    )?;
+    for (row, expected) in [drawn(4, 3, 0)?, drawn(2, 2, 1)?, drawn(1, 1, 2)?, wave(0.7)?].iter().enumerate() {
+        let found = values(&pictures.narrow(0, row, 1)?)?;
+        assert_within(&format!("way {:?}", ways[row]), &found, &values(expected)?, 0.0, 1e-5);
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! Stages on features: diffusion and distillation, whole networks and LoRAs.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use candle_core::Device;
 use pixart::{Control, Detector, Pipeline, Request};
@@ -26,6 +26,11 @@ const VALIDATION: &str = "validation = { prompts = [\"a red circle\"], steps = 2
 
 fn base() -> String {
     format!("base = {:?}", checkpoint())
+}
+
+/// A LoRA for the golden checkpoint, as PEFT wrote it.
+fn adapter() -> PathBuf {
+    checkpoint().with_file_name("../training/lora")
 }
 
 /// Features of a few scenes, with embeddings of their captions if `with_text`.
@@ -175,6 +180,69 @@ fn a_student_may_start_as_another() -> pixart_train::Result<()> {
     Ok(())
 }
 
+/// At the same timestep a student has nothing to learn from a target that is like it, and something from another, which it then nears.
+#[test]
+fn a_student_may_be_held_to_another() -> pixart_train::Result<()> {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let data = features(folder.path(), true)?;
+    let losses = |output: &str, target: &Path| -> pixart_train::Result<Vec<f64>> {
+        let settings = "settings = { solver_steps = 4, skip = 0, own_pictures = 0.5 }";
+        let stage = format!("[stage.consistency]\n{}\ntarget = {target:?}\n{settings}\n{VALIDATION}", base());
+        let longer = RUN.replace("steps = 6", "steps = 20");
+        let recipe = recipe(folder.path(), &format!("{longer}{data}\n{stage}"))?;
+        Ok(run(&recipe, &folder.path().join(output), u64::MAX)?.1.iter().map(|report| report.loss).collect())
+    };
+    let same = losses("same", &checkpoint().join("transformer"))?;
+    assert!(same[0] < 1e-6, "{same:?}");
+    let moved = folder.path().join("moved");
+    let stage = format!("{RUN}{data}\n[stage.consistency]\n{}\n{VALIDATION}", base());
+    run(&recipe(folder.path(), &stage)?, &moved, u64::MAX)?;
+    let other = losses("other", &moved.join("network"))?;
+    assert!(other[0] > 1e-3, "{other:?}");
+    let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
+    assert!(mean(&other[15..]) < 0.8 * mean(&other[..3]), "{other:?}");
+    Ok(())
+}
+
+/// A LoRA may start as another too.
+#[test]
+fn a_lora_may_start_as_another() -> pixart_train::Result<()> {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let data = features(folder.path(), true)?;
+    let resting = RUN.replace("steps = 6", "steps = 1").replace("lr = 1e-3", "lr = 1e-12").replace("warm_up = 2", "");
+    let lora = format!("lora = {{ rank = 8, start = {:?} }}", adapter());
+    let stage = format!("{resting}{data}\n[stage.diffusion]\n{}\n{lora}\n{VALIDATION}", base());
+    let output = folder.path().join("run");
+    run(&recipe(folder.path(), &stage)?, &output, u64::MAX)?;
+    for half in ["A", "B"] {
+        let name = format!("base_model.model.transformer_blocks.0.attn1.to_q.lora_{half}.weight");
+        let (first, second) = (adapter(), output.join("network"));
+        let weights = |folder: &Path| numbers(&folder.join("adapter_model.safetensors"), &name);
+        assert!(agree(&weights(&first)?, &weights(&second)?), "{name}");
+    }
+    Ok(())
+}
+
+/// All of a student, or a LoRA, goes on from pictures that it draws itself; which images' turn it is is the same each time.
+#[test]
+fn a_student_goes_on_from_its_own_pictures() -> pixart_train::Result<()> {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let data = features(folder.path(), true)?;
+    for lora in ["", "lora = { rank = 4 }"] {
+        let losses = |own: f64| -> pixart_train::Result<Vec<f64>> {
+            let settings = format!("settings = {{ solver_steps = 4, teacher_steps = 2, own_pictures = {own:.1} }}");
+            let stage = format!("{RUN}{data}\n[stage.consistency]\n{}\n{lora}\n{settings}\n{VALIDATION}", base());
+            let output = tempfile::tempdir().expect("a temporary folder");
+            let (_, reports) = run(&recipe(folder.path(), &stage)?, output.path(), u64::MAX)?;
+            Ok(reports.iter().map(|report| report.loss).collect())
+        };
+        let (data, half, own) = (losses(0.0)?, losses(0.5)?, losses(1.0)?);
+        assert!(data != half && half != own && data != own, "{data:?} {half:?} {own:?}");
+        assert_eq!(losses(0.5)?, half);
+    }
+    Ok(())
+}
+
 /// Features whose captions are words are as good as ones with embeddings: the base's text encoder makes them.
 #[test]
 fn captions_may_stay_words() -> pixart_train::Result<()> {
@@ -271,6 +339,10 @@ fn what_does_not_belong_together_is_refused() -> pixart_train::Result<()> {
     refused(&format!("[stage.consistency]\n{}\nsettings = {{ ddim_steps = 7 }}", base()), "ddim_steps is 7");
     refused(&format!("[stage.consistency]\n{}\nsettings = {{ skip = 51 }}", base()), "skip is 51");
     refused(&format!("[stage.consistency]\n{}\nsettings = {{ teacher_steps = 20 }}", base()), "from 1 to 19");
+    refused(&format!("[stage.consistency]\n{}\nsettings = {{ solver_steps = 51 }}", base()), "solver_steps is 51");
+    let few = "settings = { solver_steps = 4, teacher_steps = 241 }";
+    refused(&format!("[stage.consistency]\n{}\n{few}", base()), "from 1 to 240");
+    refused(&format!("[stage.consistency]\n{}\nsettings = {{ own_pictures = 1.5 }}", base()), "own_pictures is 1.5");
     refused(&format!("[stage.consistency]\n{}\nsettings = {{ snr_power = 2.0 }}", base()), "snr_power is 2");
     refused(&format!("[stage.consistency]\n{}\ntarget_ema_decay = 1.5", base()), "target_ema_decay is 1.5");
     refused("[stage.consistency]\nbase = \"nothing\"", "no such folder");
@@ -279,7 +351,13 @@ fn what_does_not_belong_together_is_refused() -> pixart_train::Result<()> {
     let start =
         |more: &str| format!("[stage.consistency]\n{}\nstart = {:?}\n{more}", base(), other.join("transformer"));
     refused(&start(""), "is another transformer than the base's");
+    let target = other.join("transformer");
+    refused(&format!("[stage.consistency]\n{}\ntarget = {target:?}", base()), "is another transformer than the base's");
+    refused(&format!("[stage.consistency]\n{}\nsettings = {{ skip = 0 }}", base()), "skip is 0, which needs a target");
     refused(&start("lora = { rank = 4 }"), "start is of a whole transformer");
+    let lora = |more: &str| format!("[stage.consistency]\n{}\nlora = {{ start = {:?}, {more} }}", base(), adapter());
+    refused(&lora("rank = 3"), "has rank 8 and alpha 8, not 3 and 3");
+    refused(&lora("rank = 8, target_modules = [\"to_q\"]"), "which target_modules leave out");
     Ok(())
 }
 

@@ -25,7 +25,7 @@ impl Model {
         let trained = self.parameters.count() as u64;
         let of_transformer = match &self.source {
             Source::New { .. } | Source::Base { trained: Trained::Whole { .. }, .. } => trained,
-            Source::Base { trained: Trained::Lora(_), .. } => self.parameters.base_count() as u64,
+            Source::Base { trained: Trained::Lora { .. }, .. } => self.parameters.base_count() as u64,
             Source::Base { trained: Trained::Control { config, .. }, .. } => {
                 return self.control_footprint(config, (tokens, text), stream);
             }

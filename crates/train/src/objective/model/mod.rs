@@ -14,7 +14,9 @@ use pixart_nn::recompute::Recomputation;
 use pixart_nn::t5::T5Config;
 use pixart_nn::transformer::{Condition, PixArtTransformer, ProjectedText, SizeConditions, TransformerConfig};
 use pixart_nn::vae::VaeConfig;
-use pixart_weights::{LoraConfig, Part, PipelineFolder, controlnet_config, controlnet_of, open_part};
+use pixart_weights::{
+    LoraConfig, PEFT_PREFIX, Part, PipelineFolder, Weights, controlnet_config, controlnet_of, open_part, read_peft,
+};
 
 use super::layout_loss::LayoutLoss;
 use super::word_encoder::WordEncoder;
@@ -58,8 +60,8 @@ enum Source {
 pub(crate) enum Trained {
     /// All of its transformer; from the one at `start`, or as it is.
     Whole { start: Option<PathBuf> },
-    /// Corrections of its transformer's layers.
-    Lora(LoraConfig),
+    /// Corrections of its transformer's layers; from those at `start`, or from none.
+    Lora { config: LoraConfig, start: Option<PathBuf> },
     /// What steers its transformer, which stays; from the ControlNet at `start`, or from copies of the transformer's blocks.
     Control { config: ControlNetConfig, start: Option<PathBuf> },
 }
@@ -67,7 +69,7 @@ pub(crate) enum Trained {
 impl Trained {
     /// A `lora` for the transformer, or all of it from `start`.
     pub(crate) fn transformer(lora: Option<&LoraRecipe>, start: Option<PathBuf>) -> Self {
-        lora.map_or(Self::Whole { start }, |lora| Self::Lora(lora.config()))
+        lora.map_or(Self::Whole { start }, |lora| Self::Lora { config: lora.config(), start: lora.start.clone() })
     }
 }
 
@@ -137,13 +139,12 @@ impl Model {
         let parameters = match &trained {
             Trained::Whole { start: None } => Parameters::stored(weights, device),
             Trained::Whole { start: Some(start) } => {
-                let started = folder.clone().with_part(Part::Transformer, start)?;
-                if started.config::<TransformerConfig>(Part::Transformer)? != config {
-                    return Err(Error::folder(start, "is another transformer than the base's"));
-                }
-                Parameters::stored(started.weights(Part::Transformer, DType::F32)?, device)
+                Parameters::stored(weights_like(&folder, &config, start, DType::F32)?, device)
             }
-            Trained::Lora(lora) => Parameters::adapted(weights, lora.clone(), None, run.seed, device),
+            Trained::Lora { config: lora, start } => {
+                let start = start.as_ref().map(|start| started_lora(start, lora)).transpose()?;
+                Parameters::adapted(weights, lora.clone(), start, run.seed, device)
+            }
             Trained::Control { config: control, start } => {
                 control.validate(&config).map_err(|reason| Error::folder(base, reason))?;
                 frozen = Some(PixArtTransformer::new(&config, weights.named(dtype, device))?);
@@ -263,11 +264,22 @@ impl Model {
 
     /// The transformer that training started from.
     pub(crate) fn base_transformer(&self) -> Result<PixArtTransformer> {
-        let Source::Base { folder, .. } = &self.source else {
-            return Err(candle_core::Error::Msg("a new model has no base".into()).into());
-        };
-        let weights = PipelineFolder::open(folder)?.weights(Part::Transformer, self.dtype)?;
+        let weights = PipelineFolder::open(self.base_folder()?)?.weights(Part::Transformer, self.dtype)?;
         self.transformer_of(weights.named(self.dtype, &self.device))
+    }
+
+    /// A transformer like that one, with the weights of another folder.
+    pub(crate) fn other_transformer(&self, weights: &Path) -> Result<PixArtTransformer> {
+        let folder = PipelineFolder::open(self.base_folder()?)?;
+        let weights = weights_like(&folder, &self.config, weights, self.dtype)?;
+        self.transformer_of(weights.named(self.dtype, &self.device))
+    }
+
+    fn base_folder(&self) -> Result<&Path> {
+        match &self.source {
+            Source::Base { folder, .. } => Ok(folder),
+            Source::New { .. } => Err(candle_core::Error::Msg("a new model has no base".into()).into()),
+        }
     }
 
     /// What networks compute in.
@@ -281,11 +293,10 @@ impl Model {
         LayoutLoss::new(self.config.width(), self.config.patch_size, classes, weights)
     }
 
-    /// What tells a transformer of the picture's size, where it asks.
-    pub(crate) fn size(&self, batch: &Batch) -> Result<Option<SizeConditions>> {
-        let (height, width) = batch.pixels;
+    /// What tells a transformer of the size of so many pictures, where it asks.
+    pub(crate) fn size(&self, (height, width): (usize, usize), images: usize) -> Result<Option<SizeConditions>> {
         let size = self.config.has_size_conditions();
-        Ok(size.then(|| SizeConditions::new(height, width, batch.captions.len(), &self.device)).transpose()?)
+        Ok(size.then(|| SizeConditions::new(height, width, images, &self.device)).transpose()?)
     }
 
     /// A transformer's prediction, f32.
@@ -314,5 +325,34 @@ impl Model {
         let ts = Tensor::from_vec(ts, latents.dim(0)?, latents.device())?;
         let (prediction, tokens) = transformer.forward_seen(latents, &ts, text, size, condition, seen)?;
         Ok((prediction.to_dtype(DType::F32)?, tokens))
+    }
+}
+
+/// The weights of the transformer at `path`, which is to have the `config` of that of `folder`.
+fn weights_like(folder: &PipelineFolder, config: &TransformerConfig, path: &Path, dtype: DType) -> Result<Weights> {
+    let folder = folder.clone().with_part(Part::Transformer, path)?;
+    if folder.config::<TransformerConfig>(Part::Transformer)? != *config {
+        return Err(Error::folder(path, "is another transformer than the base's"));
+    }
+    Ok(folder.weights(Part::Transformer, dtype)?)
+}
+
+/// The corrections in a PEFT folder, which are to be such as `wanted` says.
+fn started_lora(folder: &Path, wanted: &LoraConfig) -> Result<Weights> {
+    let (config, corrections) = read_peft(folder)?;
+    if config.r != wanted.r || config.lora_alpha != wanted.lora_alpha {
+        let (rank, alpha) = (wanted.r, wanted.lora_alpha);
+        let message = format!("has rank {} and alpha {}, not {rank} and {alpha}", config.r, config.lora_alpha);
+        return Err(Error::folder(folder, message));
+    }
+    let layer = |name: &String| Some(name.strip_prefix(PEFT_PREFIX)?.split_once(".lora_")?.0.to_string());
+    match corrections
+        .tensors()
+        .keys()
+        .map(|name| layer(name).unwrap_or_else(|| name.clone()))
+        .find(|layer| !wanted.adapts(layer))
+    {
+        Some(layer) => Err(Error::folder(folder, format!("corrects {layer}, which target_modules leave out"))),
+        None => Ok(corrections),
     }
 }

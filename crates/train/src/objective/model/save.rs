@@ -33,7 +33,7 @@ impl Model {
                 write_json(&folder.join("config.json"), &controlnet_config_json(config, &self.config))?;
                 Ok(self.parameters.save(&folder.join(WEIGHTS))?)
             }
-            Source::Base { trained: Trained::Lora(config), .. } => {
+            Source::Base { trained: Trained::Lora { config, .. }, .. } => {
                 let all = self.parameters.all();
                 let tensors: Vec<_> =
                     all.iter().map(|(name, variable)| (name.as_str(), variable.as_tensor())).collect();
@@ -55,7 +55,7 @@ impl Model {
                 let builder = Pipeline::builder(folder);
                 match trained {
                     Trained::Whole { .. } => builder.part(Part::Transformer, saved),
-                    Trained::Lora(_) => builder.lora(saved, 1.0),
+                    Trained::Lora { .. } => builder.lora(saved, 1.0),
                     Trained::Control { .. } => builder.part(Part::ControlNet, saved),
                 }
             }
