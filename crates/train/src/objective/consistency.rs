@@ -133,10 +133,9 @@ impl Objective for ConsistencyObjective {
         let Drawn { batch, draws: of_latents } = self.data.drawn(step, part, parts)?;
         let size = batch.captions.len();
         let (latents, noises) = self.data.latents(&batch, &of_latents, self.model.scaling_factor)?;
-        let steps = self.loss.timesteps().len();
         let stream = |purpose| generator(self.data.seed, purpose, &[step, part as u64]);
         let draws = stream("consistency").rand(2 * size);
-        let indices: Vec<usize> = draws[..size].iter().map(|draw| pick(*draw, steps)).collect();
+        let indices: Vec<usize> = draws[..size].iter().map(|draw| self.loss.index(*draw)).collect();
         let (indices, ways) = self.ways(indices, &mut stream("own pictures"));
         let text = self
             .model

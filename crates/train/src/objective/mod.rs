@@ -3,6 +3,7 @@
 mod autoencoder;
 mod consistency;
 mod consistency_loss;
+mod consistency_settings;
 mod data;
 mod diffusion;
 mod hybrid_loss;
@@ -14,7 +15,8 @@ mod word_encoder;
 
 pub use autoencoder::AutoencoderObjective;
 pub use consistency::ConsistencyObjective;
-pub use consistency_loss::{ConsistencyInputs, ConsistencyLoss, ConsistencySettings, ConsistencyTerms};
+pub use consistency_loss::{ConsistencyInputs, ConsistencyLoss, ConsistencyTerms};
+pub use consistency_settings::ConsistencySettings;
 pub use diffusion::DiffusionObjective;
 pub(crate) use hybrid_loss::TIMESTEPS;
 pub use hybrid_loss::{HybridLoss, Losses};

@@ -315,29 +315,24 @@ fn latent_consistency_goes_on_from_pictures_of_its_own() -> Result {
     Ok(())
 }
 
-/// Of one image the loss is multiplied with the power of its signal-to-noise ratio, which is computed here from the betas.
+/// Timesteps are drawn equally often, or in proportion to a power of their signal-to-noise ratio, which is computed here from the betas.
 #[test]
-fn latent_consistency_counts_by_a_power_of_the_ratio() -> Result {
-    let (latents, noise, other) = (wave(0.7)?, wave(1.3)?, wave(2.1)?);
-    let loss = |index: usize, snr_power: f64| -> Result<f64> {
-        let loss = ConsistencyLoss::new(ConsistencySettings { snr_power, ..ConsistencySettings::default() })?;
-        let inputs = ConsistencyInputs { latents: &latents, noise: &noise, indices: &[index] };
-        let terms = loss.terms(
-            &inputs,
-            |z, _| Ok((z * 0.9)?),
-            |z, _| Ok((z * 0.8)?),
-            |_, _| Ok([noise.clone(), other.clone()]),
-        )?;
-        Ok(f64::from(terms.loss.to_scalar::<f32>()?))
-    };
-    for index in [0, 12, 24, 49] {
-        let t = 20 * (index + 1) - 1;
-        let signal = signal(t);
-        for power in [0.25, 0.5, 1.0] {
-            let expected = loss(index, 0.0)? * (signal / (1.0 - signal)).powf(power);
-            let found = loss(index, power)?;
-            assert!((found / expected - 1.0).abs() < 1e-4, "timestep {t}, power {power}: {found}, not {expected}");
+fn latent_consistency_draws_by_a_power_of_the_ratio() -> Result {
+    let draws = 100_000;
+    for (power, solver_steps) in [(0.0, None), (0.25, Some(4)), (0.5, Some(2)), (1.0, None)] {
+        let settings = ConsistencySettings { solver_steps, snr_power: power, ..ConsistencySettings::default() };
+        let loss = ConsistencyLoss::new(settings)?;
+        let mut found = vec![0; loss.timesteps().len()];
+        for draw in 0..draws {
+            found[loss.index(draw as f32 / draws as f32)] += 1;
         }
+        let ratio = |t: &usize| (signal(*t) / (1.0 - signal(*t))).powf(power);
+        let all: f64 = loss.timesteps().iter().map(ratio).sum();
+        for (t, found) in loss.timesteps().iter().zip(found) {
+            let (found, expected) = (f64::from(found) / f64::from(draws), ratio(t) / all);
+            assert!((found - expected).abs() < 1e-4, "timestep {t}, power {power}: {found}, not {expected}");
+        }
+        assert_eq!(loss.index(f32::from_bits(1.0f32.to_bits() - 1)), loss.timesteps().len() - 1);
     }
     Ok(())
 }
