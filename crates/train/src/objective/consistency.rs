@@ -34,7 +34,7 @@ enum Target {
     /// Itself as it is, which is what a LoRA that learns slowly is.
     Student,
     /// Another that was distilled before.
-    Other(PixArtTransformer),
+    Other(Box<PixArtTransformer>),
 }
 
 impl ConsistencyObjective {
@@ -48,7 +48,7 @@ impl ConsistencyObjective {
         let model = Model::of_base(recipe, &stage.base, trained, &data.features, device)?;
         let teacher = model.base_transformer()?;
         let target = match (&stage.target, &stage.lora) {
-            (Some(other), _) => Target::Other(model.other_transformer(other)?),
+            (Some(other), _) => Target::Other(Box::new(model.other_transformer(other)?)),
             (None, Some(_)) => Target::Student,
             (None, None) => Target::Average(Ema::new(&model.parameters)?),
         };
@@ -64,7 +64,7 @@ impl ConsistencyObjective {
         match &self.target {
             Target::Average(average) => self.model.transformer_of(average.builder(self.model.dtype())),
             Target::Student => self.model.detached_transformer(),
-            Target::Other(other) => Ok(other.clone()),
+            Target::Other(other) => Ok((**other).clone()),
         }
     }
 
