@@ -278,7 +278,10 @@ fn latent_consistency_goes_on_from_pictures_of_its_own() -> Result {
     assert_eq!(loss.way_to(1, || 0.999), [3, 2]);
 
     let student = |z: &Tensor, t: f64| -> Result<Tensor> { Ok(((z * (t / 1e3))? + 0.1)?) };
-    let config = SchedulerConfig::new(SchedulerKind::Lcm);
+    let config = SchedulerConfig::new(SchedulerKind::Lcm)
+        .with("beta_start", 1e-4)?
+        .with("beta_end", 0.02)?
+        .with("beta_schedule", "linear")?;
     let drawn = |steps: usize, done: usize, seed: u64| -> Result<Tensor> {
         let mut solver = config.solver(steps, &StepOptions::default())?;
         let mut source = NoiseSource::from(Generator::new(seed));
