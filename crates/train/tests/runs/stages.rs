@@ -186,7 +186,8 @@ fn a_student_may_be_held_to_another() -> pixart_train::Result<()> {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let data = features(folder.path(), true)?;
     let losses = |output: &str, target: &Path| -> pixart_train::Result<Vec<f64>> {
-        let settings = "settings = { solver_steps = 4, skip = 0, own_pictures = 0.5 }";
+        // One timestep: at others a difference counts much less.
+        let settings = "settings = { solver_steps = 1, skip = 0 }";
         let stage = format!("[stage.consistency]\n{}\ntarget = {target:?}\n{settings}\n{VALIDATION}", base());
         let longer = RUN.replace("steps = 6", "steps = 20");
         let recipe = recipe(folder.path(), &format!("{longer}{data}\n{stage}"))?;
