@@ -20,7 +20,8 @@ use crate::{ConsistencyRecipe, Ema, Footprint, Parameters, Recipe, Result, Sampl
 /// Distillation of a pipeline's transformer on features.
 pub struct ConsistencyObjective {
     model: Model,
-    teacher: PixArtTransformer,
+    /// Where it is asked.
+    teacher: Option<PixArtTransformer>,
     target: Target,
     data: Data,
     loss: ConsistencyLoss,
@@ -46,7 +47,7 @@ impl ConsistencyObjective {
         let data = Data::open(recipe, features, device)?;
         let trained = Trained::transformer(stage.lora.as_ref(), stage.start.clone());
         let model = Model::of_base(recipe, &stage.base, trained, &data.features, device)?;
-        let teacher = model.base_transformer()?;
+        let teacher = (stage.settings.teacher_passes() > 0).then(|| model.base_transformer()).transpose()?;
         let target = match (&stage.target, &stage.lora) {
             (Some(other), _) => Target::Other(Box::new(model.other_transformer(other)?)),
             (None, Some(_)) => Target::Student,
@@ -89,15 +90,15 @@ impl ConsistencyObjective {
         latents: &Tensor,
         ways: &[Vec<usize>],
         batch: &Batch,
-        text: &Text,
+        (target, text): (&PixArtTransformer, &Text),
         mut generator: Generator,
     ) -> Result<Tensor> {
         if ways.iter().all(Vec::is_empty) {
             return Ok(latents.clone());
         }
         let student = match self.target {
-            Target::Average(_) => self.target()?,
-            Target::Student | Target::Other(_) => self.model.detached_transformer()?,
+            Target::Average(_) | Target::Student => target.clone(),
+            Target::Other(_) => self.model.detached_transformer()?,
         };
         let more_noise = || Ok(generator.randn_tensor(latents.shape(), &Device::Cpu)?.to_device(latents.device())?);
         self.loss.own_pictures(latents, ways, more_noise, |z, ts| {
@@ -140,23 +141,28 @@ impl Objective for ConsistencyObjective {
         let text = self
             .model
             .text(&batch, &self.data.features, |item, captions| Some(pick(draws[size + item], captions.len())))?;
-        let null = self.model.text(&batch, &self.data.features, |_, _| None)?;
-        let latents = self.own_pictures(&latents, &ways, &batch, &text, stream("noise of own pictures"))?;
-
         let (student, recomputation) = self.model.transformer_in_training()?;
         let target = self.target()?;
+        let latents = self.own_pictures(&latents, &ways, &batch, (&target, &text), stream("noise of own pictures"))?;
         let of_student = project(&student, &text)?;
         let of_target = project(&target, &text)?;
-        let (of_teacher, of_nothing) = (project(&self.teacher, &text)?, project(&self.teacher, &null)?);
+        let guided = |teacher| -> Result<_> {
+            let null = self.model.text(&batch, &self.data.features, |_, _| None)?;
+            Ok((teacher, project(teacher, &text)?, project(teacher, &null)?))
+        };
+        let teacher = self.teacher.as_ref().map(guided).transpose()?;
         let inputs = ConsistencyInputs { latents: &latents, noise: &noises, indices: &indices };
         let terms = self.loss.terms(
             &inputs,
             |z, ts| noise(&self.model, &batch, &student, &of_student, z, ts),
             |z, ts| noise(&self.model, &batch, &target, &of_target, z, ts),
             |z, ts| {
+                let Some((teacher, of_text, of_nothing)) = &teacher else {
+                    return Err(candle_core::Error::Msg("there is no teacher to ask".into()).into());
+                };
                 Ok([
-                    noise(&self.model, &batch, &self.teacher, &of_teacher, z, ts)?,
-                    noise(&self.model, &batch, &self.teacher, &of_nothing, z, ts)?,
+                    noise(&self.model, &batch, teacher, of_text, z, ts)?,
+                    noise(&self.model, &batch, teacher, of_nothing, z, ts)?,
                 ])
             },
         )?;
@@ -164,10 +170,8 @@ impl Objective for ConsistencyObjective {
     }
 
     fn step_done(&mut self) -> Result<()> {
-        match &mut self.target {
-            Target::Average(average) => average.update(self.recipe.target_ema_decay),
-            Target::Student | Target::Other(_) => Ok(()),
-        }
+        let decay = self.recipe.target_ema_decay;
+        self.target_average_mut().map_or(Ok(()), |average| average.update(decay))
     }
 
     fn target_average(&self) -> Option<&Ema> {
@@ -194,7 +198,8 @@ impl Objective for ConsistencyObjective {
             Target::Student => (0, 0),
             Target::Other(_) => (0, 1),
         };
-        let mut footprint = self.model.footprint(self.data.largest(), evaluations, 2 + others);
+        let frozen = 1 + u64::from(self.teacher.is_some()) + others;
+        let mut footprint = self.model.footprint(self.data.largest(), evaluations, frozen);
         footprint.frozen_bytes += average * 4 * footprint.trained;
         footprint.parameters += footprint.parameters - footprint.trained * (1 - average);
         Ok(footprint)

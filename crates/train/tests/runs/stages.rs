@@ -28,6 +28,11 @@ fn base() -> String {
     format!("base = {:?}", checkpoint())
 }
 
+/// A run of one step in which nothing moves.
+fn resting() -> String {
+    RUN.replace("steps = 6", "steps = 1").replace("lr = 1e-3", "lr = 1e-12").replace("warm_up = 2", "")
+}
+
 /// A LoRA for the golden checkpoint, as PEFT wrote it.
 fn adapter() -> PathBuf {
     checkpoint().with_file_name("../training/lora")
@@ -172,8 +177,7 @@ fn a_student_may_start_as_another() -> pixart_train::Result<()> {
     let (first, second) = (folder.path().join("first"), folder.path().join("second"));
     run(&student(RUN, "")?, &first, u64::MAX)?;
     let first = first.join("network");
-    let resting = RUN.replace("steps = 6", "steps = 1").replace("lr = 1e-3", "lr = 1e-12").replace("warm_up = 2", "");
-    run(&student(&resting, &format!("start = {first:?}"))?, &second, u64::MAX)?;
+    run(&student(&resting(), &format!("start = {first:?}"))?, &second, u64::MAX)?;
     let (first_weights, second_weights) = (weights(&first)?, weights(&second.join("network"))?);
     assert!(agree(&first_weights, &second_weights));
     assert!(!agree(&first_weights, &weights(&checkpoint().join("transformer"))?));
@@ -210,9 +214,8 @@ fn a_student_may_be_held_to_another() -> pixart_train::Result<()> {
 fn a_lora_may_start_as_another() -> pixart_train::Result<()> {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let data = features(folder.path(), true)?;
-    let resting = RUN.replace("steps = 6", "steps = 1").replace("lr = 1e-3", "lr = 1e-12").replace("warm_up = 2", "");
     let lora = format!("lora = {{ rank = 8, start = {:?} }}", adapter());
-    let stage = format!("{resting}{data}\n[stage.diffusion]\n{}\n{lora}\n{VALIDATION}", base());
+    let stage = format!("{}{data}\n[stage.diffusion]\n{}\n{lora}\n{VALIDATION}", resting(), base());
     let output = folder.path().join("run");
     run(&recipe(folder.path(), &stage)?, &output, u64::MAX)?;
     for half in ["A", "B"] {
