@@ -18,6 +18,9 @@ use crate::{Parameters, Result, muon};
 pub struct OptimizerSettings {
     /// Learning rate.
     pub lr: f64,
+    /// What it is multiplied with for parameters whose names begin so: something small and new beside a large network
+    /// that is known bears more.
+    pub lr_factors: BTreeMap<String, f64>,
     /// Decays of the first and the second moment.
     pub betas: [f64; 2],
     /// Added to the root of the second moment.
@@ -33,7 +36,23 @@ pub struct OptimizerSettings {
 
 impl Default for OptimizerSettings {
     fn default() -> Self {
-        Self { lr: 1e-4, betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.0, muon: None, max_grad_norm: None }
+        Self {
+            lr: 1e-4,
+            lr_factors: BTreeMap::new(),
+            betas: [0.9, 0.999],
+            eps: 1e-8,
+            weight_decay: 0.0,
+            muon: None,
+            max_grad_norm: None,
+        }
+    }
+}
+
+impl OptimizerSettings {
+    /// The learning rate of the parameter `name`; the longest beginning counts.
+    fn lr_of(&self, name: &str) -> f64 {
+        let begun = self.lr_factors.iter().filter(|(beginning, _)| name.starts_with(*beginning));
+        self.lr * begun.max_by_key(|(beginning, _)| beginning.len()).map_or(1.0, |(_, factor)| *factor)
     }
 }
 
@@ -43,6 +62,7 @@ struct Change<'a> {
     variable: &'a Var,
     gradient: Tensor,
     moments: &'a Var,
+    lr: f64,
 }
 
 /// AdamW and what it remembers of each parameter.
@@ -71,7 +91,8 @@ impl Optimizer {
         let all = self.parameters.all();
         let changes = all.iter().filter_map(|(name, variable)| {
             let gradient = gradients.get(variable)?;
-            Some(Change { name, variable, gradient: gradient.clone(), moments: self.moments.get(name)? })
+            let lr = self.settings.lr_of(name) * factor;
+            Some(Change { name, variable, gradient: gradient.clone(), moments: self.moments.get(name)?, lr })
         });
         let mut changes: Vec<_> = changes.collect();
         let of_gradients: Vec<_> = changes.iter().map(|change| change.gradient.clone()).collect();
@@ -89,18 +110,17 @@ impl Optimizer {
         let uses_muon =
             |change: &Change| self.settings.muon.is_some() && muon::applies(change.name, change.variable.dims());
         let (matrices, others): (Vec<_>, Vec<_>) = changes.into_iter().partition(uses_muon);
-        let lr = self.settings.lr * factor;
         // Each matrix of Muon's is a chain of small products. A CPU takes several chains at once, a GPU a chain of several.
         match all.first().is_some_and(|(_, variable)| variable.device().is_cpu()) {
             true => {
-                others.par_iter().try_for_each(|change| self.step_adamw(change, lr))?;
-                matrices.par_iter().try_for_each(|change| self.step_muon(&[change], lr))?;
+                others.par_iter().try_for_each(|change| self.step_adamw(change))?;
+                matrices.par_iter().try_for_each(|change| self.step_muon(&[change]))?;
             }
             false => {
-                others.iter().try_for_each(|change| self.step_adamw(change, lr))?;
+                others.iter().try_for_each(|change| self.step_adamw(change))?;
                 let mut alike: BTreeMap<&[usize], Vec<&Change>> = BTreeMap::new();
                 matrices.iter().for_each(|change| alike.entry(change.variable.dims()).or_default().push(change));
-                alike.values().try_for_each(|changes| self.step_muon(changes, lr))?;
+                alike.values().try_for_each(|changes| self.step_muon(changes))?;
             }
         }
         Ok(norm)
@@ -111,20 +131,20 @@ impl Optimizer {
         if variable.rank() > 1 { self.settings.weight_decay } else { 0.0 }
     }
 
-    fn step_adamw(&self, change: &Change, lr: f64) -> candle_core::Result<()> {
+    fn step_adamw(&self, change: &Change) -> candle_core::Result<()> {
         let OptimizerSettings { betas: [beta1, beta2], eps, .. } = self.settings;
         let weight_decay = self.weight_decay(change.variable);
-        let settings = AdamW { lr, beta1, beta2, eps, weight_decay, step: self.step };
+        let settings = AdamW { lr: change.lr, beta1, beta2, eps, weight_decay, step: self.step };
         adamw(change.variable, &change.gradient, change.moments, &settings)
     }
 
     /// A step of Muon, with Nesterov's momentum, of matrices of one shape.
-    fn step_muon(&self, changes: &[&Change], lr: f64) -> candle_core::Result<()> {
+    fn step_muon(&self, changes: &[&Change]) -> candle_core::Result<()> {
         let decay = self.settings.muon.unwrap_or_default();
         let momenta = changes.iter().map(|change| momentum(&change.gradient, change.moments, decay));
         let updates = muon::updates(&momenta.collect::<candle_core::Result<Vec<_>>>()?)?;
         for (change, update) in changes.iter().zip(updates) {
-            follow(change.variable, &update, 1.0 - lr * self.weight_decay(change.variable), -lr)?;
+            follow(change.variable, &update, 1.0 - change.lr * self.weight_decay(change.variable), -change.lr)?;
         }
         Ok(())
     }

@@ -104,6 +104,11 @@ impl Parameters {
         Self::from_source(Source::Adapted { base, config, start, fresh: UniformFanIn { seed } }, device)
     }
 
+    /// For another network, new and of other names, whose variables are trained and kept along with these.
+    pub(crate) fn with_fresh(&self, initialise: impl Initialise + 'static) -> Self {
+        Self { source: Arc::new(Source::Fresh(Box::new(initialise))), ..self.clone() }
+    }
+
     /// What a network takes its weights from, in `dtype`. Gradients of what it computes reach the variables.
     pub fn builder(&self, dtype: DType) -> NamedWeights<'static> {
         self.backend(dtype, true)

@@ -37,6 +37,9 @@ pub struct FaithfulnessArgs {
     /// How many prompts
     #[arg(long, value_name = "N", default_value_t = 500)]
     pub prompts: usize,
+    /// Pass over so many of the list of prompts first, to choose among models by others than those that are reported
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub skip_prompts: usize,
     #[command(flatten)]
     pub sampling: SamplingArgs,
     /// Solver, as `generate` takes it [default: the model's]

@@ -33,7 +33,7 @@ fn run_faithfulness(args: &FaithfulnessArgs) -> Result<()> {
         bail!("--prompts is 0; ask for 1 or more");
     }
     let drawing = Drawing {
-        prompts: test_prompts(args.prompts),
+        prompts: prompts(args.skip_prompts, args.prompts),
         progress: Arc::new(Progress::new(args.model.compute.quiet)),
         interrupted: interrupt::flag()?,
     };
@@ -56,6 +56,11 @@ fn run_faithfulness(args: &FaithfulnessArgs) -> Result<()> {
         None => Ok(()),
     })?;
     print(&table(&found))
+}
+
+/// `count` of the list of prompts, after the first `skipped`.
+fn prompts(skipped: usize, count: usize) -> Vec<Prompt> {
+    test_prompts(skipped.saturating_add(count)).split_off(skipped)
 }
 
 /// What is drawn, and who is told.

@@ -149,6 +149,22 @@ impl ConvWeights {
         (weights, new_padding)
     }
 
+    /// The weights that were packed, `[out, in, kernel, kernel]`, rounded as packing rounds them, for gradients through weights that are
+    /// kept packed only; of an image that is doubled first only their sums are left.
+    pub fn unpack(&self) -> Option<Vec<f32>> {
+        let [Phase { packed, taps }] = &self.phases[..] else { return None };
+        let mut weight = packed.unpack();
+        if taps.len() > 1 {
+            let of_an_output = self.channels_in * taps.len();
+            for by_tap in weight.chunks_exact_mut(of_an_output) {
+                let by_channel: Vec<f32> =
+                    (0..of_an_output).map(|i| by_tap[i % taps.len() * self.channels_in + i / taps.len()]).collect();
+                by_tap.copy_from_slice(&by_channel);
+            }
+        }
+        Some(weight)
+    }
+
     /// Whether the image is doubled first.
     pub fn doubles(&self) -> bool {
         self.step == 2

@@ -300,8 +300,23 @@ impl CustomOp1 for PackedConv2d {
         })
     }
 
-    fn bwd(&self, _: &Tensor, _: &Tensor, _: &Tensor) -> Result<Option<Tensor>> {
-        candle_core::bail!("no gradient goes through a convolution of frozen weights; make its weights variables")
+    fn bwd(&self, xs: &Tensor, _: &Tensor, d_ys: &Tensor) -> Result<Option<Tensor>> {
+        let Some(weight) = self.weight.unpack() else {
+            candle_core::bail!(
+                "no gradient goes through frozen weights of an image that is doubled first; make them variables"
+            )
+        };
+        let isa = cpu::isa()?;
+        let (geometry, _) = self.geometry(xs.shape())?;
+        let (_, height, width, channels) = xs.dims4()?;
+        cpu::with_views([&d_ys.contiguous()?], |[d_ys]| {
+            for_dtype!(xs.dtype(), T => cpu::filled::<T>(xs.shape().clone(), |d_xs| {
+                let d_ys = d_ys.images::<T>()?;
+                conv2d_backward_input(isa, &SCRATCH, &d_ys, &weight, &geometry, (height, width, channels), d_xs);
+                Ok(())
+            }))
+        })
+        .map(Some)
     }
 }
 

@@ -275,6 +275,24 @@ impl PixArtTransformer {
         Ok((self.predict(&xs, &embedded_timestep, grid)?, tokens))
     }
 
+    /// What it makes of `latents` inside: the tokens `[batch, n, width]` as they leave block `last`, from 0, and no further. Without
+    /// a ControlNet; all else is as for [`PixArtTransformer::forward`].
+    pub fn tokens_after(
+        &self,
+        last: usize,
+        latents: &Tensor,
+        timestep: &Tensor,
+        text: &ProjectedText,
+        size: Option<&SizeConditions>,
+    ) -> Result<Tensor> {
+        let (modulation, _) = self.embed_timestep(timestep, size)?;
+        let mut xs = self.embed_patches(latents, self.grid(latents)?)?;
+        for (block, keys_values) in self.blocks.iter().zip(&text.keys_values).take(last + 1) {
+            xs = self.run(block, &xs, &modulation, keys_values, text)?;
+        }
+        Ok(xs)
+    }
+
     /// A block's result, whose inside is forgotten if blocks are recomputed.
     fn run(
         &self,

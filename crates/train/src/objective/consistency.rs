@@ -6,16 +6,16 @@ use std::path::Path;
 use candle_core::{Device, Tensor};
 use image::RgbImage;
 use pixart_diffusion::Generator;
-use pixart_nn::transformer::{PixArtTransformer, ProjectedText};
+use pixart_nn::transformer::{PixArtTransformer, ProjectedText, SizeConditions};
 
 use super::data::{Data, Drawn};
 use super::diffusion::draw_validation;
-use super::model::{Model, Trained};
+use super::model::{Model, Trained, timesteps};
 use super::word_encoder::Text;
 use super::{ConsistencyInputs, ConsistencyLoss, Loss, Objective};
 use crate::features::Batch;
 use crate::random::{generator, pick};
-use crate::{ConsistencyRecipe, Ema, Footprint, Parameters, Recipe, Result, Sampling};
+use crate::{AdversarialRecipe, ConsistencyRecipe, Ema, Error, Footprint, Parameters, Recipe, Result, Sampling};
 
 /// Distillation of a pipeline's transformer on features.
 pub struct ConsistencyObjective {
@@ -47,7 +47,19 @@ impl ConsistencyObjective {
         let data = Data::open(recipe, features, device)?;
         let trained = Trained::transformer(stage.lora.as_ref(), stage.start.clone());
         let model = Model::of_base(recipe, &stage.base, trained, &data.features, device)?;
-        let teacher = (stage.settings.teacher_passes() > 0).then(|| model.base_transformer()).transpose()?;
+        let teacher = (stage.settings.teacher_passes() > 0 || stage.adversarial.is_some())
+            .then(|| model.base_transformer())
+            .transpose()?;
+        if let Some(AdversarialRecipe { block, .. }) = stage.adversarial {
+            let blocks = model.config().num_layers;
+            if block >= blocks {
+                let message =
+                    format!("stage.consistency.adversarial.block is {block}; the base has blocks 0 to {}", blocks - 1);
+                return Err(Error::folder(&stage.base, message));
+            }
+            // Asking for its parameters makes them.
+            model.discriminator(true)?;
+        }
         let target = match (&stage.target, &stage.lora) {
             (Some(other), _) => Target::Other(Box::new(model.other_transformer(other)?)),
             (None, Some(_)) => Target::Student,
@@ -84,6 +96,29 @@ impl ConsistencyObjective {
         ways.into_iter().unzip()
     }
 
+    /// What the student is told of its picture by a discriminator, and what the discriminator learns from that.
+    fn adversarial_losses(
+        &self,
+        recipe: AdversarialRecipe,
+        (data, drawn): (&Tensor, &Tensor),
+        (teacher, text): (&PixArtTransformer, &ProjectedText),
+        size: Option<&SizeConditions>,
+        mut generator: Generator,
+    ) -> Result<AdversarialLosses> {
+        let images = data.dim(0)?;
+        let ts: Vec<usize> = generator.rand(images).into_iter().map(|draw| pick(draw, recipe.noise_below)).collect();
+        let mut tokens = |latents: &Tensor| -> Result<Tensor> {
+            let noise = generator.randn_tensor(latents.shape(), &Device::Cpu)?.to_device(latents.device())?;
+            let noisy = self.loss.add_noise(latents, &noise, &ts)?;
+            Ok(teacher.tokens_after(recipe.block, &noisy, &timesteps(&ts, latents.device())?, text, size)?)
+        };
+        let (real, drawn) = (tokens(data)?, tokens(drawn)?);
+        // Each learns from the other as it is: the one's gradients do not reach the other's parameters.
+        let verdict = self.model.discriminator(false)?.logits(&drawn)?.mean_all()?;
+        let discriminator = self.model.discriminator(true)?.loss(&real, &drawn.detach())?;
+        Ok(AdversarialLosses { student: verdict.neg()?, discriminator })
+    }
+
     /// What the student, or its average if there is one, draws on the `ways`, and the `latents` where a way has nothing in it.
     fn own_pictures(
         &self,
@@ -105,6 +140,12 @@ impl ConsistencyObjective {
             noise(&self.model, batch, &student, &project(&student, &text.first(ts.len())?)?, z, ts)
         })
     }
+}
+
+/// Losses of two that learn against each other, scalars.
+struct AdversarialLosses {
+    student: Tensor,
+    discriminator: Tensor,
 }
 
 fn project(transformer: &PixArtTransformer, text: &Text) -> Result<ProjectedText> {
@@ -133,7 +174,7 @@ impl Objective for ConsistencyObjective {
     fn loss(&self, step: u64, part: usize, parts: usize) -> Result<Loss> {
         let Drawn { batch, draws: of_latents } = self.data.drawn(step, part, parts)?;
         let size = batch.captions.len();
-        let (latents, noises) = self.data.latents(&batch, &of_latents, self.model.scaling_factor)?;
+        let (data, noises) = self.data.latents(&batch, &of_latents, self.model.scaling_factor)?;
         let stream = |purpose| generator(self.data.seed, purpose, &[step, part as u64]);
         let draws = stream("consistency").rand(2 * size);
         let indices: Vec<usize> = draws[..size].iter().map(|draw| self.loss.index(*draw)).collect();
@@ -143,21 +184,24 @@ impl Objective for ConsistencyObjective {
             .text(&batch, &self.data.features, |item, captions| Some(pick(draws[size + item], captions.len())))?;
         let (student, recomputation) = self.model.transformer_in_training()?;
         let target = self.target()?;
-        let latents = self.own_pictures(&latents, &ways, &batch, (&target, &text), stream("noise of own pictures"))?;
+        let latents = self.own_pictures(&data, &ways, &batch, (&target, &text), stream("noise of own pictures"))?;
         let of_student = project(&student, &text)?;
         let of_target = project(&target, &text)?;
-        let guided = |teacher| -> Result<_> {
-            let null = self.model.text(&batch, &self.data.features, |_, _| None)?;
-            Ok((teacher, project(teacher, &text)?, project(teacher, &null)?))
+        let teacher = match &self.teacher {
+            Some(teacher) => Some((teacher, project(teacher, &text)?)),
+            None => None,
         };
-        let teacher = self.teacher.as_ref().map(guided).transpose()?;
+        let unguided = match (&self.teacher, self.recipe.settings.teacher_passes()) {
+            (None, _) | (_, 0) => None,
+            (Some(teacher), _) => Some(project(teacher, &self.model.text(&batch, &self.data.features, |_, _| None)?)?),
+        };
         let inputs = ConsistencyInputs { latents: &latents, noise: &noises, indices: &indices };
         let terms = self.loss.terms(
             &inputs,
             |z, ts| noise(&self.model, &batch, &student, &of_student, z, ts),
             |z, ts| noise(&self.model, &batch, &target, &of_target, z, ts),
             |z, ts| {
-                let Some((teacher, of_text, of_nothing)) = &teacher else {
+                let (Some((teacher, of_text)), Some(of_nothing)) = (&teacher, &unguided) else {
                     return Err(candle_core::Error::Msg("there is no teacher to ask".into()).into());
                 };
                 Ok([
@@ -166,7 +210,20 @@ impl Objective for ConsistencyObjective {
                 ])
             },
         )?;
-        Ok(Loss { total: terms.loss, terms: vec![], recomputation })
+        let (Some(recipe), Some((teacher, of_text))) = (self.recipe.adversarial, &teacher) else {
+            return Ok(Loss { total: terms.loss, terms: vec![], recomputation });
+        };
+        let losses = self.adversarial_losses(
+            recipe,
+            (&data, &terms.prediction),
+            (teacher, of_text),
+            self.model.size(batch.pixels, size)?.as_ref(),
+            stream("discriminator"),
+        )?;
+        let total = ((&terms.loss + (&losses.student * recipe.weight)?)? + &losses.discriminator)?;
+        let shown =
+            vec![("consistency", terms.loss), ("adversarial", losses.student), ("discriminator", losses.discriminator)];
+        Ok(Loss { total, terms: shown, recomputation })
     }
 
     fn step_done(&mut self) -> Result<()> {
@@ -192,7 +249,11 @@ impl Objective for ConsistencyObjective {
         let settings = &self.recipe.settings;
         let own = settings.own_pictures * self.loss.passes_to_own_pictures();
         // The target, and the teacher with and without text.
-        let evaluations = 1.0 + own + 2.0 * settings.teacher_passes() as f64;
+        let mut evaluations = 1.0 + own + 2.0 * settings.teacher_passes() as f64;
+        if let Some(AdversarialRecipe { block, .. }) = self.recipe.adversarial {
+            // Of pictures of the data, and of the student's, whose gradients go on to it.
+            evaluations += 3.0 * (block + 1) as f64 / self.model.config().num_layers as f64;
+        }
         let (average, others) = match self.target {
             Target::Average(_) => (1, 0),
             Target::Student => (0, 0),

@@ -124,6 +124,11 @@ impl ConsistencyLoss {
         Ok(pictures)
     }
 
+    /// `latents` with `noise` as at timesteps.
+    pub fn add_noise(&self, latents: &Tensor, noise: &Tensor, ts: &[usize]) -> Result<Tensor> {
+        Ok(self.schedule.add_noise(latents, noise, ts)?)
+    }
+
     /// The loss of a step, of the noise that networks predict in latents at timesteps: the student's, which gradients go
     /// through, the target's, and the teacher's with and without text.
     pub fn terms(

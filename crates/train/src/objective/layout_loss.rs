@@ -24,10 +24,7 @@ impl LayoutLoss {
 
     /// What it makes of tokens `[batch, n, width]`: logits `[batch, n, patch² · classes]`, f32.
     pub(crate) fn logits(&self, tokens: &Tensor) -> Result<Tensor> {
-        let (batch, _, width) = tokens.dims3()?;
-        let zeros = Tensor::zeros((batch, 1, width), DType::F32, tokens.device())?.to_dtype(tokens.dtype())?;
-        let normalised = layer_norm_modulate(tokens, &zeros, &zeros, 1e-6, tokens.dtype())?;
-        Ok(self.head.forward(&normalised)?.to_dtype(DType::F32)?)
+        Ok(self.head.forward(&normalised(tokens)?)?.to_dtype(DType::F32)?)
     }
 
     /// The cross-entropy, a scalar: on the average over latent pixels, the sum over maps. `tokens` is `[batch, n, width]`, `layout`
@@ -63,6 +60,13 @@ impl LayoutLoss {
             None => Tensor::zeros((), DType::F32, tokens.device())?,
         })
     }
+}
+
+/// Tokens `[batch, n, width]`, each with a mean of 0 and a variance of 1.
+pub(super) fn normalised(tokens: &Tensor) -> Result<Tensor> {
+    let (batch, _, width) = tokens.dims3()?;
+    let zeros = Tensor::zeros((batch, 1, width), DType::F32, tokens.device())?.to_dtype(tokens.dtype())?;
+    Ok(layer_norm_modulate(tokens, &zeros, &zeros, 1e-6, tokens.dtype())?)
 }
 
 #[cfg(test)]

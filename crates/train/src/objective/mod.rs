@@ -6,6 +6,7 @@ mod consistency_loss;
 mod consistency_settings;
 mod data;
 mod diffusion;
+mod discriminator;
 mod hybrid_loss;
 mod layout_loss;
 mod layout_reader;

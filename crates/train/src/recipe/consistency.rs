@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{LoraRecipe, Sampling};
 use crate::ConsistencySettings;
+use crate::objective::TIMESTEPS;
 
 /// Distillation of a pipeline's transformer into a latent consistency model: all of it (LCD), or a LoRA for it (LCM-LoRA).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -23,12 +24,46 @@ pub struct ConsistencyRecipe {
     /// Decay of the moving average of the student that is its target, where all of it is trained and no other is given.
     #[serde(default = "target_decay")]
     pub target_ema_decay: f64,
+    /// A second loss, which lets the student draw what is sharp rather than what is in the middle.
+    #[serde(default)]
+    pub adversarial: Option<AdversarialRecipe>,
     /// How it is distilled.
     #[serde(default)]
     pub settings: ConsistencySettings,
     /// How validation pictures are drawn; by the LCM solver if it is not given.
     #[serde(default)]
     pub validation: Sampling,
+}
+
+/// A discriminator that sees by the base's eyes, and is trained along: it tells the student's pictures from those of the data.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AdversarialRecipe {
+    /// How much its verdict on the student's pictures counts beside the difference from what they are to be.
+    pub weight: f64,
+    /// The block of the base, from 0, as whose tokens it sees them.
+    pub block: usize,
+    /// Noise is added to what it sees, as at a timestep below this. With little of it the discriminator looks at edges, with much at what is where.
+    #[serde(default = "noise_below")]
+    pub noise_below: usize,
+}
+
+fn noise_below() -> usize {
+    TIMESTEPS
+}
+
+impl AdversarialRecipe {
+    fn validate(&self) -> Result<(), String> {
+        match self {
+            Self { weight, .. } if !(weight.is_finite() && *weight > 0.0) => {
+                Err(format!("stage.consistency.adversarial.weight is {weight}"))
+            }
+            Self { noise_below, .. } if !(1..=TIMESTEPS).contains(noise_below) => {
+                Err(format!("stage.consistency.adversarial.noise_below is {noise_below}; it is from 1 to {TIMESTEPS}"))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 fn target_decay() -> f64 {
@@ -42,6 +77,7 @@ impl ConsistencyRecipe {
             return Err("stage.consistency.start is of a whole transformer, and a lora is trained".into());
         }
         self.settings.validate()?;
+        self.adversarial.as_ref().map_or(Ok(()), AdversarialRecipe::validate)?;
         if self.settings.skip == 0 && self.target.is_none() {
             return Err("stage.consistency.settings.skip is 0, which needs a target that was distilled before".into());
         }

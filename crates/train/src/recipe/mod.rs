@@ -8,7 +8,7 @@ mod lora;
 mod text_encoder;
 
 pub use autoencoder::AutoencoderRecipe;
-pub use consistency::ConsistencyRecipe;
+pub use consistency::{AdversarialRecipe, ConsistencyRecipe};
 pub use controlnet::ControlNetRecipe;
 pub use diffusion::{DiffusionRecipe, LayoutRecipe, LogitNormal, NewModelRecipe};
 pub use lora::LoraRecipe;
@@ -193,10 +193,13 @@ impl Recipe {
         if self.warm_up > self.steps {
             return Err(format!("{} steps of warm-up are more than all {}", self.warm_up, self.steps));
         }
-        let OptimizerSettings { lr, betas, eps, weight_decay, muon, max_grad_norm } = &self.optimizer;
+        let possible = |factor: &&f64| factor.is_finite() && **factor > 0.0;
+        let factor = self.optimizer.lr_factors.values().find(|factor| !possible(factor)).copied().unwrap_or(1.0);
+        let OptimizerSettings { lr, betas, eps, weight_decay, muon, max_grad_norm, lr_factors: _ } = &self.optimizer;
         let unit = |x: f64| (0.0..1.0).contains(&x);
         let settings = [
             ("optimizer.lr", *lr, *lr > 0.0),
+            ("optimizer.lr_factors", factor, factor > 0.0),
             ("optimizer.betas", betas[0], unit(betas[0])),
             ("optimizer.betas", betas[1], unit(betas[1])),
             ("optimizer.eps", *eps, *eps > 0.0),

@@ -247,6 +247,49 @@ fn a_student_goes_on_from_its_own_pictures() -> pixart_train::Result<()> {
     Ok(())
 }
 
+/// A student and a discriminator learn against each other: where one of them rests, the other gets the better of it. Of the discriminator
+/// nothing is left in the result, and a run that was stopped goes on with it.
+#[test]
+fn a_student_may_be_told_sharp_from_blurred() -> pixart_train::Result<()> {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let data = features(folder.path(), true)?;
+    let stage = |run: &str, lora: &str, more: &str| {
+        let adversarial = format!("adversarial = {{ weight = 1.0, block = 0{more} }}");
+        let settings = "settings = { solver_steps = 4, teacher_steps = 2, own_pictures = 0.5 }";
+        let stage = format!("[stage.consistency]\n{}\n{lora}\n{adversarial}\n{settings}\n{VALIDATION}", base());
+        recipe(folder.path(), &format!("{run}{data}\n{stage}"))
+    };
+    for (kind, lora, file) in [
+        ("whole", "", "diffusion_pytorch_model.safetensors"),
+        ("lora", "lora = { rank = 4 }", "adapter_model.safetensors"),
+    ] {
+        let output = folder.path().join(kind);
+        std::fs::create_dir(&output).expect("a folder");
+        assert_goes_on(&stage(RUN, lora, ", noise_below = 500")?, &output, 3)?;
+        let weights = pixart_weights::Weights::open(output.join("straight/network").join(file))?;
+        assert!(weights.tensors().keys().all(|name| !name.contains("discriminator")), "{kind}");
+    }
+
+    let at_rates = |name: &str, lr: &str, factor: &str| -> pixart_train::Result<(f64, f64)> {
+        let run_of = RUN
+            .replace("steps = 6", "steps = 60")
+            .replace("validate_every = 6", "")
+            .replace("lr = 1e-3", &format!("lr = {lr}, lr_factors = {{ \"discriminator.\" = {factor} }}"));
+        let (_, reports) = run(&stage(&run_of, "", ", noise_below = 1")?, &folder.path().join(name), u64::MAX)?;
+        let mean = |name: &str, range: std::ops::Range<usize>| {
+            let terms = reports[range].iter().flat_map(|report| &report.terms);
+            terms.filter(|(term, _)| *term == name).map(|(_, value)| value).sum::<f64>() / 20.0
+        };
+        let gain = |name| mean(name, 0..20) - mean(name, 40..60);
+        Ok((gain("adversarial"), gain("discriminator")))
+    };
+    let (_, discriminator) = at_rates("resting-student", "1e-9", "1e6")?;
+    assert!(discriminator > 0.1, "{discriminator}");
+    let (student, _) = at_rates("resting-discriminator", "1e-3", "1e-6")?;
+    assert!(student > 0.1, "{student}");
+    Ok(())
+}
+
 /// Features whose captions are words are as good as ones with embeddings: the base's text encoder makes them.
 #[test]
 fn captions_may_stay_words() -> pixart_train::Result<()> {
@@ -358,6 +401,11 @@ fn what_does_not_belong_together_is_refused() -> pixart_train::Result<()> {
     let target = other.join("transformer");
     refused(&format!("[stage.consistency]\n{}\ntarget = {target:?}", base()), "is another transformer than the base's");
     refused(&format!("[stage.consistency]\n{}\nsettings = {{ skip = 0 }}", base()), "skip is 0, which needs a target");
+    let adversarial = |settings: &str| format!("[stage.consistency]\n{}\nadversarial = {{ {settings} }}", base());
+    refused(&adversarial("weight = 0.0, block = 0"), "adversarial.weight is 0");
+    refused(&adversarial("weight = 1.0, block = 2"), "adversarial.block is 2; the base has blocks 0 to 1");
+    refused(&adversarial("weight = 1.0, block = 0, noise_below = 1001"), "noise_below is 1001; it is from 1 to 1000");
+    refused(&adversarial("weight = 1.0"), "missing field `block`");
     refused(&start("lora = { rank = 4 }"), "start is of a whole transformer");
     let lora = |more: &str| format!("[stage.consistency]\n{}\nlora = {{ start = {:?}, {more} }}", base(), adapter());
     refused(&lora("rank = 3"), "has rank 8 and alpha 8, not 3 and 3");

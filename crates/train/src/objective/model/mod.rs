@@ -7,7 +7,7 @@ mod text;
 
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor, Var};
 use pixart_nn::NamedWeights;
 use pixart_nn::controlnet::{ControlNet, ControlNetConfig};
 use pixart_nn::recompute::Recomputation;
@@ -18,16 +18,21 @@ use pixart_weights::{
     LoraConfig, PEFT_PREFIX, Part, PipelineFolder, Weights, controlnet_config, controlnet_of, open_part, read_peft,
 };
 
+use super::discriminator::Discriminator;
 use super::layout_loss::LayoutLoss;
 use super::word_encoder::WordEncoder;
 use crate::features::{Batch, Features};
 use crate::{
-    Error, LoraRecipe, NewModelRecipe, Parameters, PixArtInitialise, Recipe, Result, TextEncoderSource, Zeros,
+    Error, LoraRecipe, NewModelRecipe, Parameters, PixArtInitialise, Recipe, Result, TextEncoderSource, UniformFanIn,
+    Zeros,
 };
 use text::FrozenEncoder;
 
 /// What the names of a new transformer's parameters begin with.
 const NEW_TRANSFORMER: &str = "transformer.";
+
+/// What the names of a discriminator's parameters begin with, which is trained along and is no part of the result.
+const DISCRIMINATOR: &str = "discriminator.";
 
 /// What is trained.
 pub(crate) struct Model {
@@ -38,6 +43,7 @@ pub(crate) struct Model {
     recomputes: bool,
     config: TransformerConfig,
     source: Source,
+    seed: u64,
     /// The transformer that a ControlNet steers.
     frozen: Option<PixArtTransformer>,
     /// What encodes captions that the features have as words only, where the text encoder stays.
@@ -102,6 +108,7 @@ impl Model {
                 vae: if inner.is_dir() { inner } else { recipe.vae.clone() },
                 text_encoder: Box::new(text_encoder),
             },
+            seed: run.seed,
             frozen: None,
             encoder: None,
             scaling_factor: vae_config.scaling_factor,
@@ -169,6 +176,7 @@ impl Model {
             recomputes: run.gradient_checkpointing,
             config,
             source: Source::Base { folder: base.into(), trained },
+            seed: run.seed,
             frozen,
             encoder: match features.description().text_width {
                 Some(_) => None,
@@ -282,6 +290,11 @@ impl Model {
         }
     }
 
+    /// Of the transformer.
+    pub(crate) fn config(&self) -> &TransformerConfig {
+        &self.config
+    }
+
     /// What networks compute in.
     pub(crate) fn dtype(&self) -> DType {
         self.dtype
@@ -291,6 +304,18 @@ impl Model {
     pub(crate) fn layout_loss(&self, classes: &[usize]) -> Result<LayoutLoss> {
         let weights = self.parameters.builder(self.dtype).pp("layout");
         LayoutLoss::new(self.config.width(), self.config.patch_size, classes, weights)
+    }
+
+    /// What tells pictures apart by tokens of the base: with gradients of its parameters, or with their present values and none.
+    pub(crate) fn discriminator(&self, in_training: bool) -> Result<Discriminator> {
+        let parameters = self.parameters.with_fresh(UniformFanIn { seed: self.seed });
+        let weights = if in_training { parameters.builder(self.dtype) } else { parameters.detached(self.dtype) };
+        Discriminator::new(self.config.width(), weights.pp(DISCRIMINATOR.trim_end_matches('.')))
+    }
+
+    /// The parameters that are the result.
+    fn result(&self) -> Vec<(String, Var)> {
+        self.parameters.all().into_iter().filter(|(name, _)| !name.starts_with(DISCRIMINATOR)).collect()
     }
 
     /// What tells a transformer of the size of so many pictures, where it asks.
@@ -321,11 +346,16 @@ impl Model {
         condition: Option<&Condition>,
         seen: Option<usize>,
     ) -> Result<(Tensor, Option<Tensor>)> {
-        let ts: Vec<f32> = ts.iter().map(|t| *t as f32).collect();
-        let ts = Tensor::from_vec(ts, latents.dim(0)?, latents.device())?;
+        let ts = timesteps(ts, latents.device())?;
         let (prediction, tokens) = transformer.forward_seen(latents, &ts, text, size, condition, seen)?;
         Ok((prediction.to_dtype(DType::F32)?, tokens))
     }
+}
+
+/// Timesteps as transformers take them.
+pub(crate) fn timesteps(ts: &[usize], device: &Device) -> Result<Tensor> {
+    let ts: Vec<f32> = ts.iter().map(|t| *t as f32).collect();
+    Ok(Tensor::new(ts, device)?)
 }
 
 /// The weights of the transformer at `path`, which is to have the `config` of that of `folder`.

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use pixart::{Pipeline, PipelineBuilder};
-use pixart_weights::{Part, controlnet_config_json, transformer_config_json, write_json, write_peft};
+use pixart_weights::{Part, controlnet_config_json, transformer_config_json, write_json, write_peft, write_tensors};
 use serde_json::{Value, json};
 
 use super::{Model, NEW_TRANSFORMER, Source, Trained};
@@ -34,9 +34,9 @@ impl Model {
                 Ok(self.parameters.save(&folder.join(WEIGHTS))?)
             }
             Source::Base { trained: Trained::Lora { config, .. }, .. } => {
-                let all = self.parameters.all();
+                let result = self.result();
                 let tensors: Vec<_> =
-                    all.iter().map(|(name, variable)| (name.as_str(), variable.as_tensor())).collect();
+                    result.iter().map(|(name, variable)| (name.as_str(), variable.as_tensor())).collect();
                 Ok(write_peft(folder, config, &tensors)?)
             }
         }
@@ -44,7 +44,9 @@ impl Model {
 
     fn save_transformer(&self, prefix: &str, folder: &Path) -> Result<()> {
         write_json(&folder.join("config.json"), &transformer_config_json(&self.config)?)?;
-        Ok(self.parameters.save_part(prefix, &folder.join(WEIGHTS))?)
+        let result = self.result();
+        let tensors = result.iter().filter_map(|(name, value)| Some((name.strip_prefix(prefix)?, value.as_tensor())));
+        Ok(write_tensors(&folder.join(WEIGHTS), &tensors.collect::<Vec<_>>())?)
     }
 
     /// What draws with the networks that [`Model::save`] wrote.
