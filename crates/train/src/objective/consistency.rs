@@ -101,21 +101,25 @@ impl ConsistencyObjective {
         &self,
         recipe: AdversarialRecipe,
         (data, drawn): (&Tensor, &Tensor),
-        (teacher, text): (&PixArtTransformer, &ProjectedText),
+        (teacher, text): (&PixArtTransformer, &Text),
         size: Option<&SizeConditions>,
         mut generator: Generator,
     ) -> Result<AdversarialLosses> {
         let images = data.dim(0)?;
         let ts: Vec<usize> = generator.rand(images).into_iter().map(|draw| pick(draw, recipe.noise_below)).collect();
-        let mut tokens = |latents: &Tensor| -> Result<Tensor> {
+        let mut tokens = |latents: &Tensor, text: &Text| -> Result<Tensor> {
             let noise = generator.randn_tensor(latents.shape(), &Device::Cpu)?.to_device(latents.device())?;
             let noisy = self.loss.add_noise(latents, &noise, &ts)?;
-            Ok(teacher.tokens_after(recipe.block, &noisy, &timesteps(&ts, latents.device())?, text, size)?)
+            let (ts, text) = (timesteps(&ts, latents.device())?, project(teacher, text)?);
+            Ok(teacher.tokens_after(recipe.block, &noisy, &ts, &text, size)?)
         };
-        let (real, drawn) = (tokens(data)?, tokens(drawn)?);
+        let (real, drawn) = (tokens(data, text)?, tokens(drawn, text)?);
+        let other = recipe.mismatched_captions.then(|| tokens(data, &text.rotated()?)).transpose()?;
         // Each learns from the other as it is: the one's gradients do not reach the other's parameters.
         let verdict = self.model.discriminator(false)?.logits(&drawn)?.mean_all()?;
-        let discriminator = self.model.discriminator(true)?.loss(&real, &drawn.detach())?;
+        let drawn = drawn.detach();
+        let wrong = [&[&drawn], other.as_ref().as_slice()].concat();
+        let discriminator = self.model.discriminator(true)?.loss(&real, &wrong)?;
         Ok(AdversarialLosses { student: verdict.neg()?, discriminator })
     }
 
@@ -187,21 +191,19 @@ impl Objective for ConsistencyObjective {
         let latents = self.own_pictures(&data, &ways, &batch, (&target, &text), stream("noise of own pictures"))?;
         let of_student = project(&student, &text)?;
         let of_target = project(&target, &text)?;
-        let teacher = match &self.teacher {
-            Some(teacher) => Some((teacher, project(teacher, &text)?)),
-            None => None,
+        let guided = |teacher| -> Result<_> {
+            let null = self.model.text(&batch, &self.data.features, |_, _| None)?;
+            Ok((teacher, project(teacher, &text)?, project(teacher, &null)?))
         };
-        let unguided = match (&self.teacher, self.recipe.settings.teacher_passes()) {
-            (None, _) | (_, 0) => None,
-            (Some(teacher), _) => Some(project(teacher, &self.model.text(&batch, &self.data.features, |_, _| None)?)?),
-        };
+        let guides = self.recipe.settings.teacher_passes() > 0;
+        let teacher = self.teacher.as_ref().filter(|_| guides).map(guided).transpose()?;
         let inputs = ConsistencyInputs { latents: &latents, noise: &noises, indices: &indices };
         let terms = self.loss.terms(
             &inputs,
             |z, ts| noise(&self.model, &batch, &student, &of_student, z, ts),
             |z, ts| noise(&self.model, &batch, &target, &of_target, z, ts),
             |z, ts| {
-                let (Some((teacher, of_text)), Some(of_nothing)) = (&teacher, &unguided) else {
+                let Some((teacher, of_text, of_nothing)) = &teacher else {
                     return Err(candle_core::Error::Msg("there is no teacher to ask".into()).into());
                 };
                 Ok([
@@ -210,13 +212,13 @@ impl Objective for ConsistencyObjective {
                 ])
             },
         )?;
-        let (Some(recipe), Some((teacher, of_text))) = (self.recipe.adversarial, &teacher) else {
+        let (Some(recipe), Some(teacher)) = (self.recipe.adversarial, &self.teacher) else {
             return Ok(Loss { total: terms.loss, terms: vec![], recomputation });
         };
         let losses = self.adversarial_losses(
             recipe,
             (&data, &terms.prediction),
-            (teacher, of_text),
+            (teacher, &text),
             self.model.size(batch.pixels, size)?.as_ref(),
             stream("discriminator"),
         )?;
@@ -250,9 +252,10 @@ impl Objective for ConsistencyObjective {
         let own = settings.own_pictures * self.loss.passes_to_own_pictures();
         // The target, and the teacher with and without text.
         let mut evaluations = 1.0 + own + 2.0 * settings.teacher_passes() as f64;
-        if let Some(AdversarialRecipe { block, .. }) = self.recipe.adversarial {
+        if let Some(AdversarialRecipe { block, mismatched_captions, .. }) = self.recipe.adversarial {
             // Of pictures of the data, and of the student's, whose gradients go on to it.
-            evaluations += 3.0 * (block + 1) as f64 / self.model.config().num_layers as f64;
+            let passes = if mismatched_captions { 4.0 } else { 3.0 };
+            evaluations += passes * (block + 1) as f64 / self.model.config().num_layers as f64;
         }
         let (average, others) = match self.target {
             Target::Average(_) => (1, 0),

@@ -31,10 +31,15 @@ impl Discriminator {
         Ok(self.out.forward(&hidden)?.to_dtype(DType::F32)?)
     }
 
-    /// What it is to learn, a scalar: logits above 1 for what is `real`, below −1 for what is `drawn` (hinge loss).
-    pub(crate) fn loss(&self, real: &Tensor, drawn: &Tensor) -> Result<Tensor> {
+    /// What it is to learn, a scalar: logits above 1 for what is `real`, below −1 for all kinds of what is `wrong`, which together count as much
+    /// (hinge loss).
+    pub(crate) fn loss(&self, real: &Tensor, wrong: &[&Tensor]) -> Result<Tensor> {
         let missing = |logits: Tensor| -> Result<Tensor> { Ok((1.0 - logits)?.relu()?.mean_all()?) };
-        Ok((missing(self.logits(real)?)? + missing(self.logits(drawn)?.neg()?)?)?)
+        let mut loss = missing(self.logits(real)?)?;
+        for tokens in wrong {
+            loss = (loss + (missing(self.logits(tokens)?.neg()?)? / wrong.len() as f64)?)?;
+        }
+        Ok(loss)
     }
 }
 
@@ -62,11 +67,11 @@ mod tests {
             numbers.iter().map(|logit| (1.0 - sign * logit).max(0.0)).sum::<f32>() / numbers.len() as f32
         };
         let expected = hinge(numbers(&real)?, 1.0) + hinge(numbers(&drawn)?, -1.0);
-        let first = discriminator.loss(&real, &drawn)?.to_scalar::<f32>()?;
+        let first = discriminator.loss(&real, &[&drawn])?.to_scalar::<f32>()?;
         assert!((first - expected).abs() < 1e-5, "{first}, not {expected}");
 
         for _ in 0..200 {
-            let loss = Discriminator::new(8, parameters.builder(DType::F32))?.loss(&real, &drawn)?;
+            let loss = Discriminator::new(8, parameters.builder(DType::F32))?.loss(&real, &[&drawn])?;
             let gradients = loss.backward()?;
             for (_, variable) in parameters.all() {
                 if let Some(gradient) = gradients.get(&variable) {

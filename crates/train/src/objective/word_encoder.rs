@@ -33,6 +33,15 @@ impl Text {
     pub(crate) fn first(&self, count: usize) -> Result<Self> {
         Ok(Self { embeds: self.embeds.narrow(0, 0, count)?, mask: self.mask.narrow(0, 0, count)? })
     }
+
+    /// Each in the place of the one before, and the first in that of the last.
+    pub(crate) fn rotated(&self) -> Result<Self> {
+        let rotate = |xs: &Tensor| -> Result<Tensor> {
+            let others = xs.dim(0)? - 1;
+            Ok(Tensor::cat(&[xs.narrow(0, 1, others)?, xs.narrow(0, 0, 1)?], 0)?)
+        };
+        Ok(Self { embeds: rotate(&self.embeds)?, mask: rotate(&self.mask)? })
+    }
 }
 
 /// Encodes captions, all as long as the longest of them, but no longer than `most` tokens.

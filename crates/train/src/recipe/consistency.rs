@@ -46,6 +46,10 @@ pub struct AdversarialRecipe {
     /// Noise is added to what it sees, as at a timestep below this. With little of it the discriminator looks at edges, with much at what is where.
     #[serde(default = "noise_below")]
     pub noise_below: usize,
+    /// Whether it is to tell, too, pictures of the data from such with another one's caption, so that it looks at whether a picture is
+    /// what its caption says. Takes two pictures or more in each part of a batch.
+    #[serde(default)]
+    pub mismatched_captions: bool,
 }
 
 fn noise_below() -> usize {

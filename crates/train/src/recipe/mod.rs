@@ -190,6 +190,12 @@ impl Recipe {
         if !self.batch_size.is_multiple_of(parts) {
             return Err(format!("a batch of {} does not divide into {parts} parts", self.batch_size));
         }
+        if let Stage::Consistency(ConsistencyRecipe { adversarial: Some(adversarial), .. }) = &self.stage
+            && adversarial.mismatched_captions
+            && self.batch_size < 2 * parts
+        {
+            return Err("stage.consistency.adversarial.mismatched_captions takes two pictures or more in a part".into());
+        }
         if self.warm_up > self.steps {
             return Err(format!("{} steps of warm-up are more than all {}", self.warm_up, self.steps));
         }

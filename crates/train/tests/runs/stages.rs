@@ -265,7 +265,7 @@ fn a_student_may_be_told_sharp_from_blurred() -> pixart_train::Result<()> {
     ] {
         let output = folder.path().join(kind);
         std::fs::create_dir(&output).expect("a folder");
-        assert_goes_on(&stage(RUN, lora, ", noise_below = 500")?, &output, 3)?;
+        assert_goes_on(&stage(RUN, lora, ", noise_below = 500, mismatched_captions = true")?, &output, 3)?;
         let weights = pixart_weights::Weights::open(output.join("straight/network").join(file))?;
         assert!(weights.tensors().keys().all(|name| !name.contains("discriminator")), "{kind}");
     }
@@ -406,6 +406,8 @@ fn what_does_not_belong_together_is_refused() -> pixart_train::Result<()> {
     refused(&adversarial("weight = 1.0, block = 2"), "adversarial.block is 2; the base has blocks 0 to 1");
     refused(&adversarial("weight = 1.0, block = 0, noise_below = 1001"), "noise_below is 1001; it is from 1 to 1000");
     refused(&adversarial("weight = 1.0"), "missing field `block`");
+    let alone = adversarial("weight = 1.0, block = 0, mismatched_captions = true");
+    refused(&format!("workers = 2\n{alone}"), "mismatched_captions takes two pictures or more in a part");
     refused(&start("lora = { rank = 4 }"), "start is of a whole transformer");
     let lora = |more: &str| format!("[stage.consistency]\n{}\nlora = {{ start = {:?}, {more} }}", base(), adapter());
     refused(&lora("rank = 3"), "has rank 8 and alpha 8, not 3 and 3");
