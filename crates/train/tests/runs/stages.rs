@@ -254,7 +254,7 @@ fn a_student_may_be_told_sharp_from_blurred() -> pixart_train::Result<()> {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let data = features(folder.path(), true)?;
     let stage = |run: &str, lora: &str, more: &str| {
-        let adversarial = format!("adversarial = {{ weight = 1.0, block = 0{more} }}");
+        let adversarial = format!("adversarial = {{ block = 0, {more} }}");
         let settings = "settings = { solver_steps = 4, teacher_steps = 2, own_pictures = 0.5 }";
         let stage = format!("[stage.consistency]\n{}\n{lora}\n{adversarial}\n{settings}\n{VALIDATION}", base());
         recipe(folder.path(), &format!("{run}{data}\n{stage}"))
@@ -265,7 +265,7 @@ fn a_student_may_be_told_sharp_from_blurred() -> pixart_train::Result<()> {
     ] {
         let output = folder.path().join(kind);
         std::fs::create_dir(&output).expect("a folder");
-        assert_goes_on(&stage(RUN, lora, ", noise_below = 500, mismatched_captions = true")?, &output, 3)?;
+        assert_goes_on(&stage(RUN, lora, "weight = 1.0, noise_below = 500, mismatched_captions = true")?, &output, 3)?;
         let weights = pixart_weights::Weights::open(output.join("straight/network").join(file))?;
         assert!(weights.tensors().keys().all(|name| !name.contains("discriminator")), "{kind}");
     }
@@ -275,7 +275,9 @@ fn a_student_may_be_told_sharp_from_blurred() -> pixart_train::Result<()> {
             .replace("steps = 6", "steps = 60")
             .replace("validate_every = 6", "")
             .replace("lr = 1e-3", &format!("lr = {lr}, lr_factors = {{ \"discriminator.\" = {factor} }}"));
-        let (_, reports) = run(&stage(&run_of, "", ", noise_below = 1")?, &folder.path().join(name), u64::MAX)?;
+        // Nothing else counts.
+        let (_, reports) =
+            run(&stage(&run_of, "", "weight = 100.0, noise_below = 1")?, &folder.path().join(name), u64::MAX)?;
         let mean = |name: &str, range: std::ops::Range<usize>| {
             let terms = reports[range].iter().flat_map(|report| &report.terms);
             terms.filter(|(term, _)| *term == name).map(|(_, value)| value).sum::<f64>() / 20.0
