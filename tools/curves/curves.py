@@ -31,15 +31,16 @@ def scalars(run: Path) -> dict[str, dict[int, float]]:
 def main(picture: str, *runs: str) -> None:
     figure, panels = plt.subplots(1, len(runs), figsize=(4 * len(runs), 3), squeeze=False, layout="constrained")
     for panel, run in zip(panels[0], map(Path, runs)):
-        for tag, values in scalars(run).items():
-            if tag in NOT_LOSSES:
-                continue
+        losses = {tag: values for tag, values in scalars(run).items() if tag not in NOT_LOSSES}
+        # What a discriminator says of pictures may be either side of zero.
+        positive = all(value > 0 for values in losses.values() for value in values.values())
+        for tag, values in losses.items():
             steps = sorted(values)
             size = max(len(steps) // POINTS, 1)
             pieces = [steps[i : i + size] for i in range(0, len(steps), size)]
             means = [sum(values[step] for step in piece) / len(piece) for piece in pieces]
             panel.plot([piece[-1] for piece in pieces], means, label=tag, linewidth=2 if tag == "loss" else 1)
-        panel.set(title=run.name, xlabel="step", yscale="log")
+        panel.set(title=run.name, xlabel="step", yscale="log" if positive else "linear")
         panel.grid(alpha=0.3)
         panel.legend()
     figure.savefig(picture, dpi=120)
