@@ -107,14 +107,15 @@ impl ConsistencyObjective {
     ) -> Result<AdversarialLosses> {
         let images = data.dim(0)?;
         let ts: Vec<usize> = generator.rand(images).into_iter().map(|draw| pick(draw, recipe.noise_below)).collect();
-        let mut tokens = |latents: &Tensor, text: &Text| -> Result<Tensor> {
+        let mut tokens = |latents: &Tensor, text: &ProjectedText| -> Result<Tensor> {
             let noise = generator.randn_tensor(latents.shape(), &Device::Cpu)?.to_device(latents.device())?;
             let noisy = self.loss.add_noise(latents, &noise, &ts)?;
-            let (ts, text) = (timesteps(&ts, latents.device())?, project(teacher, text)?);
-            Ok(teacher.tokens_after(recipe.block, &noisy, &ts, &text, size)?)
+            Ok(teacher.tokens_after(recipe.block, &noisy, &timesteps(&ts, latents.device())?, text, size)?)
         };
-        let (real, drawn) = (tokens(data, text)?, tokens(drawn, text)?);
-        let other = recipe.mismatched_captions.then(|| tokens(data, &text.rotated()?)).transpose()?;
+        let of_text = project(teacher, text)?;
+        let (real, drawn) = (tokens(data, &of_text)?, tokens(drawn, &of_text)?);
+        let other =
+            recipe.mismatched_captions.then(|| tokens(data, &project(teacher, &text.rotated()?)?)).transpose()?;
         // Each learns from the other as it is: the one's gradients do not reach the other's parameters.
         let verdict = self.model.discriminator(false)?.logits(&drawn)?.mean_all()?;
         let drawn = drawn.detach();

@@ -270,6 +270,10 @@ fn a_student_may_be_told_sharp_from_blurred() -> pixart_train::Result<()> {
         assert!(weights.tensors().keys().all(|name| !name.contains("discriminator")), "{kind}");
     }
 
+    let bf16 = stage(&format!("precision = \"bf16\"{RUN}"), "", "weight = 1.0")?;
+    let (_, reports) = run(&bf16, &folder.path().join("bf16"), u64::MAX)?;
+    assert!(reports.iter().all(|report| report.terms.len() == 3), "{reports:?}");
+
     let at_rates = |name: &str, lr: &str, factor: &str| -> pixart_train::Result<(f64, f64)> {
         let run_of = RUN
             .replace("steps = 6", "steps = 60")
