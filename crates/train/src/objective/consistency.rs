@@ -101,7 +101,8 @@ impl ConsistencyObjective {
         &self,
         recipe: AdversarialRecipe,
         (data, drawn): (&Tensor, &Tensor),
-        (teacher, text): (&PixArtTransformer, &Text),
+        teacher: &PixArtTransformer,
+        (text, of_text): (&Text, &ProjectedText),
         size: Option<&SizeConditions>,
         mut generator: Generator,
     ) -> Result<AdversarialLosses> {
@@ -112,8 +113,7 @@ impl ConsistencyObjective {
             let noisy = self.loss.add_noise(latents, &noise, &ts)?;
             Ok(teacher.tokens_after(recipe.block, &noisy, &timesteps(&ts, latents.device())?, text, size)?)
         };
-        let of_text = project(teacher, text)?;
-        let (real, drawn) = (tokens(data, &of_text)?, tokens(drawn, &of_text)?);
+        let (real, drawn) = (tokens(data, of_text)?, tokens(drawn, of_text)?);
         let other =
             recipe.mismatched_captions.then(|| tokens(data, &project(teacher, &text.rotated()?)?)).transpose()?;
         // Each learns from the other as it is: the one's gradients do not reach the other's parameters.
@@ -192,19 +192,23 @@ impl Objective for ConsistencyObjective {
         let latents = self.own_pictures(&data, &ways, &batch, (&target, &text), stream("noise of own pictures"))?;
         let of_student = project(&student, &text)?;
         let of_target = project(&target, &text)?;
-        let guided = |teacher| -> Result<_> {
-            let null = self.model.text(&batch, &self.data.features, |_, _| None)?;
-            Ok((teacher, project(teacher, &text)?, project(teacher, &null)?))
+        let teacher = match &self.teacher {
+            Some(teacher) => Some((teacher, project(teacher, &text)?)),
+            None => None,
         };
-        let guides = self.recipe.settings.teacher_passes() > 0;
-        let teacher = self.teacher.as_ref().filter(|_| guides).map(guided).transpose()?;
+        let of_nothing = match &self.teacher {
+            Some(teacher) if self.recipe.settings.teacher_passes() > 0 => {
+                Some(project(teacher, &self.model.text(&batch, &self.data.features, |_, _| None)?)?)
+            }
+            _ => None,
+        };
         let inputs = ConsistencyInputs { latents: &latents, noise: &noises, indices: &indices };
         let terms = self.loss.terms(
             &inputs,
             |z, ts| noise(&self.model, &batch, &student, &of_student, z, ts),
             |z, ts| noise(&self.model, &batch, &target, &of_target, z, ts),
             |z, ts| {
-                let Some((teacher, of_text, of_nothing)) = &teacher else {
+                let (Some((teacher, of_text)), Some(of_nothing)) = (&teacher, &of_nothing) else {
                     return Err(candle_core::Error::Msg("there is no teacher to ask".into()).into());
                 };
                 Ok([
@@ -213,13 +217,14 @@ impl Objective for ConsistencyObjective {
                 ])
             },
         )?;
-        let (Some(recipe), Some(teacher)) = (self.recipe.adversarial, &self.teacher) else {
+        let (Some(recipe), Some((teacher, of_text))) = (self.recipe.adversarial, &teacher) else {
             return Ok(Loss { total: terms.loss, terms: vec![], recomputation });
         };
         let losses = self.adversarial_losses(
             recipe,
             (&data, &terms.prediction),
-            (teacher, &text),
+            teacher,
+            (&text, of_text),
             self.model.size(batch.pixels, size)?.as_ref(),
             stream("discriminator"),
         )?;

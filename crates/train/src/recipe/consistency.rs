@@ -57,13 +57,16 @@ fn noise_below() -> usize {
 }
 
 impl AdversarialRecipe {
-    fn validate(&self) -> Result<(), String> {
+    fn validate(&self, pictures: usize) -> Result<(), String> {
         match self {
             Self { weight, .. } if !(weight.is_finite() && *weight > 0.0) => {
                 Err(format!("stage.consistency.adversarial.weight is {weight}"))
             }
             Self { noise_below, .. } if !(1..=TIMESTEPS).contains(noise_below) => {
                 Err(format!("stage.consistency.adversarial.noise_below is {noise_below}; it is from 1 to {TIMESTEPS}"))
+            }
+            Self { mismatched_captions: true, .. } if pictures < 2 => {
+                Err("stage.consistency.adversarial.mismatched_captions takes two pictures or more in a part".into())
             }
             _ => Ok(()),
         }
@@ -75,13 +78,14 @@ fn target_decay() -> f64 {
 }
 
 impl ConsistencyRecipe {
-    pub(super) fn validate(&self) -> Result<(), String> {
+    /// For so many pictures in each part of a batch.
+    pub(super) fn validate(&self, pictures: usize) -> Result<(), String> {
         self.lora.as_ref().map_or(Ok(()), LoraRecipe::validate)?;
         if self.lora.is_some() && self.start.is_some() {
             return Err("stage.consistency.start is of a whole transformer, and a lora is trained".into());
         }
         self.settings.validate()?;
-        self.adversarial.as_ref().map_or(Ok(()), AdversarialRecipe::validate)?;
+        self.adversarial.as_ref().map_or(Ok(()), |adversarial| adversarial.validate(pictures))?;
         if self.settings.skip == 0 && self.target.is_none() {
             return Err("stage.consistency.settings.skip is 0, which needs a target that was distilled before".into());
         }

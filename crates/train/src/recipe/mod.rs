@@ -190,22 +190,13 @@ impl Recipe {
         if !self.batch_size.is_multiple_of(parts) {
             return Err(format!("a batch of {} does not divide into {parts} parts", self.batch_size));
         }
-        if let Stage::Consistency(ConsistencyRecipe { adversarial: Some(adversarial), .. }) = &self.stage
-            && adversarial.mismatched_captions
-            && self.batch_size < 2 * parts
-        {
-            return Err("stage.consistency.adversarial.mismatched_captions takes two pictures or more in a part".into());
-        }
         if self.warm_up > self.steps {
             return Err(format!("{} steps of warm-up are more than all {}", self.warm_up, self.steps));
         }
-        let possible = |factor: &&f64| factor.is_finite() && **factor > 0.0;
-        let factor = self.optimizer.lr_factors.values().find(|factor| !possible(factor)).copied().unwrap_or(1.0);
-        let OptimizerSettings { lr, betas, eps, weight_decay, muon, max_grad_norm, lr_factors: _ } = &self.optimizer;
+        let OptimizerSettings { lr, lr_factors, betas, eps, weight_decay, muon, max_grad_norm } = &self.optimizer;
         let unit = |x: f64| (0.0..1.0).contains(&x);
         let settings = [
             ("optimizer.lr", *lr, *lr > 0.0),
-            ("optimizer.lr_factors", factor, factor > 0.0),
             ("optimizer.betas", betas[0], unit(betas[0])),
             ("optimizer.betas", betas[1], unit(betas[1])),
             ("optimizer.eps", *eps, *eps > 0.0),
@@ -214,7 +205,9 @@ impl Recipe {
             ("optimizer.max_grad_norm", max_grad_norm.unwrap_or(1.0), max_grad_norm.is_none_or(|norm| norm > 0.0)),
             ("ema_decay", self.ema_decay.unwrap_or(0.5), self.ema_decay.is_none_or(unit)),
         ];
-        if let Some((name, value, _)) = settings.iter().find(|(_, value, right)| !right || !value.is_finite()) {
+        let factors = lr_factors.values().map(|factor| ("optimizer.lr_factors", *factor, *factor > 0.0));
+        let mut settings = settings.into_iter().chain(factors);
+        if let Some((name, value, _)) = settings.find(|(_, value, right)| !right || !value.is_finite()) {
             return Err(format!("{name} is {value}"));
         }
         match &self.stage {
@@ -224,7 +217,7 @@ impl Recipe {
             }
             Stage::TextEncoder(stage) => stage.validate(),
             Stage::Diffusion(stage) => stage.validate(),
-            Stage::Consistency(stage) => stage.validate(),
+            Stage::Consistency(stage) => stage.validate(self.batch_size / parts),
             Stage::ControlNet(stage) => stage.diffusion().validate(),
         }
     }

@@ -86,6 +86,8 @@ fn what_cannot_be_is_refused() -> pixart_train::Result<()> {
     refused("accumulate = 2", "accumulate = 3", "does not divide into 3 parts");
     refused("lr = 2e-3", "lr = -1.0", "optimizer.lr is -1");
     refused("lr = 2e-3", "lr = nan", "optimizer.lr is NaN");
+    refused("lr = 2e-3", "lr = 2e-3, lr_factors = { decoder = 0.0 }", "optimizer.lr_factors is 0");
+    refused("lr = 2e-3", "lr = 2e-3, lr_factors = { decoder = 2.0, encoder = inf }", "optimizer.lr_factors is inf");
     refused("crop = 16", "crop = 17", "both must divide by 2");
     refused("kl_weight = 1e-4", "kl_weight = -1.0", "kl_weight is -1");
     refused("kl_weight = 1e-4", "kl_weight = 1e-4\nlatent_noise = -0.1", "latent_noise is -0.1");
