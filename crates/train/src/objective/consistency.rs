@@ -10,6 +10,7 @@ use pixart_nn::transformer::{PixArtTransformer, ProjectedText, SizeConditions};
 
 use super::data::{Data, Drawn};
 use super::diffusion::draw_validation;
+use super::discriminator::feature_matching;
 use super::model::{Model, Trained, timesteps};
 use super::word_encoder::Text;
 use super::{ConsistencyInputs, ConsistencyLoss, Loss, Objective};
@@ -96,11 +97,12 @@ impl ConsistencyObjective {
         ways.into_iter().unzip()
     }
 
-    /// What the student is told of its picture by a discriminator, and what the discriminator learns from that.
+    /// What the student is told of its picture by a discriminator, and of what it is to be by the discriminator's eyes, and what the discriminator
+    /// learns from the picture and the data.
     fn adversarial_losses(
         &self,
         recipe: AdversarialRecipe,
-        (data, drawn): (&Tensor, &Tensor),
+        (data, drawn, target): (&Tensor, &Tensor, &Tensor),
         teacher: &PixArtTransformer,
         (text, of_text): (&Text, &ProjectedText),
         size: Option<&SizeConditions>,
@@ -108,20 +110,29 @@ impl ConsistencyObjective {
     ) -> Result<AdversarialLosses> {
         let images = data.dim(0)?;
         let ts: Vec<usize> = generator.rand(images).into_iter().map(|draw| pick(draw, recipe.noise_below)).collect();
-        let mut tokens = |latents: &Tensor, text: &ProjectedText| -> Result<Tensor> {
-            let noise = generator.randn_tensor(latents.shape(), &Device::Cpu)?.to_device(latents.device())?;
-            let noisy = self.loss.add_noise(latents, &noise, &ts)?;
+        let mut noise =
+            || -> Result<Tensor> { Ok(generator.randn_tensor(data.shape(), &Device::Cpu)?.to_device(data.device())?) };
+        let tokens = |latents: &Tensor, noise: &Tensor, text: &ProjectedText| -> Result<Tensor> {
+            let noisy = self.loss.add_noise(latents, noise, &ts)?;
             Ok(teacher.tokens_after(recipe.block, &noisy, &timesteps(&ts, latents.device())?, text, size)?)
         };
-        let (real, drawn) = (tokens(data, of_text)?, tokens(drawn, of_text)?);
-        let other =
-            recipe.mismatched_captions.then(|| tokens(data, &project(teacher, &text.rotated()?)?)).transpose()?;
+        let noise_of_drawn = noise()?;
+        let (real, drawn) = (tokens(data, &noise()?, of_text)?, tokens(drawn, &noise_of_drawn, of_text)?);
+        let other = match recipe.mismatched_captions {
+            true => Some(tokens(data, &noise()?, &project(teacher, &text.rotated()?)?)?),
+            false => None,
+        };
+        // The noise of both is the same, so that the difference is that of the pictures.
+        let feature_matching = match recipe.feature_matching > 0.0 {
+            true => Some(feature_matching(&drawn, &tokens(target, &noise_of_drawn, of_text)?)?),
+            false => None,
+        };
         // Each learns from the other as it is: the one's gradients do not reach the other's parameters.
         let verdict = self.model.discriminator(false)?.logits(&drawn)?.mean_all()?;
         let drawn = drawn.detach();
         let wrong = [&[&drawn], other.as_ref().as_slice()].concat();
         let discriminator = self.model.discriminator(true)?.loss(&real, &wrong)?;
-        Ok(AdversarialLosses { student: verdict.neg()?, discriminator })
+        Ok(AdversarialLosses { student: verdict.neg()?, discriminator, feature_matching })
     }
 
     /// What the student, or its average if there is one, draws on the `ways`, and the `latents` where a way has nothing in it.
@@ -151,6 +162,8 @@ impl ConsistencyObjective {
 struct AdversarialLosses {
     student: Tensor,
     discriminator: Tensor,
+    /// Where it is asked.
+    feature_matching: Option<Tensor>,
 }
 
 fn project(transformer: &PixArtTransformer, text: &Text) -> Result<ProjectedText> {
@@ -222,15 +235,19 @@ impl Objective for ConsistencyObjective {
         };
         let losses = self.adversarial_losses(
             recipe,
-            (&data, &terms.prediction),
+            (&data, &terms.prediction, &terms.target),
             teacher,
             (&text, of_text),
             self.model.size(batch.pixels, size)?.as_ref(),
             stream("discriminator"),
         )?;
-        let total = ((&terms.loss + (&losses.student * recipe.weight)?)? + &losses.discriminator)?;
-        let shown =
+        let mut total = ((&terms.loss + (&losses.student * recipe.weight)?)? + &losses.discriminator)?;
+        let mut shown =
             vec![("consistency", terms.loss), ("adversarial", losses.student), ("discriminator", losses.discriminator)];
+        if let Some(matching) = losses.feature_matching {
+            total = (total + (&matching * recipe.feature_matching)?)?;
+            shown.push(("feature matching", matching));
+        }
         Ok(Loss { total, terms: shown, recomputation })
     }
 
@@ -258,10 +275,11 @@ impl Objective for ConsistencyObjective {
         let own = settings.own_pictures * self.loss.passes_to_own_pictures();
         // The target, and the teacher with and without text.
         let mut evaluations = 1.0 + own + 2.0 * settings.teacher_passes() as f64;
-        if let Some(AdversarialRecipe { block, mismatched_captions, .. }) = self.recipe.adversarial {
+        if let Some(recipe) = self.recipe.adversarial {
             // Of pictures of the data, and of the student's, whose gradients go on to it.
-            let passes = if mismatched_captions { 4.0 } else { 3.0 };
-            evaluations += passes * (block + 1) as f64 / self.model.config().num_layers as f64;
+            let others = u8::from(recipe.mismatched_captions) + u8::from(recipe.feature_matching > 0.0);
+            evaluations +=
+                (3.0 + f64::from(others)) * (recipe.block + 1) as f64 / self.model.config().num_layers as f64;
         }
         let (average, others) = match self.target {
             Target::Average(_) => (1, 0),

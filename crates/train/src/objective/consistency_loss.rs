@@ -53,10 +53,14 @@ impl ConsistencyLoss {
         settings.validate().map_err(candle_core::Error::Msg)?;
         let timesteps = settings.timesteps().map_err(candle_core::Error::Msg)?;
         let schedule = NoiseSchedule::from_config(&SchedulerConfig::new(SchedulerKind::Ddpm))?;
-        let weight = |t: &usize| signal_to_noise(schedule.alphas_cumprod()[*t]).powf(settings.snr_power);
-        let all: f64 = timesteps.iter().map(weight).sum();
-        let cumulative = timesteps.iter().scan(0.0, |sum, t| {
-            *sum += weight(t) / all;
+        let by_noise = |t: &usize| signal_to_noise(schedule.alphas_cumprod()[*t]).powf(settings.snr_power);
+        let weights: Vec<f64> = match &settings.timestep_shares {
+            Some(shares) => shares.iter().rev().copied().collect(),
+            None => timesteps.iter().map(by_noise).collect(),
+        };
+        let all: f64 = weights.iter().sum();
+        let cumulative = weights.iter().scan(0.0, |sum, weight| {
+            *sum += weight / all;
             Some(*sum)
         });
         Ok(Self { cumulative: cumulative.collect(), timesteps, settings, schedule })

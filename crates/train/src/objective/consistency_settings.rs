@@ -33,6 +33,9 @@ pub struct ConsistencySettings {
     /// times at timestep 999, once at 259. At ½ differences in predicted noise count, so that what the last steps draw is
     /// learned as much as what the first ones do.
     pub snr_power: f64,
+    /// In place of `snr_power`, how often each of the timesteps that are learned is drawn, in proportion, from the first, 999, to the last. The solver's
+    /// steps are not equally hard to learn.
+    pub timestep_shares: Option<Vec<f64>>,
 }
 
 impl Default for ConsistencySettings {
@@ -46,6 +49,7 @@ impl Default for ConsistencySettings {
             guidance_scale: 4.5,
             huber_c: 1e-3,
             snr_power: 0.0,
+            timestep_shares: None,
         }
     }
 }
@@ -98,6 +102,19 @@ impl ConsistencySettings {
         }
         if !(0.0..=1.0).contains(&self.snr_power) {
             return Err(format!("snr_power is {}; it is from 0 to 1", self.snr_power));
+        }
+        if let Some(shares) = &self.timestep_shares {
+            if shares.len() != timesteps.len() {
+                let (given, learned) = (shares.len(), timesteps.len());
+                return Err(format!("timestep_shares has {given} numbers; {learned} timesteps are learned"));
+            }
+            let fits = |share: &f64| share.is_finite() && *share >= 0.0;
+            if !shares.iter().all(fits) || shares.iter().sum::<f64>() <= 0.0 {
+                return Err(format!("timestep_shares is {shares:?}; none is below 0, and one is above"));
+            }
+            if self.snr_power != 0.0 {
+                return Err("timestep_shares stands in place of snr_power, which is given too".into());
+            }
         }
         Ok(())
     }

@@ -43,12 +43,35 @@ impl Discriminator {
     }
 }
 
+/// How far apart the tokens `[batch, n, width]` of two pictures are, a scalar: the mean of the squared differences of what a discriminator's layers get of them
+/// (Kang et al. 2024, "Distilling Diffusion Models into Conditional GANs", has such a loss by a network trained for it). A small difference in pixels
+/// that makes another shape of a shape is a large one here.
+pub(crate) fn feature_matching(tokens: &Tensor, target: &Tensor) -> Result<Tensor> {
+    let difference = (normalised(tokens)? - normalised(&target.detach())?)?;
+    Ok(difference.to_dtype(DType::F32)?.sqr()?.mean_all()?)
+}
+
 #[cfg(test)]
 mod tests {
     use candle_core::Device;
 
     use super::*;
     use crate::{Parameters, UniformFanIn};
+
+    /// Each token counts whatever its mean and its size; the target is not told to change.
+    #[test]
+    fn features_match_by_what_they_say() -> Result<()> {
+        let tokens = candle_core::Var::new(&[[[1f32, -1.0, 1.0, -1.0], [3.0, 1.0, 3.0, 1.0]]], &Device::Cpu)?;
+        let same = ((tokens.as_tensor() * 5.0)? + 2.0)?;
+        assert!(feature_matching(&tokens, &same)?.to_scalar::<f32>()? < 1e-6);
+        // One token of two is the opposite, 2 away in each number.
+        let target = candle_core::Var::new(&[[[1f32, -1.0, 1.0, -1.0], [1.0, 3.0, 1.0, 3.0]]], &Device::Cpu)?;
+        let loss = feature_matching(&tokens, &target)?;
+        assert!((loss.to_scalar::<f32>()? - 2.0).abs() < 1e-4, "{loss}");
+        let gradients = loss.backward()?;
+        assert!(gradients.get(&tokens).is_some() && gradients.get(&target).is_none());
+        Ok(())
+    }
 
     /// From logits of its own, by the definition, and downhill: after some steps along its gradient it tells two kinds of tokens apart.
     #[test]

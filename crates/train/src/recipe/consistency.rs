@@ -50,6 +50,9 @@ pub struct AdversarialRecipe {
     /// what its caption says. Takes two pictures or more in each part of a batch.
     #[serde(default)]
     pub mismatched_captions: bool,
+    /// How much it counts that it sees in the student's pictures what it sees in what they are to be, beside the difference of the pictures themselves.
+    #[serde(default)]
+    pub feature_matching: f64,
 }
 
 fn noise_below() -> usize {
@@ -61,6 +64,9 @@ impl AdversarialRecipe {
         match self {
             Self { weight, .. } if !(weight.is_finite() && *weight > 0.0) => {
                 Err(format!("stage.consistency.adversarial.weight is {weight}"))
+            }
+            Self { feature_matching, .. } if !(feature_matching.is_finite() && *feature_matching >= 0.0) => {
+                Err(format!("stage.consistency.adversarial.feature_matching is {feature_matching}"))
             }
             Self { noise_below, .. } if !(1..=TIMESTEPS).contains(noise_below) => {
                 Err(format!("stage.consistency.adversarial.noise_below is {noise_below}; it is from 1 to {TIMESTEPS}"))

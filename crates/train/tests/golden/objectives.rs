@@ -318,25 +318,41 @@ fn latent_consistency_goes_on_from_pictures_of_its_own() -> Result {
     Ok(())
 }
 
+/// How often each of the timesteps that are learned is drawn, from the last to the first.
+fn shares_of_timesteps(loss: &ConsistencyLoss) -> Vec<f64> {
+    let draws = 100_000;
+    let mut found = vec![0; loss.timesteps().len()];
+    for draw in 0..draws {
+        found[loss.index(draw as f32 / draws as f32)] += 1;
+    }
+    found.into_iter().map(|found| f64::from(found) / f64::from(draws)).collect()
+}
+
 /// Timesteps are drawn equally often, or in proportion to a power of their signal-to-noise ratio, which is computed here from the betas.
 #[test]
 fn latent_consistency_draws_by_a_power_of_the_ratio() -> Result {
-    let draws = 100_000;
     for (power, solver_steps) in [(0.0, None), (0.25, Some(4)), (0.5, Some(2)), (1.0, None)] {
         let settings = ConsistencySettings { solver_steps, snr_power: power, ..ConsistencySettings::default() };
         let loss = ConsistencyLoss::new(settings)?;
-        let mut found = vec![0; loss.timesteps().len()];
-        for draw in 0..draws {
-            found[loss.index(draw as f32 / draws as f32)] += 1;
-        }
         let ratio = |t: &usize| (signal(*t) / (1.0 - signal(*t))).powf(power);
         let all: f64 = loss.timesteps().iter().map(ratio).sum();
-        for (t, found) in loss.timesteps().iter().zip(found) {
-            let (found, expected) = (f64::from(found) / f64::from(draws), ratio(t) / all);
+        for (t, found) in loss.timesteps().iter().zip(shares_of_timesteps(&loss)) {
+            let expected = ratio(t) / all;
             assert!((found - expected).abs() < 1e-4, "timestep {t}, power {power}: {found}, not {expected}");
         }
         assert_eq!(loss.index(f32::from_bits(1.0f32.to_bits() - 1)), loss.timesteps().len() - 1);
     }
+    Ok(())
+}
+
+/// Shares are told from the first timestep to the last, as the solver goes, and one that is 0 is never drawn.
+#[test]
+fn latent_consistency_draws_by_shares() -> Result {
+    let timestep_shares = Some(vec![1.0, 0.0, 6.0, 3.0]);
+    let settings = ConsistencySettings { solver_steps: Some(4), timestep_shares, ..ConsistencySettings::default() };
+    let loss = ConsistencyLoss::new(settings)?;
+    assert_eq!(loss.timesteps(), [259, 499, 759, 999]);
+    assert_within("shares", &shares_of_timesteps(&loss), &[0.3, 0.6, 0.0, 0.1], 0.0, 1e-4);
     Ok(())
 }
 

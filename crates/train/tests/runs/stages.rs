@@ -265,14 +265,21 @@ fn a_student_may_be_told_sharp_from_blurred() -> pixart_train::Result<()> {
     ] {
         let output = folder.path().join(kind);
         std::fs::create_dir(&output).expect("a folder");
-        assert_goes_on(&stage(RUN, lora, "weight = 1.0, noise_below = 500, mismatched_captions = true")?, &output, 3)?;
+        let all = "weight = 1.0, noise_below = 500, mismatched_captions = true, feature_matching = 2.0";
+        assert_goes_on(&stage(RUN, lora, all)?, &output, 3)?;
         let weights = pixart_weights::Weights::open(output.join("straight/network").join(file))?;
         assert!(weights.tensors().keys().all(|name| !name.contains("discriminator")), "{kind}");
     }
 
-    let bf16 = stage(&format!("precision = \"bf16\"{RUN}"), "", "weight = 1.0")?;
+    let bf16 = stage(&format!("precision = \"bf16\"{RUN}"), "", "weight = 1.0, feature_matching = 2.0")?;
     let (_, reports) = run(&bf16, &folder.path().join("bf16"), u64::MAX)?;
-    assert!(reports.iter().all(|report| report.terms.len() == 3), "{reports:?}");
+    for report in &reports {
+        let names: Vec<_> = report.terms.iter().map(|(name, _)| *name).collect();
+        assert_eq!(names, ["consistency", "adversarial", "discriminator", "feature matching"]);
+        let terms: Vec<_> = report.terms.iter().map(|(_, value)| value).collect();
+        let total = terms[0] + terms[1] + terms[2] + 2.0 * terms[3];
+        assert!((report.loss - total).abs() < 1e-4 * report.loss.abs().max(1.0), "{reports:?}");
+    }
 
     let at_rates = |name: &str, lr: &str, factor: &str| -> pixart_train::Result<(f64, f64)> {
         let run_of = RUN
@@ -397,6 +404,13 @@ fn what_does_not_belong_together_is_refused() -> pixart_train::Result<()> {
     refused(&format!("[stage.consistency]\n{}\n{few}", base()), "from 1 to 240");
     refused(&format!("[stage.consistency]\n{}\nsettings = {{ own_pictures = 1.5 }}", base()), "own_pictures is 1.5");
     refused(&format!("[stage.consistency]\n{}\nsettings = {{ snr_power = 2.0 }}", base()), "snr_power is 2");
+    let shares = |settings: &str| {
+        format!("[stage.consistency]\n{}\nsettings = {{ solver_steps = 2, timestep_shares = {settings} }}", base())
+    };
+    refused(&shares("[1.0]"), "timestep_shares has 1 numbers; 2 timesteps are learned");
+    refused(&shares("[1.0, -1.0]"), "none is below 0");
+    refused(&shares("[0.0, 0.0]"), "one is above");
+    refused(&shares("[0.3, 0.7], snr_power = 0.5"), "stands in place of snr_power");
     refused(&format!("[stage.consistency]\n{}\ntarget_ema_decay = 1.5", base()), "target_ema_decay is 1.5");
     refused("[stage.consistency]\nbase = \"nothing\"", "no such folder");
     let other = checkpoint().with_file_name("sigma-512");
@@ -411,6 +425,7 @@ fn what_does_not_belong_together_is_refused() -> pixart_train::Result<()> {
     refused(&adversarial("weight = 0.0, block = 0"), "adversarial.weight is 0");
     refused(&adversarial("weight = 1.0, block = 2"), "adversarial.block is 2; the base has blocks 0 to 1");
     refused(&adversarial("weight = 1.0, block = 0, noise_below = 1001"), "noise_below is 1001; it is from 1 to 1000");
+    refused(&adversarial("weight = 1.0, block = 0, feature_matching = -1.0"), "feature_matching is -1");
     refused(&adversarial("weight = 1.0"), "missing field `block`");
     let alone = adversarial("weight = 1.0, block = 0, mismatched_captions = true");
     refused(&format!("workers = 2\n{alone}"), "mismatched_captions takes two pictures or more in a part");
