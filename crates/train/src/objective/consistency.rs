@@ -118,15 +118,11 @@ impl ConsistencyObjective {
         };
         let noise_of_drawn = noise()?;
         let (real, drawn) = (tokens(data, &noise()?, of_text)?, tokens(drawn, &noise_of_drawn, of_text)?);
-        let other = match recipe.mismatched_captions {
-            true => Some(tokens(data, &noise()?, &project(teacher, &text.rotated()?)?)?),
-            false => None,
-        };
+        let of_another = || tokens(data, &noise()?, &project(teacher, &text.rotated()?)?);
+        let other = recipe.mismatched_captions.then(of_another).transpose()?;
         // The noise of both is the same, so that the difference is that of the pictures.
-        let feature_matching = match recipe.feature_matching > 0.0 {
-            true => Some(feature_matching(&drawn, &tokens(target, &noise_of_drawn, of_text)?)?),
-            false => None,
-        };
+        let from_target = || feature_matching(&drawn, &tokens(target, &noise_of_drawn, of_text)?);
+        let feature_matching = (recipe.feature_matching > 0.0).then(from_target).transpose()?;
         // Each learns from the other as it is: the one's gradients do not reach the other's parameters.
         let verdict = self.model.discriminator(false)?.logits(&drawn)?.mean_all()?;
         let drawn = drawn.detach();
