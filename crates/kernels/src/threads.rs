@@ -1,8 +1,8 @@
 //! When an operation is worth sharing among threads.
 
 /// Multiplications of f32 that are worth a thread: to wake one that sleeps takes some fifty microseconds on a virtual machine, and
-/// these as long.
-const MULTIPLICATIONS: usize = 6 << 20;
+/// these eighty.
+const MULTIPLICATIONS: usize = 4 << 20;
 
 /// Threads among which so many multiplications are shared, of which `group` are done at once where one of f32 would be.
 pub(crate) fn threads_for(multiplications: usize, group: usize) -> usize {
