@@ -70,13 +70,13 @@ pub(crate) fn exp2<S: Simd, P: Product>(s: S, x: S::F32) -> S::F32 {
 #[inline(always)]
 pub(crate) fn sigmoid<S: Simd>(s: S, x: S::F32) -> S::F32 {
     let one = s.splat(1.0);
-    s.div(one, s.add(one, bounded_exp(s, s.sub(s.splat(0.0), x))))
+    s.quotient(one, s.add(one, bounded_exp(s, s.sub(s.splat(0.0), x))))
 }
 
 /// `x · sigmoid(x)`.
 #[inline(always)]
 pub(crate) fn silu<S: Simd>(s: S, x: S::F32) -> S::F32 {
-    s.div(x, s.add(s.splat(1.0), bounded_exp(s, s.sub(s.splat(0.0), x))))
+    s.quotient(x, s.add(s.splat(1.0), bounded_exp(s, s.sub(s.splat(0.0), x))))
 }
 
 /// √(2/π) twice, since `0.5 · (1 + tanh(u)) = sigmoid(2u)`.
@@ -88,7 +88,7 @@ const CUBIC: f32 = 0.044715;
 pub(crate) fn gelu_tanh<S: Simd>(s: S, x: S::F32) -> S::F32 {
     let cube = s.mul_add(s.mul(x, x), s.splat(CUBIC * TWO_SQRT_2_OVER_PI), s.splat(TWO_SQRT_2_OVER_PI));
     let minus_twice = s.sub(s.splat(0.0), s.mul(cube, x));
-    s.div(x, s.add(s.splat(1.0), bounded_exp(s, minus_twice)))
+    s.quotient(x, s.add(s.splat(1.0), bounded_exp(s, minus_twice)))
 }
 
 /// The derivative of [`silu`].

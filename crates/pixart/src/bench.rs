@@ -8,7 +8,7 @@ use pixart_weights::Part;
 use serde::Serialize;
 
 use crate::plan::MAX_PIXELS;
-use crate::{Error, Pipeline, Result, device_name, peak_rss_bytes};
+use crate::{Error, Pipeline, Request, Result, device_name, peak_rss_bytes};
 
 /// What to time.
 #[derive(Debug, Clone, Copy)]
@@ -133,9 +133,10 @@ pub fn bench(pipeline: &mut Pipeline, options: &BenchOptions) -> Result<BenchRep
 
 /// Times the text encoder, which is kept loaded meanwhile.
 fn encode_seconds(pipeline: &mut Pipeline, options: &BenchOptions) -> Result<Vec<f64>> {
-    let prompt = ["a small cactus with a happy face in the Sahara desert".to_string()];
+    let prompts = vec!["a small cactus with a happy face in the Sahara desert".to_string()];
+    let request = Request { prompts, guidance_scale: Some(1.0), ..Request::default() };
     let keep_loaded = std::mem::replace(&mut pipeline.parts.keep_loaded, true);
-    let mut encode = || pipeline.encode(&prompt, None, false).map(|_| ());
+    let mut encode = || pipeline.encode_request(&request).map(|_| ());
     let warm_up = if options.warm_up { encode() } else { Ok(()) };
     let times = warm_up.and_then(|()| (0..options.runs).map(|_| seconds(&mut encode)).collect());
     pipeline.parts.keep_loaded = keep_loaded;

@@ -1,6 +1,7 @@
+use std::iter;
 use std::path::Path;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use pixart_weights::{read_tensors, write_tensors};
 
 use crate::{Error, Result};
@@ -33,7 +34,7 @@ impl PromptEmbeds {
             }
             let mask_tensor = match tensors.remove(mask) {
                 Some(mask_tensor) => mask_tensor,
-                None => Tensor::ones((batch, n), candle_core::DType::F32, device)?,
+                None => Tensor::ones((batch, n), DType::F32, device)?,
             };
             if mask_tensor.dims() != [batch, n] {
                 return Err(broken(format!("{mask} is {:?}, {embeds} asks for {:?}", mask_tensor.dims(), [batch, n])));
@@ -69,18 +70,52 @@ impl PromptEmbeds {
 
     /// The prompt at `index` alone.
     pub fn row(&self, index: usize) -> Result<Self> {
-        let row = |xs: &Tensor| xs.narrow(0, index, 1);
+        self.rows(&[index])
+    }
+
+    /// The prompts at `indices`, in that order.
+    pub(crate) fn rows(&self, indices: &[usize]) -> Result<Self> {
+        let rows = |xs: &Tensor| {
+            let rows = indices.iter().map(|index| xs.narrow(0, *index, 1)).collect::<candle_core::Result<Vec<_>>>()?;
+            Tensor::cat(&rows, 0)
+        };
         Ok(Self {
-            prompt_embeds: row(&self.prompt_embeds)?,
-            prompt_attention_mask: row(&self.prompt_attention_mask)?,
+            prompt_embeds: rows(&self.prompt_embeds)?,
+            prompt_attention_mask: rows(&self.prompt_attention_mask)?,
             negative: match &self.negative {
-                Some((embeds, mask)) => Some((row(embeds)?, row(mask)?)),
+                Some((embeds, mask)) => Some((rows(embeds)?, rows(mask)?)),
                 None => None,
             },
         })
     }
 
-    /// `[unconditional, conditional]` rows of one image where there is a negative prompt, else the conditional alone.
+    /// As long as the longest text, the padding behind it left out, or added to a shorter negative one: cross-attention does not see
+    /// it. A text with no token at all is the exception, whose padding is all that is seen.
+    pub(crate) fn without_padding(self) -> Result<Self> {
+        let seen = |mask: &[f32]| match mask.iter().rposition(|x| *x != 0.0) {
+            Some(last) if mask.contains(&1.0) => last + 1,
+            _ => mask.len(),
+        };
+        let mut needed = 1;
+        for mask in iter::once(&self.prompt_attention_mask).chain(self.negative.iter().map(|(_, mask)| mask)) {
+            let masks = mask.to_dtype(DType::F32)?.to_vec2::<f32>()?;
+            needed = masks.iter().map(|mask| seen(mask)).fold(needed, usize::max);
+        }
+        let of_length = |xs: &Tensor| match xs.dim(1)? {
+            longer if longer >= needed => xs.narrow(1, 0, needed),
+            shorter => xs.pad_with_zeros(1, 0, needed - shorter),
+        };
+        Ok(Self {
+            prompt_embeds: of_length(&self.prompt_embeds)?,
+            prompt_attention_mask: of_length(&self.prompt_attention_mask)?,
+            negative: match &self.negative {
+                Some((embeds, mask)) => Some((of_length(embeds)?, of_length(mask)?)),
+                None => None,
+            },
+        })
+    }
+
+    /// The unconditional rows and then the conditional ones where there is a negative prompt, else the conditional alone.
     pub(crate) fn guided(&self) -> Result<(Tensor, Tensor)> {
         match &self.negative {
             Some((embeds, mask)) => Ok((

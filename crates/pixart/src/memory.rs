@@ -124,7 +124,7 @@ impl Work {
         (transformer, controlnet, vae): (&TransformerConfig, Option<&ControlNetConfig>, &VaeConfig),
         dtype: DType,
     ) -> Self {
-        let (prompts, rows) = (request.num_prompts() as u64, if plan.is_guided() { 2 } else { 1 });
+        let (prompts, rows) = (request.num_prompts() as u64, plan.rows_of_image() as u64);
         let pixels = (plan.drawn.0 * plan.drawn.1) as u64;
         let wanted = (plan.wanted.0 * plan.wanted.1) as u64;
         // All pictures stay until the last one is there.
@@ -136,7 +136,7 @@ impl Work {
             given: request.picture_bytes(),
             texts: encoder.map_or(0, |encoder| encoding(encoder, request.num_prompts(), length, rows)),
             pictures: if from_pictures { image_bytes(vae, 0, pixels, dtype, WHOLE_IMAGES) } else { 0 },
-            denoise: denoising(transformer, copies, plan, (prompts * rows, rows, length), vae, dtype),
+            denoise: denoising(transformer, copies, plan, (prompts * rows, length), vae, dtype),
             decode_whole: pictures + decoding(vae, pixels, dtype, false),
             decode_in_bands: pictures + decoding(vae, pixels, dtype, true),
         }
@@ -205,17 +205,17 @@ fn encoding(config: &T5Config, prompts: usize, length: usize, texts: u64) -> u64
     4 * (at_once + 2 * texts * (prompts * length * config.d_model) as u64)
 }
 
-/// A picture at a time, with the keys and values of `texts`, of which a picture has `rows`, for every block and those that a
-/// ControlNet has copied.
+/// The pictures of a pass, with the keys and values of `texts` for every block and those that a ControlNet has copied.
 fn denoising(
     config: &TransformerConfig,
     copies: usize,
     plan: &Plan,
-    (texts, rows, length): (u64, u64, usize),
+    (texts, length): (u64, usize),
     vae: &VaeConfig,
     dtype: DType,
 ) -> u64 {
     let size = dtype.size_in_bytes() as u64;
+    let rows = (plan.images_at_once * plan.rows_of_image()) as u64;
     let tokens = (plan.drawn.0 * plan.drawn.1 / (vae.downscale() * config.patch_size).pow(2)) as u64;
     let of_text = ((config.num_layers + copies) * 2 * length) as u64 * size;
     let streams = STREAM + if copies > 0 { CONTROL_STREAM } else { 0 };

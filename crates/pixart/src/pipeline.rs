@@ -15,7 +15,7 @@ use crate::memory::{BAND_ELEMENTS, PROMPTS_AT_ONCE};
 use crate::parts::Parts;
 use crate::plan::{MAX_PIXELS, Plan, check_finite};
 use crate::predictor::Predictor;
-use crate::prompt::tokenize;
+use crate::prompt::{Tokens, tokenize};
 use crate::start::Start;
 use crate::{
     Detector, Error, Image, Parameters, PipelineBuilder, PromptEmbeds, Request, Result, Seeds, clean_caption,
@@ -223,9 +223,12 @@ impl Pipeline {
     pub fn encode(&mut self, prompts: &[String], negative_prompt: Option<&str>, clean: bool) -> Result<PromptEmbeds> {
         let length = self.parts.loader.folder.kind().max_sequence_length();
         self.check_encoding(prompts.len(), length)?;
-        let (prompt_embeds, prompt_attention_mask) = self.encode_texts(prompts, length, clean)?;
+        let (prompt_embeds, prompt_attention_mask) = self.encode_texts(prompts, length, clean, Padding::Kept)?;
         let negative = match negative_prompt {
-            Some(negative) => Some(self.encode_negative(negative, prompts.len(), length, clean)?),
+            Some(negative) => {
+                let (embeds, mask) = self.encode_texts(&[negative.to_string()], length, clean, Padding::Kept)?;
+                Some(repeated(&embeds, &mask, prompts.len())?)
+            }
             None => None,
         };
         self.parts.release_text_encoder();
@@ -293,26 +296,27 @@ impl Pipeline {
         Ok((text, timings))
     }
 
-    /// The request's text, one row a prompt, with a negative exactly where guidance needs it.
+    /// The request's text, one row a prompt, with a negative exactly where guidance needs it, and no longer than its longest prompt:
+    /// what is behind it, nothing looks at.
     fn text_of(&mut self, request: &Request, plan: &Plan) -> Result<PromptEmbeds> {
         let mut text = match &request.prompt_embeds {
             Some(embeds) => embeds.clone(),
             None => {
                 let length = self.text_length(request)?;
                 let (prompt_embeds, prompt_attention_mask) =
-                    self.encode_texts(&request.prompts, length, request.clean_caption)?;
+                    self.encode_texts(&request.prompts, length, request.clean_caption, Padding::Cut)?;
                 PromptEmbeds { prompt_embeds, prompt_attention_mask, negative: None }
             }
         };
         if !plan.is_guided() {
             text.negative = None;
         } else if text.negative.is_none() {
-            let length = text.prompt_embeds.dim(1)?;
-            let (negative, clean) = (&request.negative_prompt, request.clean_caption);
-            text.negative = Some(self.encode_negative(negative, text.batch(), length, clean)?);
+            let (length, negative) = (self.text_length(request)?, std::slice::from_ref(&request.negative_prompt));
+            let (embeds, mask) = self.encode_texts(negative, length, request.clean_caption, Padding::Cut)?;
+            text.negative = Some(repeated(&embeds, &mask, text.batch())?);
         }
         self.parts.release_text_encoder();
-        Ok(text)
+        text.without_padding()
     }
 
     /// The request's images, encoded at the size that is drawn.
@@ -396,32 +400,30 @@ impl Pipeline {
         (0..latents.dim(0)?).map(decode_one).collect()
     }
 
-    fn encode_negative(
+    /// Texts of up to `length` tokens to embeddings `[batch, n, width]` and masks `[batch, n]`, both f32.
+    fn encode_texts(
         &mut self,
-        negative_prompt: &str,
-        batch: usize,
+        texts: &[String],
         length: usize,
         clean: bool,
+        padding: Padding,
     ) -> Result<(Tensor, Tensor)> {
-        let (embeds, mask) = self.encode_texts(&[negative_prompt.to_string()], length, clean)?;
-        let (_, length, width) = embeds.dims3()?;
-        Ok((embeds.broadcast_as((batch, length, width))?, mask.broadcast_as((batch, length))?))
-    }
-
-    /// Texts to embeddings `[batch, length, width]` and masks `[batch, length]`, both f32.
-    fn encode_texts(&mut self, texts: &[String], length: usize, clean: bool) -> Result<(Tensor, Tensor)> {
         let texts: Vec<String> =
             texts.iter().map(|text| if clean { clean_caption(text) } else { plain_caption(text) }).collect();
         let device = self.device().clone();
         let (tokenizer, encoder) = self.parts.text_encoder()?;
-        let mut embeds = Vec::new();
-        let mut masks = Vec::new();
-        for texts in texts.chunks(PROMPTS_AT_ONCE) {
-            let tokens = tokenize(tokenizer, texts, length, &device)?;
-            embeds.push(encoder.forward(&tokens.input_ids, &tokens.attention_mask)?.to_dtype(DType::F32)?);
-            masks.push(tokens.attention_mask);
+        let mut tokens = tokenize(tokenizer, &texts, length, &device)?;
+        if padding == Padding::Cut {
+            tokens = tokens.without_padding()?;
         }
-        Ok((Tensor::cat(&embeds, 0)?, Tensor::cat(&masks, 0)?))
+        let Tokens { input_ids, attention_mask } = tokens;
+        let mut embeds = Vec::new();
+        for first in (0..texts.len()).step_by(PROMPTS_AT_ONCE) {
+            let count = PROMPTS_AT_ONCE.min(texts.len() - first);
+            let (ids, mask) = (input_ids.narrow(0, first, count)?, attention_mask.narrow(0, first, count)?);
+            embeds.push(encoder.forward(&ids, &mask)?.to_dtype(DType::F32)?);
+        }
+        Ok((Tensor::cat(&embeds, 0)?, attention_mask))
     }
 
     fn parameters(&self, request: &Request, plan: &Plan, image: usize) -> Parameters {
@@ -463,4 +465,19 @@ impl Pipeline {
             version: env!("CARGO_PKG_VERSION").into(),
         }
     }
+}
+
+/// What becomes of the tokens behind a text, which no transformer sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Padding {
+    /// They are encoded as diffusers encodes them.
+    Kept,
+    /// Texts are as long as the longest one: an encoder of billions of parameters then takes a fraction of the time.
+    Cut,
+}
+
+/// One text's embeddings and mask for all of a batch.
+fn repeated(embeds: &Tensor, mask: &Tensor, batch: usize) -> Result<(Tensor, Tensor)> {
+    let (_, length, width) = embeds.dims3()?;
+    Ok((embeds.broadcast_as((batch, length, width))?, mask.broadcast_as((batch, length))?))
 }

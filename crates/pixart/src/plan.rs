@@ -8,6 +8,10 @@ use crate::{Error, Request, Result, nearest_bin};
 /// The longest side of a picture: beyond it, a decoder needs hundreds of gigabytes.
 pub(crate) const MAX_PIXELS: usize = 8192;
 
+/// Tokens of a pass where several small pictures share it: fewer keep threads waiting for each other, more no longer fit the
+/// processor's second-level caches.
+const TOKENS_AT_ONCE: usize = 512;
+
 /// A request, checked, with every default settled: what is known before any weight is read.
 pub(crate) struct Plan {
     pub solver: Box<dyn Solver>,
@@ -17,6 +21,8 @@ pub(crate) struct Plan {
     pub guidance_scale: f64,
     /// Shape of the latents: `[images, channels, height, width]`.
     pub latents_shape: (usize, usize, usize, usize),
+    /// Pictures of a pass, each with its unguided twin.
+    pub images_at_once: usize,
     /// Size that is drawn, in pixels: height, width.
     pub drawn: (usize, usize),
     /// Size of the picture, in pixels: height, width.
@@ -47,6 +53,8 @@ impl Plan {
         let drawn = drawn_size(request, wanted, native, downscale * transformer.patch_size)?;
         let images = request.num_prompts() * request.num_images_per_prompt;
         let latents_shape = (images, transformer.in_channels, drawn.0 / downscale, drawn.1 / downscale);
+        let tokens = latents_shape.2 * latents_shape.3 / transformer.patch_size.pow(2);
+        let images_at_once = (TOKENS_AT_ONCE / (rows_of_image(guidance_scale) * tokens)).clamp(1, images);
         if let Some(latents) = &request.latents {
             check_latents(latents, latents_shape)?;
         }
@@ -60,13 +68,22 @@ impl Plan {
                 )));
             }
         }
-        Ok(Self { solver, steps, first_step, guidance_scale, latents_shape, drawn, wanted })
+        Ok(Self { solver, steps, first_step, guidance_scale, latents_shape, images_at_once, drawn, wanted })
     }
 
     /// Whether the prediction is guided, and so the unconditional one is needed too.
     pub(crate) fn is_guided(&self) -> bool {
-        self.guidance_scale > 1.0
+        self.rows_of_image() == 2
     }
+
+    /// Rows of a pass that belong to one picture: with guidance, the unguided one and the guided one.
+    pub(crate) fn rows_of_image(&self) -> usize {
+        rows_of_image(self.guidance_scale)
+    }
+}
+
+fn rows_of_image(guidance_scale: f64) -> usize {
+    if guidance_scale > 1.0 { 2 } else { 1 }
 }
 
 /// The step from which on `strength` of the way is left. Of an LCM all steps are taken, on a shorter way.

@@ -17,6 +17,18 @@ pub struct Tokens {
     pub attention_mask: Tensor,
 }
 
+impl Tokens {
+    /// As long as the longest prompt, with its end.
+    pub fn without_padding(&self) -> Result<Self> {
+        let lengths = self.attention_mask.sum(1)?.to_vec1::<f32>()?;
+        let longest = lengths.into_iter().fold(1.0, f32::max) as usize;
+        Ok(Self {
+            input_ids: self.input_ids.narrow(1, 0, longest)?.contiguous()?,
+            attention_mask: self.attention_mask.narrow(1, 0, longest)?.contiguous()?,
+        })
+    }
+}
+
 /// Turns cleaned prompts into `length` ids each: the prompt's tokens, the end of the sequence, padding. A prompt that is
 /// longer is cut, with a warning that shows what was lost.
 ///

@@ -13,7 +13,7 @@ use crate::gemm::{
 use crate::isa::Body;
 use crate::memory::{LineWords, Scratch, Shared, ZERO};
 use crate::simd::{Element, LANES, Simd, load_up_to};
-use crate::{Arithmetic, Epilogue, Isa};
+use crate::{Activation, Arithmetic, Epilogue, Isa};
 
 /// Bytes of the image that a thread copies at a time: less than half of a common second-level cache.
 const BLOCK_BYTES: usize = 400 << 10;
@@ -239,27 +239,41 @@ impl<P: Words, A: Element, T: Element> Block<'_, P, A, T> {
             }
             false => Grid { scale: 1.0, zero_point: 0.0 },
         };
-        for row in 0..reach(self.rows.len()) {
+        let (rows, columns) = (reach(self.rows.len()), reach(self.columns.len()));
+        // The part of a row that lies within the image, in pixels of the copy.
+        let first = self.columns.start * stride;
+        let inside = padding.saturating_sub(first).min(columns)..(width + padding).saturating_sub(first).min(columns);
+        for row in 0..rows {
+            let words = &mut self.words[row * row_words..][..columns * self.pixel_words];
             let y = (self.rows.start * stride + row).wrapping_sub(padding);
-            let words = &mut self.words[row * row_words..][..row_words];
-            for (column, words) in words.chunks_exact_mut(self.pixel_words).enumerate().take(reach(self.columns.len()))
-            {
-                let x = (self.columns.start * stride + column).wrapping_sub(padding);
-                if y >= height || x >= width {
-                    words.fill(grid.zero_word());
-                    continue;
-                }
-                let pixel = &data[((self.image * height + y) * width + x) * channels..][..channels];
-                match self.normalise {
-                    None if P::GROUP == Int8::GROUP => {
+            if y >= height || inside.is_empty() {
+                words.fill(grid.zero_word());
+                continue;
+            }
+            let (before, words) = words.split_at_mut(inside.start * self.pixel_words);
+            let (words, after) = words.split_at_mut(inside.len() * self.pixel_words);
+            before.fill(grid.zero_word());
+            after.fill(grid.zero_word());
+            let x = first + inside.start - padding;
+            let pixels = &data[((self.image * height + y) * width + x) * channels..][..inside.len() * channels];
+            let pixels = pixels.chunks_exact(channels).zip(words.chunks_exact_mut(self.pixel_words));
+            match self.normalise {
+                None if P::GROUP == Int8::GROUP => {
+                    for (pixel, words) in pixels {
                         for (xs, words) in pixel.chunks(LANES).zip(words.chunks_mut(LANES / P::GROUP)) {
                             store_words::<S, P>(s, load_up_to(s, xs), grid, words);
                         }
                     }
-                    None => P::left_row(s, pixel, 1.0, words),
-                    Some(normalise) => {
-                        let (a, b) = normalise.coefficients[self.image * 2 * channels..].split_at(channels);
-                        normalise_row::<S, P, A>(s, pixel, a, &b[..channels], normalise.activation, grid, words);
+                }
+                None => pixels.for_each(|(pixel, words)| P::left_row(s, pixel, 1.0, words)),
+                Some(normalise) => {
+                    let (a, b) = normalise.coefficients[self.image * 2 * channels..][..2 * channels].split_at(channels);
+                    // Known to be this one, the usual one is chosen once and not for each vector.
+                    match normalise.activation {
+                        Activation::Silu => {
+                            normalise_pixels::<S, P, A>(s, pixels, (a, b), Activation::Silu, grid);
+                        }
+                        activation => normalise_pixels::<S, P, A>(s, pixels, (a, b), activation, grid),
                     }
                 }
             }
@@ -268,20 +282,30 @@ impl<P: Words, A: Element, T: Element> Block<'_, P, A, T> {
     }
 }
 
+/// Pixels after a norm and an activation, as words.
 #[inline(always)]
-fn normalise_row<S: Simd, P: Words, A: Element>(
+fn normalise_pixels<'a, S: Simd, P: Words, A: Element>(
     s: S,
-    pixel: &[A],
-    a: &[f32],
-    b: &[f32],
-    activation: crate::Activation,
+    pixels: impl Iterator<Item = (&'a [A], &'a mut [u32])>,
+    (a, b): (&[f32], &[f32]),
+    activation: Activation,
     grid: Grid,
-    words: &mut [u32],
 ) {
-    let coefficients = a.chunks(LANES).zip(b.chunks(LANES));
-    for ((xs, (a, b)), words) in pixel.chunks(LANES).zip(coefficients).zip(words.chunks_mut(LANES / P::GROUP)) {
-        let x = s.mul_add(load_up_to(s, xs), load_up_to(s, a), load_up_to(s, b));
-        store_words::<S, P>(s, activation.apply(s, x), grid, words);
+    let (whole_a, rest_a) = a.as_chunks::<LANES>();
+    let (whole_b, rest_b) = b.as_chunks::<LANES>();
+    for (pixel, words) in pixels {
+        let (whole, rest) = pixel.as_chunks::<LANES>();
+        let (words, last) = words.split_at_mut(whole.len() * (LANES / P::GROUP));
+        let coefficients = whole_a.iter().zip(whole_b);
+        for ((xs, (a, b)), words) in whole.iter().zip(coefficients).zip(words.chunks_exact_mut(LANES / P::GROUP)) {
+            let x = s.mul_add(A::load(s, xs), s.load(a), s.load(b));
+            store_words::<S, P>(s, activation.apply(s, x), grid, words);
+        }
+        if !rest.is_empty() {
+            let count = last.len().min(LANES / P::GROUP);
+            let x = s.mul_add(load_up_to(s, rest), load_up_to(s, rest_a), load_up_to(s, rest_b));
+            store_words::<S, P>(s, activation.apply(s, x), grid, &mut last[..count]);
+        }
     }
 }
 

@@ -208,6 +208,15 @@ impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
         registers!(_mm512_div_ps(a, b))
     }
     #[inline(always)]
+    fn quotient(self, a: Self::F32, b: Self::F32) -> Self::F32 {
+        // Newton's step doubles the estimate's 14 digits.
+        registers! {{
+            let estimate = _mm512_rcp14_ps(b);
+            let missing = _mm512_fnmadd_ps(estimate, b, _mm512_set1_ps(1.0));
+            _mm512_mul_ps(a, _mm512_fmadd_ps(estimate, missing, estimate))
+        }}
+    }
+    #[inline(always)]
     fn mul_add(self, a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32 {
         registers!(_mm512_fmadd_ps(a, b, c))
     }

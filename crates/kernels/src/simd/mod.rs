@@ -110,6 +110,12 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn sub(self, a: Self::F32, b: Self::F32) -> Self::F32;
     fn mul(self, a: Self::F32, b: Self::F32) -> Self::F32;
     fn div(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    /// `a / b` to a unit or two in the last place, for `b` within 2⁻¹²⁶ and 2¹²⁶: where it can, without a division, which keeps the
+    /// machine from multiplying.
+    #[inline(always)]
+    fn quotient(self, a: Self::F32, b: Self::F32) -> Self::F32 {
+        self.div(a, b)
+    }
     /// `a · b + c`, in one rounding where the machine can.
     fn mul_add(self, a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32;
     fn max(self, a: Self::F32, b: Self::F32) -> Self::F32;

@@ -32,6 +32,14 @@ impl SizeConditions {
         let aspect_ratio = Tensor::new(&[[(height as f64 / width as f64) as f32]], device)?.repeat((batch, 1))?;
         Ok(Self { resolution, aspect_ratio })
     }
+
+    /// The first `count` images.
+    pub fn rows(&self, count: usize) -> Result<Self> {
+        Ok(Self {
+            resolution: self.resolution.narrow(0, 0, count)?,
+            aspect_ratio: self.aspect_ratio.narrow(0, 0, count)?,
+        })
+    }
 }
 
 /// A batch of prompts as the transformer's blocks use it, computed once per image and not per step.
@@ -64,6 +72,14 @@ pub struct Condition {
     tokens: Tensor,
     /// `[batch, 1, width]`: what corrections are multiplied with, if not with 1.
     scale: Option<Tensor>,
+}
+
+impl Condition {
+    /// The first `count` images of the batch.
+    pub fn rows(&self, count: usize) -> Result<Self> {
+        let rows = |xs: &Tensor| xs.narrow(0, 0, count);
+        Ok(Self { tokens: rows(&self.tokens)?, scale: self.scale.as_ref().map(rows).transpose()? })
+    }
 }
 
 /// The transformer: predicts the noise in latents.

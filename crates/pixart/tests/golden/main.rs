@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use pixart::{DeviceChoice, Error, Image, Pipeline, PipelineBuilder, Precision, PromptEmbeds, Request, Seeds};
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -225,6 +225,44 @@ fn files_of_embeddings_and_seeds_mean_the_same_image() -> Result {
     Ok(())
 }
 
+/// Small pictures share passes, two and then one here, and each is the one that its prompt and seed give alone.
+#[test]
+fn pictures_that_share_a_pass_are_those_drawn_alone() -> Result {
+    let mut pipeline = pipeline()?;
+    let prompts = ["a tree", "two blue circles above a red square", "the sea at night"].map(String::from);
+    let request = Request { width: Some(256), height: Some(256), guidance_scale: Some(0.0), ..small() };
+    let three = Request { prompts: prompts.to_vec(), seeds: Seeds::PerImage(vec![1, 2, 3]), ..request.clone() };
+    let three = pipeline.generate(&three)?.latents;
+    for (i, prompt) in prompts.into_iter().enumerate() {
+        let seeds = Seeds::PerImage(vec![i as u64 + 1]);
+        let alone = pipeline.generate(&Request { prompts: vec![prompt], seeds, ..request.clone() })?.latents;
+        let error = largest(&(three.narrow(0, i, 1)? - &alone)?)? / largest(&alone)?;
+        assert!(error < 1e-5, "picture {i}: {error}");
+    }
+    Ok(())
+}
+
+/// Embeddings of padding change nothing, but where a text has no token at all.
+#[test]
+fn padding_is_not_seen() -> Result {
+    let mut pipeline = pipeline()?;
+    let embeds = pipeline.encode(&small().prompts, Some("red"), true)?;
+    let (_, length, width) = embeds.prompt_embeds.dims3()?;
+    let mask = embeds.prompt_attention_mask.reshape((1, length, 1))?;
+    let noise = Tensor::randn(0f32, 3.0, (1, length, width), &Device::Cpu)?.broadcast_mul(&(1.0 - &mask)?)?;
+    let noisy = PromptEmbeds { prompt_embeds: (&embeds.prompt_embeds + &noise)?, ..embeds.clone() };
+    let unseen = Tensor::zeros((1, length), DType::F32, &Device::Cpu)?;
+    let tokenless = PromptEmbeds { prompt_attention_mask: unseen, negative: None, ..noisy.clone() };
+    let mut draw = |embeds: &PromptEmbeds| -> Result<Tensor> {
+        let request = Request { prompts: vec![], prompt_embeds: Some(embeds.clone()), ..small() };
+        Ok(pipeline.generate(&Request { guidance_scale: Some(4.5), ..request })?.latents)
+    };
+    let (plain, noisy, tokenless) = (draw(&embeds)?, draw(&noisy)?, draw(&tokenless)?);
+    assert_eq!(largest(&(&plain - noisy)?)?, 0.0);
+    assert!(largest(&(plain - tokenless)?)? > 1e-3);
+    Ok(())
+}
+
 #[test]
 fn the_callback_sees_every_step_and_can_stop() -> Result {
     let mut pipeline = pipeline()?;
@@ -251,7 +289,7 @@ fn the_callback_sees_every_step_and_can_stop() -> Result {
 #[test]
 fn bad_requests_are_refused_before_any_work() -> Result {
     let mut pipeline = pipeline()?;
-    let latents = Tensor::zeros((1, 4, 2, 2), candle_core::DType::F32, &Device::Cpu)?;
+    let latents = Tensor::zeros((1, 4, 2, 2), DType::F32, &Device::Cpu)?;
     let bad = [
         (Request { steps: Some(0), ..small() }, "zero steps"),
         (Request { steps: Some(1001), ..small() }, "at most 999"),

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
-use pixart_nn::vae::{AutoencoderKl, VaeConfig};
+use pixart_nn::vae::{AutoencoderKl, Posterior, VaeConfig};
 use pixart_scenes::{Scene, Split};
 use pixart_weights::{Part, open_part, write_json};
 use rayon::prelude::*;
@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use super::{Loss, Objective, WEIGHTS};
 use crate::grid::grid;
 use crate::random::generator;
-use crate::{AutoencoderRecipe, Footprint, Parameters, Recipe, Result, UniformFanIn};
+use crate::{AutoencoderRecipe, Error, Footprint, Parameters, Recipe, Result, UniformFanIn};
 
 /// Scales at which edges are compared: each has half of the pixels of the one before along a side.
 const SCALES: usize = 3;
@@ -28,7 +28,9 @@ pub struct AutoencoderObjective {
     parameters: Parameters,
     dtype: DType,
     recipe: AutoencoderRecipe,
-    /// The base's, whose latents stay what they are where the decoder alone is trained.
+    /// Whose latents it is to have.
+    teacher: Option<AutoencoderKl>,
+    /// The teacher's, or the base's where the decoder alone is trained: latents stay what they are.
     kept_scale: Option<f64>,
     seed: u64,
     batch_size: usize,
@@ -54,11 +56,17 @@ impl AutoencoderObjective {
         };
         // Asking for the parameters makes them.
         AutoencoderKl::new(&stage.network, parameters.builder(DType::F32))?;
+        let teacher = stage.teacher.as_ref().map(|folder| teacher(folder, &stage.network, device)).transpose()?;
+        let kept_scale = match &teacher {
+            Some(teacher) => Some(teacher.config().scaling_factor),
+            None => base.filter(|_| stage.decoder_only).map(|config| config.scaling_factor),
+        };
         Ok(Self {
             parameters,
             dtype: recipe.precision.dtype(),
             recipe: stage.clone(),
-            kept_scale: base.filter(|_| stage.decoder_only).map(|config| config.scaling_factor),
+            teacher,
+            kept_scale,
             seed: recipe.seed,
             batch_size: recipe.batch_size,
             size,
@@ -124,6 +132,30 @@ impl AutoencoderObjective {
     }
 }
 
+/// The autoencoder in `folder`, if a network as `network` says can have its latents.
+fn teacher(folder: &Path, network: &VaeConfig, device: &Device) -> Result<AutoencoderKl> {
+    let (config, weights) = open_part::<VaeConfig>(folder, Part::Vae, DType::F32)?;
+    let latents = |config: &VaeConfig| (config.latent_channels, config.downscale());
+    if latents(&config) != latents(network) {
+        let ((channels, downscale), (its_channels, its_downscale)) = (latents(network), latents(&config));
+        return Err(Error::folder(
+            folder,
+            format!(
+                "it has latents of {its_channels} channels, {its_downscale} pixels wide each; \
+                 stage.autoencoder.network has {channels} and {downscale}"
+            ),
+        ));
+    }
+    Ok(AutoencoderKl::new(&config, weights.named(DType::F32, device))?)
+}
+
+/// The square of the 2-Wasserstein distance of what two encoders say, averaged over all latent pixels: how far the means are
+/// from each other, and the standard deviations.
+fn distance(a: &Posterior, b: &Posterior) -> Result<Tensor> {
+    let means = (&a.mean - &b.mean)?.sqr()?;
+    Ok((means + (a.std()? - b.std()?)?.sqr()?)?.mean_all()?)
+}
+
 /// The standard deviation of all that `latents` hold.
 fn deviation(latents: &Tensor) -> Result<f64> {
     let centred = latents.broadcast_sub(&latents.mean_all()?)?;
@@ -138,9 +170,10 @@ impl Objective for AutoencoderObjective {
     fn loss(&self, step: u64, part: usize, parts: usize) -> Result<Loss> {
         let images = self.images(step, part, parts)?;
         let network = AutoencoderKl::new(&self.recipe.network, self.parameters.builder(self.dtype))?;
-        let posterior = match self.recipe.decoder_only {
-            true => self.network()?.encode(&images)?,
-            false => network.encode(&images)?,
+        let posterior = match &self.teacher {
+            Some(teacher) => teacher.encode(&images)?,
+            None if self.recipe.decoder_only => self.network()?.encode(&images)?,
+            None => network.encode(&images)?,
         };
         let noise = generator(self.seed, "noise", &[step, part as u64])
             .randn_tensor(posterior.mean.shape().clone(), &self.device)?;
@@ -150,16 +183,22 @@ impl Objective for AutoencoderObjective {
         let difference = (&reconstructed - &images)?;
         let (pixels, squares) = (difference.abs()?.mean_all()?, difference.sqr()?.mean_all()?);
         let edges = edge_difference(&reconstructed, &images)?;
-        // 0.5 · (mean² + variance − 1 − log variance), averaged over all latent pixels.
-        let divergence = ((posterior.mean.sqr()? + posterior.logvar.exp()?)? - &posterior.logvar)?;
-        let divergence = ((divergence.mean_all()? - 1.0)? * 0.5)?;
-        let total =
-            (((&pixels + &squares)? + (&edges * self.recipe.edge_weight)?)? + (&divergence * self.recipe.kl_weight)?)?;
-        Ok(Loss {
-            total,
-            terms: vec![("pixels", pixels), ("squares", squares), ("edges", edges), ("kl", divergence)],
-            recomputation: None,
-        })
+        let (mut total, mut terms) = (
+            ((&pixels + &squares)? + (&edges * self.recipe.edge_weight)?)?,
+            vec![("pixels", pixels), ("squares", squares), ("edges", edges)],
+        );
+        if let (Some(_), Some(scale)) = (&self.teacher, self.kept_scale) {
+            let latents = (distance(&network.encode(&images)?, &posterior)? * scale.powi(2))?;
+            total = (total + &latents)?;
+            terms.push(("latents", latents));
+        } else {
+            // 0.5 · (mean² + variance − 1 − log variance), averaged over all latent pixels.
+            let divergence = ((posterior.mean.sqr()? + posterior.logvar.exp()?)? - &posterior.logvar)?;
+            let divergence = ((divergence.mean_all()? - 1.0)? * 0.5)?;
+            total = (total + (&divergence * self.recipe.kl_weight)?)?;
+            terms.push(("kl", divergence));
+        }
+        Ok(Loss { total, terms, recomputation: None })
     }
 
     fn footprint(&self) -> Result<Footprint> {

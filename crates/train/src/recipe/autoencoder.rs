@@ -15,6 +15,10 @@ pub struct AutoencoderRecipe {
     /// Leaves the base's encoder as it is, so that what was trained on its latents still goes with it.
     #[serde(default)]
     pub decoder_only: bool,
+    /// The autoencoder whose latents this one is to have, so that what was trained on them goes with it: its encoder is held to them,
+    /// and its decoder is given them. It may be of another shape.
+    #[serde(default)]
+    pub teacher: Option<PathBuf>,
     /// The fields of its `config.json`.
     pub network: VaeConfig,
     /// Weight of the Kullback–Leibler divergence of the latents from a standard normal distribution.
@@ -32,6 +36,12 @@ impl AutoencoderRecipe {
         self.network.validate().map_err(|message| format!("stage.autoencoder.network: {message}"))?;
         if self.decoder_only && self.base.is_none() {
             return Err("stage.autoencoder.decoder_only needs a `base`".into());
+        }
+        if self.teacher.is_some() && self.decoder_only {
+            return Err("stage.autoencoder.decoder_only has latents of its base, not of a `teacher`".into());
+        }
+        if self.teacher.is_some() && self.kl_weight != 0.0 {
+            return Err("stage.autoencoder.kl_weight must be 0 with a `teacher`, which says what latents are".into());
         }
         for (name, weight) in
             [("kl_weight", self.kl_weight), ("edge_weight", self.edge_weight), ("latent_noise", self.latent_noise)]

@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 
 use candle_core::{DType, Device, Tensor};
 use pixart_nn::vae::{AutoencoderKl, VaeConfig};
+use pixart_scenes::{Scene, Split};
 use pixart_train::{Error, StepReport, Trial, reconstruction};
 use pixart_weights::Weights;
 
@@ -91,6 +92,8 @@ fn what_cannot_be_is_refused() -> pixart_train::Result<()> {
     refused("crop = 16", "crop = 17", "both must divide by 2");
     refused("kl_weight = 1e-4", "kl_weight = -1.0", "kl_weight is -1");
     refused("kl_weight = 1e-4", "kl_weight = 1e-4\nlatent_noise = -0.1", "latent_noise is -0.1");
+    refused("kl_weight = 1e-4", "kl_weight = 1e-4\nteacher = 'vae'", "kl_weight must be 0");
+    refused("kl_weight = 1e-4", "kl_weight = 0.0\nteacher = 'vae'\nbase = 'vae'\ndecoder_only = true", "decoder_only");
     refused("norm_num_groups = 4", "norm_num_groups = 3", "norm_num_groups 3 does not divide");
     refused("seed = 3", "seed = \"x\"", "line 2");
 
@@ -141,6 +144,56 @@ fn a_decoder_can_be_trained_alone() -> pixart_train::Result<()> {
         let is_encoder = name.starts_with("encoder.") || name.starts_with("quant_conv.");
         assert_eq!(values(&before)? == values(&after)?, is_encoder, "{name}");
     }
+    Ok(())
+}
+
+/// A smaller autoencoder comes to have the latents of its teacher: each decodes what the other encodes.
+#[test]
+fn a_smaller_one_learns_the_latents_of_its_teacher() -> pixart_train::Result<()> {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let text = RECIPE.replace("steps = 20", "steps = 150");
+    run(&recipe(folder.path(), &text)?, &folder.path().join("teacher"), u64::MAX)?;
+    let network = |run: &str| folder.path().join(run).join("network");
+    let taught = |channels: &str| {
+        let teacher = format!("kl_weight = 0.0\nteacher = {:?}", network("teacher"));
+        text.replace("kl_weight = 1e-4", &teacher).replace("[8, 16]", channels)
+    };
+    let (_, reports) = run(&recipe(folder.path(), &taught("[8, 8]"))?, &folder.path().join("smaller"), u64::MAX)?;
+    let latents = |report: &StepReport| report.terms.iter().find(|(name, _)| *name == "latents").expect("a term").1;
+    assert!(
+        latents(&reports[149]) < 0.3 * latents(&reports[0]),
+        "{} to {}",
+        latents(&reports[0]),
+        latents(&reports[149])
+    );
+
+    let open = |run: &str| -> pixart_train::Result<AutoencoderKl> {
+        let config = std::fs::read_to_string(network(run).join("config.json")).expect("a config");
+        let config: VaeConfig = serde_json::from_str(&config).expect("a config of an autoencoder");
+        let weights = Weights::open(network(run).join("diffusion_pytorch_model.safetensors"))?;
+        Ok(AutoencoderKl::new(&config, weights.named(DType::F32, &Device::Cpu))?)
+    };
+    let (teacher, smaller) = (open("teacher")?, open("smaller")?);
+    assert_eq!(teacher.config().scaling_factor, smaller.config().scaling_factor);
+    let scene = Scene::random(1, Split::Test).draw(32);
+    let scene = image::RgbImage::from_raw(32, 32, scene.pixels().to_vec()).expect("32 × 32 pixels");
+    let image = pixart::from_pixels(&scene, &Device::Cpu)?;
+    let squares = |xs: &Tensor| xs.sqr()?.mean_all()?.to_scalar::<f32>();
+    for (encoder, decoder) in [(&teacher, &smaller), (&smaller, &teacher)] {
+        let decoded = decoder.decode(&encoder.encode(&image)?.mean)?;
+        let (error, signal) = (squares(&(&decoded - &image)?)?, squares(&image)?);
+        assert!(error < 0.2 * signal, "{error} of {signal}");
+    }
+
+    let other = recipe(
+        folder.path(),
+        &taught("[8, 8]").replace("norm_num_groups = 4", "norm_num_groups = 4\nlatent_channels = 2"),
+    )?;
+    let error = run(&other, &folder.path().join("other"), u64::MAX).expect_err("latents of 2 channels").to_string();
+    assert!(
+        error.contains("latents of 4 channels") && error.contains("has 2 and 2") && !error.contains('\n'),
+        "{error}"
+    );
     Ok(())
 }
 
