@@ -163,9 +163,9 @@ fn encode_png(pixels: &RgbImage, texts: &[(&str, String)]) -> std::io::Result<Ve
 pub fn to_pixels(image: &Tensor) -> Result<RgbImage> {
     let image = image.squeeze(0)?;
     let (_, height, width) = image.dims3()?;
-    let scaled = (((image / 2.0)? + 0.5)?.clamp(0f32, 1f32)? * 255.0)?;
-    let values = scaled.permute((1, 2, 0))?.contiguous()?.flatten_all()?.to_vec1::<f32>()?;
-    let bytes = values.into_iter().map(|value| value.round_ties_even() as u8).collect();
+    let values = image.permute((1, 2, 0))?.flatten_all()?.to_vec1::<f32>()?;
+    let byte = |value: f32| ((value / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8;
+    let bytes = values.into_iter().map(byte).collect();
     RgbImage::from_raw(width as u32, height as u32, bytes)
         .ok_or_else(|| Error::Compute(format!("a picture of {width}×{height} is too large")))
 }

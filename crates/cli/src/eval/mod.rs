@@ -109,7 +109,7 @@ fn table(found: &Faithfulness) -> String {
         line("colours that are there", found.colours),
         line("relations that hold", found.relations),
         line("pictures with the right number of objects", found.right_count),
-        format!("{:44} {:5.2} s", "time for a picture, without loading", found.time.as_secs_f64()),
+        format!("{:44} {:5.3} s", "time for a picture, without loading", found.time.as_secs_f64()),
     ]
     .join("\n")
 }
