@@ -29,12 +29,37 @@ use percent_encoding::percent_decode_str;
 /// assert_eq!(pixart::clean_caption("A <b>RED</b> cat &amp; dog -- www.example.com"), "a red cat dog");
 /// ```
 pub fn clean_caption(caption: &str) -> String {
+    // Most prompts are; to make the patterns takes as long as two steps of a small model.
+    if is_plain(caption) {
+        return caption.to_ascii_lowercase();
+    }
     clean_once(&clean_once(caption))
 }
 
 /// Prepares a prompt as diffusers does with `clean_caption=False`: lower case, no white space around it.
 pub fn plain_caption(caption: &str) -> String {
     caption.to_lowercase().trim_matches(is_space).to_owned()
+}
+
+/// What the patterns for words look for in words of letters alone.
+const SOUGHT: [&str; 12] =
+    ["shipping", "download", "click", "png", "jpg", "jpeg", "bmp", "webp", "eps", "pdf", "apk", "page"];
+
+/// Whether there is nothing to clean: words of ASCII letters and short numbers, a space after each, commas behind some, and none that a
+/// pattern looks for.
+fn is_plain(caption: &str) -> bool {
+    let is_word = |word: &str| {
+        let lower = word.to_ascii_lowercase();
+        let letters = !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_alphabetic());
+        letters && !SOUGHT.iter().any(|sought| lower.contains(sought))
+            || (1..=5).contains(&word.len()) && word.bytes().all(|byte| byte.is_ascii_digit())
+    };
+    let (last, others) = match caption.rsplit_once(' ') {
+        Some((others, last)) => (last, Some(others)),
+        None => (caption, None),
+    };
+    let mut others = others.into_iter().flat_map(|others| others.split(' '));
+    caption.is_empty() || is_word(last) && others.all(|word| is_word(word.strip_suffix(',').unwrap_or(word)))
 }
 
 fn clean_once(caption: &str) -> String {
@@ -250,7 +275,40 @@ mod tests {
         ]
     }
 
+    /// Words, plain and less so, with what may stand behind them.
+    fn words() -> impl Strategy<Value = String> {
+        let word = prop_oneof![
+            6 => "[a-zA-Z]{1,9}",
+            2 => "[0-9]{1,6}",
+            1 => "[a-z]{0,2}(shipping|download|click|jpe?g|eps|page|apk|x)[a-z]{0,2}",
+            1 => select(vec!["for", "on", "free", "images", "4k", "a1", "1x2", "person"]).prop_map(String::from),
+        ];
+        let behind = select(vec!["", "", "", "", "", "", ",", ",", ".", "-", "'", ":"]);
+        vec((word, behind), 0..8).prop_map(|words| {
+            words.into_iter().map(|(word, behind)| format!("{word}{behind}")).collect::<Vec<_>>().join(" ")
+        })
+    }
+
+    #[test]
+    fn prompts_as_they_usually_are_need_no_cleaning() {
+        for plain in ["", "a red fox", "A small cactus, happy, 3 of them", "two blue circles above a red square"] {
+            assert!(is_plain(plain), "{plain:?}");
+            assert_eq!(clean_once(&clean_once(plain)), plain.to_lowercase());
+        }
+        for other in [" a", "a ", "a  b", "a,", "it's", "a.b", "free shipping", "123456", "über", "page 3", "a\tb", ","]
+        {
+            assert!(!is_plain(other), "{other:?}");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn what_is_plain_would_not_be_changed(text in words()) {
+            if is_plain(&text) {
+                prop_assert_eq!(clean_once(&clean_once(&text)), text.to_lowercase());
+            }
+        }
+
         #[test]
         fn any_text_can_be_cleaned(pieces in vec(piece(), 0..60)) {
             let caption = clean_caption(&pieces.concat());

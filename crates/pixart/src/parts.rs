@@ -150,7 +150,12 @@ impl Parts {
     pub(crate) fn text_encoder(&mut self) -> Result<(&Tokenizer, &T5Encoder)> {
         let tokenizer = match &mut self.tokenizer {
             Some(tokenizer) => tokenizer,
-            none => none.insert(read_tokenizer(&self.loader.folder.tokenizer_path())?),
+            none => {
+                let start = Instant::now();
+                let tokenizer = read_tokenizer(&self.loader.folder.tokenizer_path())?;
+                self.loader.time += start.elapsed();
+                none.insert(tokenizer)
+            }
         };
         let encoder = match &mut self.text_encoder {
             Some(encoder) => encoder,
