@@ -18,7 +18,6 @@ pixart features --scenes 51200 --size 128 --vae $runs/autoencoder/network --outp
 train text-encoder "$@"
 train teacher-coarse "$@"
 train teacher "$@"
-train autoencoder-small "$@"
 train lcm "$@"
 train lcm-sharp "$@"
 train lcm-lora "$@"
@@ -29,8 +28,7 @@ train controlnet "$@"
 new=$(mktemp -d $runs/assembled-XXXXXX)
 trap 'rm -rf "$new"' EXIT
 pixart convert $runs/teacher/network --dtype f16 --output "$new/teacher"
-pixart convert $runs/teacher/network --transformer $runs/lcm-sharp/network --vae $runs/autoencoder-small/network \
-    --scheduler lcm --dtype f16 --output "$new/tiny"
+pixart convert $runs/teacher/network --transformer $runs/lcm-sharp/network --scheduler lcm --dtype f16 --output "$new/tiny"
 mv "$new/teacher/transformer" "$new/tiny/teacher"
 pixart convert $runs/lcm-lora/network --dtype f16 --output "$new/tiny/lcm-lora"
 pixart convert $runs/controlnet/network --dtype f16 --output "$new/tiny/controlnet"

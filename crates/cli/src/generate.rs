@@ -167,7 +167,7 @@ fn result_line(path: &Path, image: &Image, timings: &Timings) -> String {
     let Timings { load, encode, denoise, decode } = timings;
     let parameters = &image.parameters;
     format!(
-        "{}  seed {}  {}x{}  load {:.1} s, encode {:.1} s, {} steps {:.1} s, decode {:.1} s, {}",
+        "{}  seed {}  {}x{}  load {:.2} s, encode {:.2} s, {} steps {:.2} s, decode {:.2} s, {}",
         path.display(),
         parameters.seed,
         parameters.width,
