@@ -79,11 +79,16 @@ impl PromptEmbeds {
             let rows = indices.iter().map(|index| xs.narrow(0, *index, 1)).collect::<candle_core::Result<Vec<_>>>()?;
             Tensor::cat(&rows, 0)
         };
+        self.each(rows)
+    }
+
+    /// What `change` makes of every tensor.
+    fn each(&self, change: impl Fn(&Tensor) -> candle_core::Result<Tensor>) -> Result<Self> {
         Ok(Self {
-            prompt_embeds: rows(&self.prompt_embeds)?,
-            prompt_attention_mask: rows(&self.prompt_attention_mask)?,
+            prompt_embeds: change(&self.prompt_embeds)?,
+            prompt_attention_mask: change(&self.prompt_attention_mask)?,
             negative: match &self.negative {
-                Some((embeds, mask)) => Some((rows(embeds)?, rows(mask)?)),
+                Some((embeds, mask)) => Some((change(embeds)?, change(mask)?)),
                 None => None,
             },
         })
@@ -91,7 +96,7 @@ impl PromptEmbeds {
 
     /// As long as the longest text, the padding behind it left out, or added to a shorter negative one: cross-attention does not see
     /// it. A text with no token at all is the exception, whose padding is all that is seen.
-    pub(crate) fn without_padding(self) -> Result<Self> {
+    pub(crate) fn without_padding(&self) -> Result<Self> {
         let seen = |mask: &[f32]| match mask.iter().rposition(|x| *x != 0.0) {
             Some(last) if mask.contains(&1.0) => last + 1,
             _ => mask.len(),
@@ -105,14 +110,7 @@ impl PromptEmbeds {
             longer if longer >= needed => xs.narrow(1, 0, needed),
             shorter => xs.pad_with_zeros(1, 0, needed - shorter),
         };
-        Ok(Self {
-            prompt_embeds: of_length(&self.prompt_embeds)?,
-            prompt_attention_mask: of_length(&self.prompt_attention_mask)?,
-            negative: match &self.negative {
-                Some((embeds, mask)) => Some((of_length(embeds)?, of_length(mask)?)),
-                None => None,
-            },
-        })
+        self.each(of_length)
     }
 
     /// The unconditional rows and then the conditional ones where there is a negative prompt, else the conditional alone.
