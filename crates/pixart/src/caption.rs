@@ -54,12 +54,8 @@ fn is_plain(caption: &str) -> bool {
         letters && !SOUGHT.iter().any(|sought| lower.contains(sought))
             || (1..=5).contains(&word.len()) && word.bytes().all(|byte| byte.is_ascii_digit())
     };
-    let (last, others) = match caption.rsplit_once(' ') {
-        Some((others, last)) => (last, Some(others)),
-        None => (caption, None),
-    };
-    let mut others = others.into_iter().flat_map(|others| others.split(' '));
-    caption.is_empty() || is_word(last) && others.all(|word| is_word(word.strip_suffix(',').unwrap_or(word)))
+    let mut words = caption.split(' ').map(|word| word.strip_suffix(',').unwrap_or(word));
+    caption.is_empty() || !caption.ends_with(',') && words.all(is_word)
 }
 
 fn clean_once(caption: &str) -> String {

@@ -225,10 +225,7 @@ impl Pipeline {
         self.check_encoding(prompts.len(), length)?;
         let (prompt_embeds, prompt_attention_mask) = self.encode_texts(prompts, length, clean, Padding::Kept)?;
         let negative = match negative_prompt {
-            Some(negative) => {
-                let (embeds, mask) = self.encode_texts(&[negative.to_string()], length, clean, Padding::Kept)?;
-                Some(repeated(&embeds, &mask, prompts.len())?)
-            }
+            Some(negative) => Some(self.encode_negative(negative, prompts.len(), length, clean, Padding::Kept)?),
             None => None,
         };
         self.parts.release_text_encoder();
@@ -311,9 +308,9 @@ impl Pipeline {
         if !plan.is_guided() {
             text.negative = None;
         } else if text.negative.is_none() {
-            let (length, negative) = (self.text_length(request)?, std::slice::from_ref(&request.negative_prompt));
-            let (embeds, mask) = self.encode_texts(negative, length, request.clean_caption, Padding::Cut)?;
-            text.negative = Some(repeated(&embeds, &mask, text.batch())?);
+            let (length, clean) = (self.text_length(request)?, request.clean_caption);
+            let negative = self.encode_negative(&request.negative_prompt, text.batch(), length, clean, Padding::Cut)?;
+            text.negative = Some(negative);
         }
         self.parts.release_text_encoder();
         text.without_padding()
@@ -400,6 +397,20 @@ impl Pipeline {
         (0..latents.dim(0)?).map(decode_one).collect()
     }
 
+    /// One text for all of a batch, as [`Pipeline::encode_texts`] encodes it.
+    fn encode_negative(
+        &mut self,
+        negative_prompt: &str,
+        batch: usize,
+        length: usize,
+        clean: bool,
+        padding: Padding,
+    ) -> Result<(Tensor, Tensor)> {
+        let (embeds, mask) = self.encode_texts(&[negative_prompt.to_string()], length, clean, padding)?;
+        let (_, length, width) = embeds.dims3()?;
+        Ok((embeds.broadcast_as((batch, length, width))?, mask.broadcast_as((batch, length))?))
+    }
+
     /// Texts of up to `length` tokens to embeddings `[batch, n, width]` and masks `[batch, n]`, both f32.
     fn encode_texts(
         &mut self,
@@ -474,10 +485,4 @@ enum Padding {
     Kept,
     /// Texts are as long as the longest one: an encoder of billions of parameters then takes a fraction of the time.
     Cut,
-}
-
-/// One text's embeddings and mask for all of a batch.
-fn repeated(embeds: &Tensor, mask: &Tensor, batch: usize) -> Result<(Tensor, Tensor)> {
-    let (_, length, width) = embeds.dims3()?;
-    Ok((embeds.broadcast_as((batch, length, width))?, mask.broadcast_as((batch, length))?))
 }

@@ -183,11 +183,10 @@ impl Objective for AutoencoderObjective {
         let difference = (&reconstructed - &images)?;
         let (pixels, squares) = (difference.abs()?.mean_all()?, difference.sqr()?.mean_all()?);
         let edges = edge_difference(&reconstructed, &images)?;
-        let (mut total, mut terms) = (
-            ((&pixels + &squares)? + (&edges * self.recipe.edge_weight)?)?,
-            vec![("pixels", pixels), ("squares", squares), ("edges", edges)],
-        );
-        if let (Some(_), Some(scale)) = (&self.teacher, self.kept_scale) {
+        let mut total = ((&pixels + &squares)? + (&edges * self.recipe.edge_weight)?)?;
+        let mut terms = vec![("pixels", pixels), ("squares", squares), ("edges", edges)];
+        if let Some(teacher) = &self.teacher {
+            let scale = teacher.config().scaling_factor;
             let latents = (distance(&network.encode(&images)?, &posterior)? * scale.powi(2))?;
             total = (total + &latents)?;
             terms.push(("latents", latents));

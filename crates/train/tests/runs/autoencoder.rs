@@ -1,12 +1,13 @@
 //! The autoencoder's.
 
 use std::ops::ControlFlow;
+use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use pixart_nn::vae::{AutoencoderKl, VaeConfig};
 use pixart_scenes::{Scene, Split};
 use pixart_train::{Error, StepReport, Trial, reconstruction};
-use pixart_weights::Weights;
+use pixart_weights::{Part, Weights, open_part};
 
 use crate::{assert_goes_on, recipe, run};
 
@@ -52,6 +53,12 @@ fn a_run_that_was_stopped_goes_on_as_if_it_had_not_been() -> pixart_train::Resul
     Ok(())
 }
 
+/// The autoencoder that a run has written.
+fn open(network: &Path) -> pixart_train::Result<AutoencoderKl> {
+    let (config, weights) = open_part::<VaeConfig>(network, Part::Vae, DType::F32)?;
+    Ok(AutoencoderKl::new(&config, weights.named(DType::F32, &Device::Cpu))?)
+}
+
 /// It learns, and what it gives is an autoencoder that loads.
 #[test]
 fn the_loss_falls_and_the_result_loads() -> pixart_train::Result<()> {
@@ -62,13 +69,8 @@ fn the_loss_falls_and_the_result_loads() -> pixart_train::Result<()> {
     let (first, last) = (mean(&reports[..5]), mean(&reports[145..]));
     assert!(last < 0.6 * first, "from {first} to {last}");
 
-    let network = folder.path().join("network");
-    let config = std::fs::read_to_string(network.join("config.json")).expect("a config");
-    let config: VaeConfig = serde_json::from_str(&config).expect("a config of an autoencoder");
-    let vae = AutoencoderKl::new(
-        &config,
-        Weights::open(network.join("diffusion_pytorch_model.safetensors"))?.named(DType::F32, &Device::Cpu),
-    )?;
+    let vae = open(&folder.path().join("network"))?;
+    let config = vae.config();
     let latents = vae.encode(&Tensor::zeros((1, 3, 32, 32), DType::F32, &Device::Cpu)?)?.mean;
     assert_eq!(latents.dims(), [1, 4, 16, 16]);
     assert!(config.scaling_factor.is_finite() && config.scaling_factor > 0.0);
@@ -167,13 +169,7 @@ fn a_smaller_one_learns_the_latents_of_its_teacher() -> pixart_train::Result<()>
         latents(&reports[149])
     );
 
-    let open = |run: &str| -> pixart_train::Result<AutoencoderKl> {
-        let config = std::fs::read_to_string(network(run).join("config.json")).expect("a config");
-        let config: VaeConfig = serde_json::from_str(&config).expect("a config of an autoencoder");
-        let weights = Weights::open(network(run).join("diffusion_pytorch_model.safetensors"))?;
-        Ok(AutoencoderKl::new(&config, weights.named(DType::F32, &Device::Cpu))?)
-    };
-    let (teacher, smaller) = (open("teacher")?, open("smaller")?);
+    let (teacher, smaller) = (open(&network("teacher"))?, open(&network("smaller"))?);
     assert_eq!(teacher.config().scaling_factor, smaller.config().scaling_factor);
     let scene = Scene::random(1, Split::Test).draw(32);
     let scene = image::RgbImage::from_raw(32, 32, scene.pixels().to_vec()).expect("32 × 32 pixels");
