@@ -10,7 +10,7 @@ use crate::simd::{LANES, Simd};
 /// two): multiply-adds in a loop that touches nothing but registers, on every thread of the current pool, for about
 /// `seconds` each.
 pub fn arithmetic_peak(isa: Isa, arithmetic: Arithmetic, seconds: f64) -> f64 {
-    let rates = rayon::broadcast(|_| match arithmetic {
+    let rates = rayon::broadcast(|_| match arithmetic.on(isa) {
         Arithmetic::F32 => isa.run(Registers::<F32> { seconds, product: Default::default() }),
         Arithmetic::Bf16 => isa.run(Registers::<Bf16> { seconds, product: Default::default() }),
         Arithmetic::Int8 => isa.run(Registers::<Int8> { seconds, product: Default::default() }),

@@ -11,7 +11,7 @@ use crate::gemm::{
     goes_past_caches, multiply, padded_stride, prefetch_tile, write_tile,
 };
 use crate::isa::Body;
-use crate::memory::{LineWords, Scratch, Shared, ZERO};
+use crate::memory::{Line, LineWords, Scratch, Shared, ZERO};
 use crate::simd::{Element, LANES, Simd, load_up_to};
 use crate::{Activation, Arithmetic, Epilogue, Isa};
 
@@ -59,7 +59,7 @@ pub fn conv2d<A: Element, T: Element>(
     if out.is_empty() {
         return;
     }
-    match weights.phases[0].packed.arithmetic() {
+    match weights.phases[0].packed.arithmetic().on(isa) {
         Arithmetic::F32 => conv2d_as::<F32, A, T>(isa, scratch, images, normalise, weights, geometry, epilogue, out),
         Arithmetic::Bf16 => conv2d_as::<Bf16, A, T>(isa, scratch, images, normalise, weights, geometry, epilogue, out),
         Arithmetic::Int8 => conv2d_as::<Int8, A, T>(isa, scratch, images, normalise, weights, geometry, epilogue, out),
@@ -116,10 +116,13 @@ pub(super) fn conv2d_as<P: Words, A: Element, T: Element>(
     let cut = &Cut::new(isa.tile_rows(P::GROUP), images.batch, geometry, weights, pixel_words);
     let out = &Shared::new(out);
     let (down, across) = (cut.blocks_down(), cut.blocks_across());
+    let copied_lines = cut.copied.0 * cut.copied.1 * pixel_words / LANES;
+    let panel_room = weights.phases.iter().map(|phase| phase.packed.panel_room::<P>()).max().unwrap_or(0);
     (0..images.batch * down * across).into_par_iter().with_max_len(1).for_each_init(
         || scratch.take(),
         |buffer, block| {
             let (top, left) = (block / across % down * cut.rows, block % across * cut.columns);
+            let (copy, room) = buffer.lines(copied_lines + panel_room).split_at_mut(copied_lines);
             isa.run(Block::<P, A, T> {
                 images,
                 normalise,
@@ -131,7 +134,8 @@ pub(super) fn conv2d_as<P: Words, A: Element, T: Element>(
                 rows: top..cut.height.min(top + cut.rows),
                 columns: left..cut.width.min(left + cut.columns),
                 copied: cut.copied,
-                words: LineWords::new(buffer.lines(cut.copied.0 * cut.copied.1 * pixel_words / LANES)),
+                words: LineWords::new(copy),
+                room,
                 pixel_words,
                 product: PhantomData,
             });
@@ -152,6 +156,8 @@ struct Block<'a, P, A, T> {
     columns: Range<usize>,
     copied: (usize, usize),
     words: LineWords<'a>,
+    /// For a panel that is put in order.
+    room: &'a mut [Line],
     pixel_words: usize,
     product: PhantomData<P>,
 }
@@ -175,7 +181,7 @@ impl<P: Words, A: Element, T: Element> Body for Block<'_, P, A, T> {
                 for ([row, column], segment) in taps.iter().zip(&mut *segments) {
                     *segment = row * row_words + column * self.pixel_words;
                 }
-                let Panel { lines, vectors, sums } = packed.panel_in::<S, P>(s, panel, &mut []);
+                let Panel { lines, vectors, sums } = packed.panel_in::<S, P>(s, panel, self.room);
                 let quantised = (packed.arithmetic() == Arithmetic::Int8).then_some(Quantised {
                     scales: Scales::One(grid.scale),
                     zero_point: grid.zero_point,
@@ -203,7 +209,7 @@ impl<P: Words, A: Element, T: Element> Body for Block<'_, P, A, T> {
                             start: (row - self.rows.start) * stride * row_words + first * stride * self.pixel_words,
                             row_stride: stride * self.pixel_words,
                             segments,
-                            steps: packed.steps,
+                            steps: packed.steps_in::<P>(),
                         };
                         prefetch_tile(s, place, packed, self.epilogue, self.out);
                         multiply::<S, P>(s, left, Right::new(lines), (rows, vectors), &mut tile, MAX_VECTORS);

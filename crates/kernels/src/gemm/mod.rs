@@ -71,7 +71,7 @@ pub fn gemm<A: Element, T: Element>(
     if out.is_empty() {
         return;
     }
-    match right.arithmetic {
+    match right.arithmetic.on(isa) {
         Arithmetic::F32 => gemm_as::<F32, A, T>(isa, scratch, &left, right, epilogue, out),
         Arithmetic::Bf16 => gemm_as::<Bf16, A, T>(isa, scratch, &left, right, epilogue, out),
         Arithmetic::Int8 => gemm_as::<Int8, A, T>(isa, scratch, &left, right, epilogue, out),
@@ -87,13 +87,14 @@ fn gemm_as<P: Words, A: Element, T: Element>(
     out: &mut [T],
 ) {
     let (rows, depth) = (left.rows, left.columns);
-    let row_words = padded_stride(right.steps);
+    let steps = right.steps_in::<P>();
+    let row_words = padded_stride(steps);
     let tile_rows = isa.tile_rows(P::GROUP);
     let most_rows = (LEFT_BYTES / (4 * row_words)).clamp(tile_rows, LEFT_ROWS);
     // Blocks of equal height.
     let rows_at_once = rows.div_ceil(rows.div_ceil(most_rows)).next_multiple_of(tile_rows).min(rows);
     let work = Work::new(rows.div_ceil(rows_at_once), right.panels());
-    let is_thin = size_of::<Line>() * right.panel_vectors * right.steps <= THIN_PANEL;
+    let is_thin = size_of::<Line>() * right.panel_vectors * steps <= THIN_PANEL;
     let together = if tile_rows == MATRIX_ROWS && is_thin { MOST_TOGETHER } else { 1 };
     let out = &Shared::new(out);
     let threads = threads_for(rows * depth * right.columns, P::GROUP);
@@ -111,7 +112,7 @@ fn gemm_as<P: Words, A: Element, T: Element>(
                 words: LineWords::new(scratch.take().lines(rows_at_once * row_words / LANES)),
                 row_words,
                 together,
-                room: room.lines(together * right.panel_room()),
+                room: room.lines(together * right.panel_room::<P>()),
                 product: PhantomData::<P>,
             });
         }
@@ -205,7 +206,7 @@ impl<P: Words, A: Element, T: Element> Body for Block<'_, P, A, T> {
                 let count = self.together.min(panels.end - start);
                 let mut room = &mut *self.room;
                 for (panel, slot) in (start..start + count).zip(&mut together) {
-                    let (own, rest) = room.split_at_mut(self.right.panel_room());
+                    let (own, rest) = room.split_at_mut(self.right.panel_room::<P>());
                     let packed = self.right.panel_in::<S, P>(s, panel, own);
                     let soon = Soon::new(self.right.memory_of(panel + count), tiles, packed.lines.len());
                     *slot = Some((panel, packed, soon));
@@ -218,7 +219,7 @@ impl<P: Words, A: Element, T: Element> Body for Block<'_, P, A, T> {
                         start: first * self.row_words,
                         row_stride: self.row_words,
                         segments: &[0],
-                        steps: self.right.steps,
+                        steps: self.right.steps_in::<P>(),
                     };
                     for (panel, Panel { lines, vectors, sums }, soon) in together.iter().flatten() {
                         let place = Place {

@@ -42,10 +42,9 @@ pub fn outer_product<A: Element, B: Element>(
         out.fill(0.0);
         return;
     }
-    match arithmetic {
+    match arithmetic.on(isa) {
         Arithmetic::Bf16 if isa == Isa::Amx => outer_matrices::multiply(isa, scratch, left, right, out),
-        Arithmetic::Bf16 if isa.has_fast_bf16() => multiply::<Bf16, A, B>(isa, scratch, left, right, out),
-        Arithmetic::Bf16 => multiply::<Rounded, A, B>(isa, scratch, left, right, out),
+        Arithmetic::Bf16 => multiply::<Bf16, A, B>(isa, scratch, left, right, out),
         Arithmetic::F32 => multiply::<F32, A, B>(isa, scratch, left, right, out),
         Arithmetic::Int8 => panic!("products over rows in int8 are not there"),
     }
@@ -137,25 +136,6 @@ impl OuterProduct for Bf16 {
     }
 
     adds!(Bf16);
-}
-
-/// Elements that are rounded to bf16 and multiplied in f32, where there are no instructions for bf16.
-struct Rounded;
-
-impl OuterProduct for Rounded {
-    const ROWS: usize = F32::ROWS;
-
-    #[inline(always)]
-    fn words<S: Simd, T: Element>(s: S, rows: [&[T]; 2]) -> S::Bits {
-        let xs = load_up_to(s, rows[0]);
-        match T::as_bf16(&[]) {
-            Some(_) => s.as_bits(xs),
-            // With nothing in its low half a word is the f32 that the bf16 in its high half is.
-            None => s.pair_bf16(s.splat(0.0), xs),
-        }
-    }
-
-    adds!(F32);
 }
 
 /// A part of the result.

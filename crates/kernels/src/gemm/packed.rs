@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::pack::PackRows;
 use super::words::Words;
-use super::{Bf16, ByteMatrix, F32, Int8, MAX_VECTORS, Product, padded_stride};
+use super::{Bf16, ByteMatrix, F32, Int8, MAX_VECTORS, Product, padded_stride, store_f32};
 use crate::isa::Body;
 use crate::memory::{Line, ZERO, line_bytes};
 use crate::simd::{Element, LANES, Simd};
@@ -16,7 +16,8 @@ use crate::{Isa, Matrix};
 pub enum Arithmetic {
     /// f32 throughout.
     F32,
-    /// Operands in bf16, sums in f32.
+    /// Operands in bf16, sums in f32. Where products of f32 cost less ([`Isa::has_fast_bf16`]), these are what is computed, with
+    /// the right operand rounded to bf16 and the left one as it is.
     Bf16,
     /// Operands in 8 bits, sums in i32: weights with one scale an output, activations with one scale a row.
     Int8,
@@ -29,6 +30,14 @@ impl Arithmetic {
             Self::F32 => F32::GROUP,
             Self::Bf16 => Bf16::GROUP,
             Self::Int8 => Int8::GROUP,
+        }
+    }
+
+    /// In what these products are computed.
+    pub(crate) fn on(self, isa: Isa) -> Self {
+        match self {
+            Self::Bf16 if !isa.has_fast_bf16() => Self::F32,
+            _ => self,
         }
     }
 }
@@ -205,21 +214,38 @@ impl Packed {
         packed
     }
 
-    /// Lines that a thread needs as room for a panel.
-    pub(crate) fn panel_room(&self) -> usize {
-        if self.bytes.is_some() { self.panel_vectors * self.steps } else { 0 }
+    /// Groups of a run in products `P`, which may have smaller ones than those that were packed.
+    pub(crate) fn steps_in<P: Product>(&self) -> usize {
+        self.depth.div_ceil(P::GROUP)
     }
 
-    /// Panel `panel`; `room` is [`Packed::panel_room`] lines.
+    /// Lines that a thread needs as room for a panel in products `P`.
+    pub(crate) fn panel_room<P: Product>(&self) -> usize {
+        match self.bytes.is_some() || P::GROUP < self.arithmetic.group() {
+            true => self.panel_vectors * self.taps * self.steps_in::<P>(),
+            false => 0,
+        }
+    }
+
+    /// Panel `panel` for products `P`; `room` is [`Packed::panel_room`] lines.
     #[inline(always)]
     pub(crate) fn panel_in<'a, S: Simd, P: Words>(&'a self, s: S, panel: usize, room: &'a mut [Line]) -> Panel<'a> {
         let first = panel * self.panel_vectors * LANES;
         match &self.bytes {
             Some(bytes) => {
                 let vectors = self.panel_vectors.min((self.columns - first).div_ceil(LANES));
-                let lines = &mut room[..vectors * self.steps];
+                let lines = &mut room[..vectors * self.steps_in::<P>()];
                 let sums = bytes.pack::<S, P>(s, first, vectors, lines);
                 Panel { lines, vectors, sums }
+            }
+            None if P::GROUP < self.arithmetic.group() => {
+                let (pairs, vectors) = self.panel(panel);
+                let lines = &mut room[..vectors * self.taps * self.depth];
+                let runs = pairs.chunks_exact((vectors * self.steps).max(1));
+                for (pairs, lines) in runs.zip(lines.chunks_exact_mut((vectors * self.depth).max(1))) {
+                    widen_pairs(s, pairs, vectors, lines);
+                }
+                Panel { lines, vectors, sums: [0f32; MAX_VECTORS * LANES] }
             }
             None => {
                 let mut sums = [0f32; MAX_VECTORS * LANES];
@@ -334,6 +360,20 @@ impl Packed {
     /// Memory it takes, that of weights which stay where they are not counted.
     pub fn size_in_bytes(&self) -> usize {
         size_of_val(&self.lines[..]) + size_of_val(&self.scales[..]) + size_of_val(&self.byte_sums[..])
+    }
+}
+
+/// The bf16 of a run of a panel as f32: a step of pairs becomes two steps, the last one's second only where there is room for it.
+#[inline(always)]
+fn widen_pairs<S: Simd>(s: S, pairs: &[Line], vectors: usize, lines: &mut [Line]) {
+    for (pairs, lines) in pairs.chunks_exact(vectors).zip(lines.chunks_mut(2 * vectors)) {
+        for (vector, pair) in pairs.iter().enumerate() {
+            for (step, values) in s.split_bf16(s.load_bits(&pair.0)).into_iter().enumerate() {
+                if let Some(line) = lines.get_mut(step * vectors + vector) {
+                    store_f32(s, values, line);
+                }
+            }
+        }
     }
 }
 

@@ -115,7 +115,7 @@ fn weights_in_bytes_are_the_numbers_they_stand_for() {
                 assert_eq!(found, product(&apart));
                 assert_eq!(found, product(&apart.in_order(isa)));
                 // Left rows are rounded as the arithmetic says; the bytes are not rounded again, even to bf16.
-                let rounded: Vec<f64> = match arithmetic {
+                let rounded: Vec<f64> = match arithmetic.on(isa) {
                     Arithmetic::F32 => left.data.iter().map(|x| f64::from(*x)).collect(),
                     Arithmetic::Bf16 => left.data.iter().map(|x| bf16::from_f32(*x).to_f64()).collect(),
                     Arithmetic::Int8 => {

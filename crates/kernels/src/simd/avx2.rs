@@ -64,7 +64,7 @@ impl Simd for Avx2 {
     type F32 = [__m256; 2];
     type Bits = [__m256i; 2];
 
-    // 5 × 2 accumulators, two registers of the right matrix and one of the left, and room for bf16's halves.
+    // 5 × 2 accumulators, two registers of the right matrix and one of the left, and room for the halves of products of bytes.
     const TILE_ROWS: usize = 5;
     const TILE_VECTORS: usize = 1;
 
@@ -208,14 +208,12 @@ impl Simd for Avx2 {
         *to = bytes_to_words(lanes.map(|x| x as u8));
     }
     #[inline(always)]
-    fn dot_bf16(self, acc: Self::F32, a: Self::Bits, b: Self::Bits) -> Self::F32 {
-        halves!(|acc, a, b| {
-            let high = _mm256_set1_epi32(0xffff_0000_u32 as i32);
-            let (a_low, b_low) = (_mm256_slli_epi32::<16>(a), _mm256_slli_epi32::<16>(b));
-            let (a_high, b_high) = (_mm256_and_si256(a, high), _mm256_and_si256(b, high));
-            let low = _mm256_fmadd_ps(_mm256_castsi256_ps(a_low), _mm256_castsi256_ps(b_low), acc);
-            _mm256_fmadd_ps(_mm256_castsi256_ps(a_high), _mm256_castsi256_ps(b_high), low)
-        })
+    fn split_bf16(self, pairs: Self::Bits) -> [Self::F32; 2] {
+        let first = halves!(|pairs| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(pairs)));
+        let second = halves!(|pairs| {
+            _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(0xffff_0000_u32 as i32)))
+        });
+        [first, second]
     }
     // `vpmaddubsw` would saturate; the even and the odd bytes are widened to 16 bits instead.
     #[inline(always)]

@@ -86,9 +86,9 @@ impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
     type F32 = __m512;
     type Bits = __m512i;
 
-    // 14 × 2 accumulators, two vectors of the right matrix and one of the left: 31 of 32 registers. Products of bf16 whose
-    // halves have to be taken apart need three more.
-    const TILE_ROWS: usize = if BF16 { 14 } else { 12 };
+    // 14 × 2 accumulators, two vectors of the right matrix and one of the left: 31 of 32 registers. Products of bytes whose
+    // halves have to be taken apart need more.
+    const TILE_ROWS: usize = if VNNI { 14 } else { 12 };
     const TILE_VECTORS: usize = 2;
 
     #[inline(always)]
@@ -335,14 +335,17 @@ impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
         registers!(in_order(v))
     }
     #[inline(always)]
+    fn split_bf16(self, pairs: Self::Bits) -> [Self::F32; 2] {
+        registers!([
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs)),
+            _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(0xffff_0000_u32 as i32))),
+        ])
+    }
+    #[inline(always)]
     fn dot_bf16(self, acc: Self::F32, a: Self::Bits, b: Self::Bits) -> Self::F32 {
         if !BF16 {
-            return registers!({
-                let low = |pair| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(pair));
-                let high =
-                    |pair| _mm512_castsi512_ps(_mm512_and_si512(pair, _mm512_set1_epi32(0xffff_0000_u32 as i32)));
-                _mm512_fmadd_ps(high(a), high(b), _mm512_fmadd_ps(low(a), low(b), acc))
-            });
+            let ([a_first, a_second], [b_first, b_second]) = (self.split_bf16(a), self.split_bf16(b));
+            return self.mul_add(a_second, b_second, self.mul_add(a_first, b_first, acc));
         }
         // A bit pattern is a bit pattern: both types are 512 bits in one register.
         registers!({

@@ -190,8 +190,14 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn in_order(self, v: Self::Bits) -> Self::Bits {
         v
     }
+    /// The first bf16 of each lane, and the second.
+    fn split_bf16(self, pairs: Self::Bits) -> [Self::F32; 2];
     /// Adds to each lane of `acc` the product of two pairs of bf16.
-    fn dot_bf16(self, acc: Self::F32, a: Self::Bits, b: Self::Bits) -> Self::F32;
+    #[inline(always)]
+    fn dot_bf16(self, acc: Self::F32, a: Self::Bits, b: Self::Bits) -> Self::F32 {
+        let ([a_first, a_second], [b_first, b_second]) = (self.split_bf16(a), self.split_bf16(b));
+        self.mul_add(a_second, b_second, self.mul_add(a_first, b_first, acc))
+    }
     /// Adds to each lane of `acc` the product of four unsigned and four signed bytes.
     fn dot_u8_i8(self, acc: Self::Bits, a: Self::Bits, b: Self::Bits) -> Self::Bits;
 }
@@ -388,6 +394,9 @@ mod tests {
             push(simd.to_f32(simd.dot_u8_i8(simd.splat_bits(0), simd.splat_bits(0xffff_ffff), bytes)));
             let ones: [u32; LANES] = std::array::from_fn(|i| (0x3f80 + i as u32) | ((0xc000 + 2 * i as u32) << 16));
             push(simd.dot_bf16(va, simd.load_bits(&ones), pairs));
+            for of_pair in simd.split_bf16(simd.load_bits(&ones)) {
+                push(of_pair);
+            }
             push(simd.as_f32(simd.load_bits(&ones)));
             let in_order: Vec<u8> = bits.iter().flat_map(|word| word.to_le_bytes()).collect();
             let in_order = in_order.first_chunk().map(|bytes| simd.load_bytes(bytes));

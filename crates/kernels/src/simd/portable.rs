@@ -138,10 +138,8 @@ impl Simd for Portable {
         *to = bytes_to_words(self.round(v).map(|x| x as u8));
     }
     #[inline(always)]
-    fn dot_bf16(self, acc: Self::F32, a: Self::Bits, b: Self::Bits) -> Self::F32 {
-        let low = |x: u32| f32::from_bits(x << 16);
-        let high = |x: u32| f32::from_bits(x & 0xffff_0000);
-        std::array::from_fn(|i| acc[i] + low(a[i]) * low(b[i]) + high(a[i]) * high(b[i]))
+    fn split_bf16(self, pairs: Self::Bits) -> [Self::F32; 2] {
+        [pairs.map(|pair| f32::from_bits(pair << 16)), pairs.map(|pair| f32::from_bits(pair & 0xffff_0000))]
     }
     #[inline(always)]
     fn dot_u8_i8(self, acc: Self::Bits, a: Self::Bits, b: Self::Bits) -> Self::Bits {

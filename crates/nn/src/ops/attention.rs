@@ -236,7 +236,7 @@ impl Attention {
             cpu::filled_storage::<T>(shape, |out| {
                 let arithmetic = match self.scores.rounded {
                     true => Arithmetic::Int8,
-                    false => cpu::fast_arithmetic::<T>(isa),
+                    false => T::ARITHMETIC,
                 };
                 pixart_kernels::attention(isa, &SCRATCH, arithmetic, &self.heads(&parts)?, out);
                 Ok(())
@@ -256,7 +256,7 @@ impl Attention {
                 let (mut d_q, mut d_k, mut d_v) = (zeros(&parts.q), zeros(&parts.k), zeros(&parts.v));
                 cpu::with_views([&d_out], |[d_out]| {
                     let d_out = d_out.slice()?;
-                    attention_backward(isa, &SCRATCH, cpu::fast_arithmetic::<T>(isa), &heads, d_out, &mut d_q, &mut d_k, &mut d_v);
+                    attention_backward(isa, &SCRATCH, T::ARITHMETIC, &heads, d_out, &mut d_q, &mut d_k, &mut d_v);
                     Ok(())
                 })?;
                 Ok([d_q, d_k, d_v])

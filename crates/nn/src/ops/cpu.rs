@@ -14,14 +14,8 @@ pub(super) fn isa() -> Result<Isa> {
 
 /// A dtype that the kernels compute in.
 pub(super) trait CpuElement: Element + WithDType {
-    /// What products of it with packed weights are computed in.
+    /// What products of it are computed in.
     const ARITHMETIC: Arithmetic;
-}
-
-/// What products of activations in `T` with each other are computed in: never in less precision than `T`'s, and not
-/// in bf16 where that is no faster.
-pub(super) fn fast_arithmetic<T: CpuElement>(isa: Isa) -> Arithmetic {
-    if isa.has_fast_bf16() { T::ARITHMETIC } else { Arithmetic::F32 }
 }
 
 impl CpuElement for f32 {

@@ -1,7 +1,6 @@
 use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Device, Layout, Result, Shape, Tensor};
-use half::bf16;
 use pixart_kernels::{Activation, Arithmetic, Epilogue, Matrix, Packed, column_sums, gemm, outer_product};
 
 use super::cpu::{self, CpuElement, SCRATCH, View, for_dtype};
@@ -63,9 +62,8 @@ impl CustomOp1 for RoundedGram {
     fn cpu_fwd(&self, xs: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (xs, isa) = (View::new(xs, layout), cpu::isa()?);
         let (_, width) = layout.shape().dims2()?;
-        let arithmetic = cpu::fast_arithmetic::<bf16>(isa);
         cpu::filled_storage::<f32>((width, width), |out| {
-            outer_product(isa, &SCRATCH, arithmetic, xs.rows::<f32>()?, xs.rows::<f32>()?, out);
+            outer_product(isa, &SCRATCH, Arithmetic::Bf16, xs.rows::<f32>()?, xs.rows::<f32>()?, out);
             Ok(())
         })
     }

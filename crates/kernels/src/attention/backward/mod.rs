@@ -50,7 +50,7 @@ pub fn attention_backward<T: Element>(
     }
     let d_out = Matrix::new(d_out, heads.q.rows, width);
     let gradients = [Shared::new(d_q), Shared::new(d_k), Shared::new(d_v)];
-    match arithmetic {
+    match arithmetic.on(isa) {
         Arithmetic::F32 => backward_as::<F32, T>(isa, scratch, heads, &d_out, &gradients),
         Arithmetic::Bf16 => backward_as::<Bf16, T>(isa, scratch, heads, &d_out, &gradients),
         Arithmetic::Int8 => panic!("attention in int8 is not there"),

@@ -31,7 +31,7 @@ const QUERY_TILES: usize = 4;
 
 /// `out = softmax(q · kᵀ · scale + bias) · v` for every head; `out` is `[batch · n, heads · size]`. Products are computed
 /// in `arithmetic`, the softmax in f32. In int8 it is queries and keys alone that are rounded to bytes; weights and values are
-/// multiplied in bf16, or in f32 where that is no slower.
+/// multiplied as in [`Arithmetic::Bf16`].
 ///
 /// # Panics
 /// The shapes do not belong together, or the scale is not above 0.
@@ -45,7 +45,7 @@ pub fn attention<T: Element>(isa: Isa, scratch: &Scratch, arithmetic: Arithmetic
         out.fill(T::default());
         return;
     }
-    match arithmetic {
+    match arithmetic.on(isa) {
         Arithmetic::F32 => attention_as::<F32, F32, T>(isa, scratch, heads, out),
         Arithmetic::Bf16 => attention_as::<Bf16, Bf16, T>(isa, scratch, heads, out),
         Arithmetic::Int8 if isa.has_fast_bf16() => attention_as::<Int8, Bf16, T>(isa, scratch, heads, out),
