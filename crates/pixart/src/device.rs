@@ -81,7 +81,7 @@ fn open_cuda(number: usize) -> candle_core::Result<Device> {
 /// The precision to compute in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Precision {
-    /// bf16 on a GPU, and on a CPU that multiplies bf16 (AVX-512 BF16); else f32.
+    /// bf16 on a GPU, and on a CPU that multiplies it faster than f32 (AMX, and AVX-512 BF16 but Intel's); else f32.
     #[default]
     Auto,
     /// 32-bit floats: what the golden values are held to.

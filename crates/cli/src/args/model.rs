@@ -15,7 +15,7 @@ pub struct ModelArgs {
     pub model: Option<PathBuf>,
     #[command(flatten)]
     pub parts: PartArgs,
-    /// Precision: auto, f32, bf16, f16, int8 or int8-weights (auto: bf16 on a GPU and on a CPU that multiplies it, else f32)
+    /// Precision: auto, f32, bf16, f16, int8 or int8-weights (auto: bf16 on a GPU and on a CPU that is faster with it, else f32)
     #[arg(long, value_name = "DTYPE", default_value = "auto", value_parser = str::parse::<Precision>)]
     pub dtype: Precision,
     /// Decode a few rows of pixels after another: less memory for large pictures, about twice the time, the same picture

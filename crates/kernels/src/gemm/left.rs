@@ -6,7 +6,24 @@ use super::Words;
 use crate::Matrix;
 use crate::simd::{Element, LANES, Simd};
 
+/// How many rows ahead of its use a short row is asked for.
+const ROWS_AHEAD: usize = 8;
+
 impl<A: Element> Matrix<'_, A> {
+    /// Asks for a row that is part of a much longer one, such as a head of a token: a processor does not foresee the way from one to
+    /// the next. The row may lie beyond the last.
+    #[inline(always)]
+    fn prefetch_short_row<S: Simd>(&self, s: S, row: usize) {
+        if 4 * self.columns > self.row_stride {
+            return;
+        }
+        let start = self.data.as_ptr().wrapping_add(row * self.row_stride);
+        for column in (0..self.columns).step_by(64 / size_of::<A>()) {
+            s.prefetch(start.wrapping_add(column));
+        }
+        s.prefetch(start.wrapping_add(self.columns.saturating_sub(1)));
+    }
+
     /// Copies `rows` to where tiles of a product read them, as the words that it is made of: to `words`, each row `row_words`
     /// after the one before, with a scale for each. `factors` multiply the columns first, if the product is in int8.
     #[inline(always)]
@@ -32,6 +49,7 @@ impl<A: Element> Matrix<'_, A> {
         }
         if self.column_stride == 1 {
             for ((row, words), scale) in rows.zip(words.chunks_exact_mut(row_words)).zip(scales) {
+                self.prefetch_short_row(s, row + ROWS_AHEAD);
                 let row = &self.data[row * self.row_stride..][..self.columns];
                 *scale = P::left_scale(s, row);
                 P::left_row(s, row, *scale, words);

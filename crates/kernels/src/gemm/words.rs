@@ -211,11 +211,7 @@ impl Words for Int8 {
         let bytes = s.add(v, s.splat(ZERO_POINT));
         match words.first_chunk_mut() {
             Some(whole) => s.store_bytes(bytes, whole),
-            None => {
-                let mut whole = [0; LANES / 4];
-                s.store_bytes(bytes, &mut whole);
-                words.copy_from_slice(&whole[..words.len()]);
-            }
+            None => s.store_bytes_part(bytes, words),
         }
     }
 }

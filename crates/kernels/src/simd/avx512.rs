@@ -67,7 +67,38 @@ macro_rules! memory {
     };
 }
 
+/// An intrinsic that reads or writes the first elements of a slice.
+macro_rules! part {
+    ($intrinsic:expr) => {
+        // SAFETY: `self` proves that the instruction is there; it touches the memory of those lanes alone that its mask names, which
+        // the slice has, and asks for no alignment.
+        unsafe { $intrinsic }
+    };
+}
+
+/// A mask of so many lanes of sixteen.
+#[inline(always)]
+fn first_lanes(count: usize) -> __mmask16 {
+    assert!(count <= LANES);
+    ((1u32 << count) - 1) as __mmask16
+}
+
 impl<const VNNI: bool, const BF16: bool> Avx512<VNNI, BF16> {
+    /// The numbers that sixteen bf16 are.
+    #[inline(always)]
+    fn widen(self, halves: __m256i) -> __m512 {
+        registers!(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves))))
+    }
+
+    /// The nearest bf16.
+    #[inline(always)]
+    fn narrow(self, v: __m512) -> __m256i {
+        match BF16 {
+            true => registers!(std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(v))),
+            false => registers!(_mm512_cvtepi32_epi16(self.to_bf16(v))),
+        }
+    }
+
     /// The nearest bf16 in the low half of each lane, as the instruction finds it; a NaN stays one.
     #[inline(always)]
     fn to_bf16(self, v: __m512) -> __m512i {
@@ -143,16 +174,27 @@ impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
     }
     #[inline(always)]
     fn load_bf16(self, xs: &[bf16; LANES]) -> Self::F32 {
-        let halves = memory!(_mm256_loadu_si256(xs.as_ptr().cast()));
-        registers!(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves))))
+        self.widen(memory!(_mm256_loadu_si256(xs.as_ptr().cast())))
     }
     #[inline(always)]
     fn store_bf16(self, v: Self::F32, to: &mut [bf16; LANES]) {
-        let halves = match BF16 {
-            true => registers!(std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(v))),
-            false => registers!(_mm512_cvtepi32_epi16(self.to_bf16(v))),
-        };
-        memory!(_mm256_storeu_si256(to.as_mut_ptr().cast(), halves))
+        memory!(_mm256_storeu_si256(to.as_mut_ptr().cast(), self.narrow(v)))
+    }
+    #[inline(always)]
+    fn load_part(self, xs: &[f32]) -> Self::F32 {
+        part!(_mm512_maskz_loadu_ps(first_lanes(xs.len()), xs.as_ptr()))
+    }
+    #[inline(always)]
+    fn load_bf16_part(self, xs: &[bf16]) -> Self::F32 {
+        self.widen(part!(_mm256_maskz_loadu_epi16(first_lanes(xs.len()), xs.as_ptr().cast())))
+    }
+    #[inline(always)]
+    fn store_part(self, v: Self::F32, to: &mut [f32]) {
+        part!(_mm512_mask_storeu_ps(to.as_mut_ptr(), first_lanes(to.len()), v))
+    }
+    #[inline(always)]
+    fn store_bf16_part(self, v: Self::F32, to: &mut [bf16]) {
+        part!(_mm256_mask_storeu_epi16(to.as_mut_ptr().cast(), first_lanes(to.len()), self.narrow(v)))
     }
     #[inline(always)]
     fn join_bf16(self, first: Self::F32, second: Self::F32) -> Self::Bits {
@@ -329,6 +371,11 @@ impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
     fn store_bytes(self, v: Self::F32, to: &mut [u32; LANES / 4]) {
         let bytes = registers!(_mm512_cvtusepi32_epi8(_mm512_cvtps_epi32(v)));
         memory!(_mm_storeu_si128(to.as_mut_ptr().cast(), bytes))
+    }
+    #[inline(always)]
+    fn store_bytes_part(self, v: Self::F32, to: &mut [u32]) {
+        let bytes = registers!(_mm512_cvtusepi32_epi8(_mm512_cvtps_epi32(v)));
+        part!(_mm_mask_storeu_epi8(to.as_mut_ptr().cast(), first_lanes(4 * to.len()), bytes))
     }
     #[inline(always)]
     fn in_order(self, v: Self::Bits) -> Self::Bits {

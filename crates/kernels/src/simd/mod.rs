@@ -93,6 +93,31 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// Rounds to nearest, ties to even.
     fn store_bf16(self, v: Self::F32, to: &mut [bf16; LANES]);
 
+    /// Fewer than sixteen numbers, and zeros after them.
+    #[inline(always)]
+    fn load_part(self, xs: &[f32]) -> Self::F32 {
+        self.load(&filled_up(xs))
+    }
+    /// Fewer than sixteen numbers, and zeros after them.
+    #[inline(always)]
+    fn load_bf16_part(self, xs: &[bf16]) -> Self::F32 {
+        self.load_bf16(&filled_up(xs))
+    }
+    /// The first lanes, fewer than sixteen.
+    #[inline(always)]
+    fn store_part(self, v: Self::F32, to: &mut [f32]) {
+        let mut lanes = [0.0; LANES];
+        self.store(v, &mut lanes);
+        to.copy_from_slice(&lanes[..to.len()]);
+    }
+    /// The first lanes, fewer than sixteen, rounded as by [`Simd::store_bf16`].
+    #[inline(always)]
+    fn store_bf16_part(self, v: Self::F32, to: &mut [bf16]) {
+        let mut lanes = [bf16::ZERO; LANES];
+        self.store_bf16(v, &mut lanes);
+        to.copy_from_slice(&lanes[..to.len()]);
+    }
+
     /// The nearest bf16 of two numbers in each lane, `low` in the low half.
     #[inline(always)]
     fn pair_bf16(self, low: Self::F32, high: Self::F32) -> Self::Bits {
@@ -166,6 +191,13 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn as_bits(self, v: Self::F32) -> Self::Bits;
     /// Nearest integers of `v`, 0 to 255, one byte a lane, four in a word.
     fn store_bytes(self, v: Self::F32, to: &mut [u32; LANES / 4]);
+    /// As [`Simd::store_bytes`], the first words of four.
+    #[inline(always)]
+    fn store_bytes_part(self, v: Self::F32, to: &mut [u32]) {
+        let mut words = [0; LANES / 4];
+        self.store_bytes(v, &mut words);
+        to.copy_from_slice(&words[..to.len()]);
+    }
     /// Sixteen numbers as bf16, and sixteen more after them.
     #[inline(always)]
     fn join_bf16(self, first: Self::F32, second: Self::F32) -> Self::Bits {
@@ -227,6 +259,12 @@ pub trait Element: sealed::Sealed + Copy + Default + Send + Sync + PartialEq + s
     fn load<S: Simd>(simd: S, xs: &[Self; LANES]) -> S::F32;
     #[doc(hidden)]
     fn store<S: Simd>(simd: S, v: S::F32, to: &mut [Self; LANES]);
+    /// Fewer than sixteen, and zeros after them.
+    #[doc(hidden)]
+    fn load_part<S: Simd>(simd: S, xs: &[Self]) -> S::F32;
+    /// Fewer than sixteen.
+    #[doc(hidden)]
+    fn store_part<S: Simd>(simd: S, v: S::F32, to: &mut [Self]);
     /// [`Simd::write_line`] for the lines that two vectors fill.
     #[doc(hidden)]
     fn write_lines<S: Simd>(simd: S, vectors: [S::F32; 2], lines: &mut [Line]);
@@ -266,6 +304,14 @@ impl Element for f32 {
     fn store<S: Simd>(simd: S, v: S::F32, to: &mut [Self; LANES]) {
         simd.store(v, to);
     }
+    #[inline(always)]
+    fn load_part<S: Simd>(simd: S, xs: &[Self]) -> S::F32 {
+        simd.load_part(xs)
+    }
+    #[inline(always)]
+    fn store_part<S: Simd>(simd: S, v: S::F32, to: &mut [Self]) {
+        simd.store_part(v, to);
+    }
 }
 
 impl Element for bf16 {
@@ -301,6 +347,14 @@ impl Element for bf16 {
     fn store<S: Simd>(simd: S, v: S::F32, to: &mut [Self; LANES]) {
         simd.store_bf16(v, to);
     }
+    #[inline(always)]
+    fn load_part<S: Simd>(simd: S, xs: &[Self]) -> S::F32 {
+        simd.load_bf16_part(xs)
+    }
+    #[inline(always)]
+    fn store_part<S: Simd>(simd: S, v: S::F32, to: &mut [Self]) {
+        simd.store_bf16_part(v, to);
+    }
 }
 
 /// The first elements of `xs`, at most sixteen, and zeros after them.
@@ -308,12 +362,16 @@ impl Element for bf16 {
 pub(crate) fn load_up_to<S: Simd, T: Element>(simd: S, xs: &[T]) -> S::F32 {
     match xs.first_chunk() {
         Some(whole) => T::load(simd, whole),
-        None => {
-            let mut lanes = [T::default(); LANES];
-            lanes[..xs.len()].copy_from_slice(xs);
-            T::load(simd, &lanes)
-        }
+        None => T::load_part(simd, xs),
     }
+}
+
+/// Fewer than sixteen elements, and zeros after them.
+#[inline(always)]
+fn filled_up<T: Copy + Default>(xs: &[T]) -> [T; LANES] {
+    let mut lanes = [T::default(); LANES];
+    lanes[..xs.len()].copy_from_slice(xs);
+    lanes
 }
 
 /// Two bf16 in a word, the first one lowest.
@@ -334,11 +392,7 @@ fn bytes_to_words(bytes: [u8; LANES]) -> [u32; LANES / 4] {
 pub(crate) fn store_up_to<S: Simd, T: Element>(simd: S, v: S::F32, to: &mut [T]) {
     match to.first_chunk_mut() {
         Some(whole) => T::store(simd, v, whole),
-        None => {
-            let mut lanes = [T::default(); LANES];
-            T::store(simd, v, &mut lanes);
-            to.copy_from_slice(&lanes[..to.len()]);
-        }
+        None => T::store_part(simd, v, to),
     }
 }
 
@@ -414,6 +468,20 @@ mod tests {
             let mut narrow = [0u32; LANES / 4];
             simd.store_bytes(simd.mul(simd.splat(12.5), vb), &mut narrow);
             assert_eq!(*narrow.map(u32::to_le_bytes).as_flattened(), b.map(|x| (12.5 * x).round_ties_even() as u8));
+            let halves = a.map(bf16::from_f32);
+            for count in 0..LANES {
+                push(simd.load_part(&a[..count]));
+                push(simd.load_bf16_part(&halves[..count]));
+                // What is behind the part stays.
+                let (mut numbers, mut short) = ([7.0; LANES], [bf16::ONE; LANES]);
+                simd.store_part(va, &mut numbers[..count]);
+                simd.store_bf16_part(va, &mut short[..count]);
+                assert!(numbers.iter().enumerate().all(|(i, x)| *x == if i < count { a[i] } else { 7.0 }));
+                assert!(short.iter().enumerate().all(|(i, x)| *x == if i < count { halves[i] } else { bf16::ONE }));
+                let (mut words, part) = ([7; LANES / 4], count / 4);
+                simd.store_bytes_part(simd.mul(simd.splat(12.5), vb), &mut words[..part]);
+                assert!(words[..part] == narrow[..part] && words[part..].iter().all(|word| *word == 7));
+            }
             all
         }
     }

@@ -93,7 +93,7 @@ pub fn tokens_to_image(xs: &Tensor, (height, width): (usize, usize)) -> Result<T
     channels_first(&xs.reshape((batch, height, width, channels))?)
 }
 
-/// The dtype that this processor computes fastest in: bf16 where it multiplies bf16, else f32.
+/// The dtype that this processor computes fastest in: bf16 where it multiplies bf16 faster than f32, else f32.
 pub fn fastest_cpu_dtype() -> DType {
     match pixart_kernels::Isa::chosen() {
         Ok(isa) if isa.has_fast_bf16() => DType::BF16,

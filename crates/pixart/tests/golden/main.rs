@@ -166,23 +166,38 @@ fn images_are_those_of_diffusers() -> Result {
     Ok(())
 }
 
-/// Of the latents after 4 LCM steps in bf16, the distance from those in f32, relative to their norm: at most 2 %, and no more
-/// than diffusers' own (`tools/reference/bf16.py`).
+/// Of the latents after 4 LCM steps in bf16, the distance from those in f32, relative to their norm: of the golden ones no more
+/// than diffusers' own (`tools/reference/bf16.py`), and at most 2 % on the average of several seeds, since of one it is what a few
+/// roundings happen to make of it.
 #[test]
 fn bf16_is_near_f32() -> Result {
+    const SEEDS: u64 = 16;
     let folder = fixtures().join("pipelines");
     let cases: Vec<Case> = serde_json::from_str(&std::fs::read_to_string(folder.join("cases.json"))?)?;
     let diffusers: BTreeMap<String, f32> = serde_json::from_str(&std::fs::read_to_string(folder.join("bf16.json"))?)?;
+    let norm = |xs: &Tensor| xs.sqr()?.sum_all()?.sqrt()?.to_scalar::<f32>();
     for (name, of_diffusers) in diffusers {
         let case = cases.iter().find(|case| case.name == name).ok_or(format!("there is no case {name}"))?;
         let golden = pixart_weights::read_tensors(&folder.join(format!("{name}.safetensors")), &Device::Cpu)?;
-        let latents = case.pipeline(Precision::Bf16)?.generate(&case.request(&golden))?.latents;
-        let wanted = &golden["final_latents"];
-        let norm = |xs: &Tensor| xs.sqr()?.sum_all()?.sqrt()?.to_scalar::<f32>();
-        let error = norm(&(latents - wanted)?)? / norm(wanted)?;
-        println!("{name}: {error:.4}, diffusers {of_diffusers:.4}");
-        assert!(error > 0.0, "{name} was not computed in bf16");
-        assert!(error <= 0.02 && error <= of_diffusers, "{name}: {error}, diffusers {of_diffusers}");
+        let (mut rounded, mut exact) = (case.pipeline(Precision::Bf16)?, case.pipeline(Precision::F32)?);
+        let request = case.request(&golden);
+        let mut error_of = |request: &Request, wanted: &Tensor| -> Result<f32> {
+            let error = norm(&(rounded.generate(request)?.latents - wanted)?)? / norm(wanted)?;
+            assert!(error > 0.0, "{name} was not computed in bf16");
+            Ok(error)
+        };
+        let of_golden = error_of(&request, &golden["final_latents"])?;
+        let mut total = 0.0;
+        for seed in 0..SEEDS {
+            let request = Request { seeds: Seeds::Shared(seed), ..request.clone() };
+            total += error_of(&request, &exact.generate(&request)?.latents)?;
+        }
+        let mean = total / SEEDS as f32;
+        println!("{name}: {of_golden:.4}, diffusers {of_diffusers:.4}; of {SEEDS} seeds {mean:.4}");
+        assert!(
+            of_golden <= of_diffusers && mean <= 0.02,
+            "{name}: {of_golden}, diffusers {of_diffusers}, mean {mean}"
+        );
     }
     Ok(())
 }
