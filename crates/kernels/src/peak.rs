@@ -8,7 +8,7 @@ use crate::simd::{LANES, Simd};
 
 /// The arithmetic peak of this machine's threads together, in operations a second (a multiplication and an addition are
 /// two): multiply-adds in a loop that touches nothing but registers, on every thread of the current pool, for about
-/// `seconds` each.
+/// `seconds` each. Of bf16 it is that of f32 where these are computed ([`Isa::has_fast_bf16`]).
 pub fn arithmetic_peak(isa: Isa, arithmetic: Arithmetic, seconds: f64) -> f64 {
     let rates = rayon::broadcast(|_| match arithmetic.on(isa) {
         Arithmetic::F32 => isa.run(Registers::<F32> { seconds, product: Default::default() }),

@@ -156,7 +156,7 @@ struct Block<'a, P, A, T> {
     columns: Range<usize>,
     copied: (usize, usize),
     words: LineWords<'a>,
-    /// For a panel that is put in order.
+    /// For a panel that is widened.
     room: &'a mut [Line],
     pixel_words: usize,
     product: PhantomData<P>,

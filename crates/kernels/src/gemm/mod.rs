@@ -180,7 +180,7 @@ struct Block<'a, P, A, T> {
     row_words: usize,
     /// Panels that go through the rows together.
     together: usize,
-    /// For so many panels that are put in order.
+    /// For so many panels that are put in order or widened.
     room: &'a mut [Line],
     product: PhantomData<P>,
 }

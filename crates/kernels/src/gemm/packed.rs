@@ -16,8 +16,8 @@ use crate::{Isa, Matrix};
 pub enum Arithmetic {
     /// f32 throughout.
     F32,
-    /// Operands in bf16, sums in f32. Where products of f32 cost less ([`Isa::has_fast_bf16`]), these are what is computed, with
-    /// the right operand rounded to bf16 and the left one as it is.
+    /// Operands in bf16, sums in f32. Without [`Isa::has_fast_bf16`] products are computed in f32: packed weights are rounded to bf16,
+    /// all else is as it is.
     Bf16,
     /// Operands in 8 bits, sums in i32: weights with one scale an output, activations with one scale a row.
     Int8,
@@ -46,7 +46,8 @@ impl Arithmetic {
 ///
 /// It is cut into panels of as many columns as a tile is wide. A panel holds, for each group along the depth, one or two
 /// lines: that group of each column. Weights in 8 bits may stay as they are in memory or on disk; a panel of them is put in
-/// order when a product comes to it, which costs little beside a product of many rows.
+/// order when a product comes to it, which costs little beside a product of many rows. So is one of bf16 made of f32 where these
+/// are multiplied.
 #[derive(Clone)]
 pub struct Packed {
     pub(crate) arithmetic: Arithmetic,
@@ -219,9 +220,15 @@ impl Packed {
         self.depth.div_ceil(P::GROUP)
     }
 
+    /// Whether panels become f32 for products `P`.
+    #[inline(always)]
+    fn is_widened<P: Product>(&self) -> bool {
+        self.arithmetic == Arithmetic::Bf16 && P::GROUP == F32::GROUP
+    }
+
     /// Lines that a thread needs as room for a panel in products `P`.
     pub(crate) fn panel_room<P: Product>(&self) -> usize {
-        match self.bytes.is_some() || P::GROUP < self.arithmetic.group() {
+        match self.bytes.is_some() || self.is_widened::<P>() {
             true => self.panel_vectors * self.taps * self.steps_in::<P>(),
             false => 0,
         }
@@ -238,7 +245,7 @@ impl Packed {
                 let sums = bytes.pack::<S, P>(s, first, vectors, lines);
                 Panel { lines, vectors, sums }
             }
-            None if P::GROUP < self.arithmetic.group() => {
+            None if self.is_widened::<P>() => {
                 let (pairs, vectors) = self.panel(panel);
                 let lines = &mut room[..vectors * self.taps * self.depth];
                 let runs = pairs.chunks_exact((vectors * self.steps).max(1));
@@ -248,6 +255,7 @@ impl Packed {
                 Panel { lines, vectors, sums: [0f32; MAX_VECTORS * LANES] }
             }
             None => {
+                assert_eq!(P::GROUP, self.arithmetic.group(), "these lines were packed for other products");
                 let mut sums = [0f32; MAX_VECTORS * LANES];
                 let of_columns = &self.byte_sums[first.min(self.byte_sums.len())..];
                 for (sum, of_column) in sums.iter_mut().zip(of_columns) {

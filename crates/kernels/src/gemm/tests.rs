@@ -136,32 +136,6 @@ fn weights_in_bytes_are_the_numbers_they_stand_for() {
     }
 }
 
-/// Products of bf16 are right with those instructions too that are slow at them, in whose place others are computed.
-#[test]
-fn slow_products_of_bf16() {
-    let scratch = crate::testing::soiled_scratch();
-    for isa in Isa::available() {
-        for (rows, depth, columns) in [(7, 33, 15), (31, 17, 129), (16, 64, 32), (70, 67, 700)] {
-            let rounded = |len, seed| -> Vec<f32> {
-                numbers(len, seed).into_iter().map(|x| bf16::from_f32(x).to_f32()).collect()
-            };
-            let (left, right) = (rounded(rows * depth, 1), rounded(columns * depth, 2));
-            let packed = Packed::new(isa, Arithmetic::Bf16, Matrix::new(&right, columns, depth));
-            let matrix = Matrix::new(&left, rows, depth);
-            let mut out = vec![f32::NAN; rows * columns];
-            gemm_as::<Bf16, f32, f32>(isa, &scratch, &matrix, &packed, &Epilogue::default(), &mut out);
-            let expected: Vec<f64> = (0..rows * columns)
-                .map(|at| {
-                    let (r, c) = (at / columns, at % columns);
-                    (0..depth).map(|d| f64::from(left[r * depth + d]) * f64::from(right[c * depth + d])).sum()
-                })
-                .collect();
-            let error = error(&out, &expected);
-            assert!(error < 3e-6, "{isa:?} {rows}×{depth}×{columns}: {error:e}");
-        }
-    }
-}
-
 /// Where a large result's rows start with lines of the cache, some sets of instructions write past it. It is the same result.
 #[test]
 fn large_results_do_not_depend_on_where_they_lie() {

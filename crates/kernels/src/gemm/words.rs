@@ -85,11 +85,7 @@ impl Words for F32 {
     fn store_words<S: Simd>(s: S, v: S::F32, words: &mut [u32]) {
         match words.first_chunk_mut() {
             Some(whole) => s.store_bits(s.as_bits(v), whole),
-            None => {
-                let mut lanes = [0; LANES];
-                s.store_bits(s.as_bits(v), &mut lanes);
-                words.copy_from_slice(&lanes[..words.len()]);
-            }
+            None => s.store_bits_part(s.as_bits(v), words),
         }
     }
 }

@@ -356,6 +356,10 @@ impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
         })
     }
     #[inline(always)]
+    fn store_bits_part(self, v: Self::Bits, to: &mut [u32]) {
+        part!(_mm512_mask_storeu_epi32(to.as_mut_ptr().cast(), first_lanes(to.len()), v))
+    }
+    #[inline(always)]
     fn to_f32(self, v: Self::Bits) -> Self::F32 {
         registers!(_mm512_cvtepi32_ps(v))
     }

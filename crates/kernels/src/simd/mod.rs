@@ -165,6 +165,13 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn splat_bits(self, bits: u32) -> Self::Bits;
     fn load_bits(self, bits: &[u32; LANES]) -> Self::Bits;
     fn store_bits(self, v: Self::Bits, to: &mut [u32; LANES]);
+    /// The first lanes, fewer than sixteen.
+    #[inline(always)]
+    fn store_bits_part(self, v: Self::Bits, to: &mut [u32]) {
+        let mut lanes = [0; LANES];
+        self.store_bits(v, &mut lanes);
+        to.copy_from_slice(&lanes[..to.len()]);
+    }
     /// Four bytes a lane, the first in the lowest bits.
     #[inline(always)]
     fn load_bytes(self, bytes: &[u8; 4 * LANES]) -> Self::Bits {
@@ -224,7 +231,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     }
     /// The first bf16 of each lane, and the second.
     fn split_bf16(self, pairs: Self::Bits) -> [Self::F32; 2];
-    /// Adds to each lane of `acc` the product of two pairs of bf16.
+    /// Adds to each lane of `acc` the product of two pairs of bf16. Where there is no instruction for it, products are computed in f32
+    /// instead ([`Isa::has_fast_bf16`](crate::Isa::has_fast_bf16)), and only tests come here.
     #[inline(always)]
     fn dot_bf16(self, acc: Self::F32, a: Self::Bits, b: Self::Bits) -> Self::F32 {
         let ([a_first, a_second], [b_first, b_second]) = (self.split_bf16(a), self.split_bf16(b));
@@ -477,6 +485,9 @@ mod tests {
                 simd.store_part(va, &mut numbers[..count]);
                 simd.store_bf16_part(va, &mut short[..count]);
                 assert!(numbers.iter().enumerate().all(|(i, x)| *x == if i < count { a[i] } else { 7.0 }));
+                let mut bits = [7; LANES];
+                simd.store_bits_part(simd.as_bits(va), &mut bits[..count]);
+                assert!(bits.iter().enumerate().all(|(i, x)| *x == if i < count { a[i].to_bits() } else { 7 }));
                 assert!(short.iter().enumerate().all(|(i, x)| *x == if i < count { halves[i] } else { bf16::ONE }));
                 let (mut words, part) = ([7; LANES / 4], count / 4);
                 simd.store_bytes_part(simd.mul(simd.splat(12.5), vb), &mut words[..part]);

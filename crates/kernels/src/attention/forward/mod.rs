@@ -54,12 +54,7 @@ pub fn attention<T: Element>(isa: Isa, scratch: &Scratch, arithmetic: Arithmetic
 }
 
 /// Queries are multiplied with keys as `K`, weights with values as `P`.
-pub(super) fn attention_as<K: Words, P: Weights, T: Element>(
-    isa: Isa,
-    scratch: &Scratch,
-    heads: &Heads<T>,
-    out: &mut [T],
-) {
+fn attention_as<K: Words, P: Weights, T: Element>(isa: Isa, scratch: &Scratch, heads: &Heads<T>, out: &mut [T]) {
     let sizes = Sizes::new::<K, P, T>(isa, heads);
     let mut buffer = scratch.take();
     let packed = buffer.lines(heads.batch * heads.heads * sizes.head_lines());
