@@ -135,7 +135,7 @@ impl ConvWeights {
             });
             let matrix = Matrix::new(&rows, taps.len() * channels_out, channels_in).transposed();
             let mut packed = Packed::new(isa, Arithmetic::F32, matrix);
-            (packed.depth, packed.taps, packed.steps) = (channels_out, taps.len(), channels_out);
+            (packed.depth, packed.taps) = (channels_out, taps.len());
             Phase { packed, taps }
         };
         let weights = Self {

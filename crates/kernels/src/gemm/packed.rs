@@ -56,8 +56,6 @@ pub struct Packed {
     /// Elements of a run along the depth, and runs: the taps of a convolution, or one.
     pub(crate) depth: usize,
     pub(crate) taps: usize,
-    /// Groups of a run.
-    pub(crate) steps: usize,
     /// Vectors across a panel; the last may have fewer.
     pub(crate) panel_vectors: usize,
     pub(crate) lines: Vec<Line>,
@@ -99,7 +97,6 @@ impl Packed {
     pub fn from_bytes(isa: Isa, arithmetic: Arithmetic, weight: ByteMatrix) -> Self {
         let (columns, depth) = weight.shape();
         let mut packed = Self::empty(isa, arithmetic, columns, depth, 1);
-        packed.steps = depth.div_ceil(arithmetic.group());
         packed.scales = weight.scales().to_vec();
         packed.bytes = Some(weight);
         packed
@@ -111,9 +108,10 @@ impl Packed {
         if self.arithmetic != Arithmetic::Int8 || self.bytes.is_none() {
             return self;
         }
-        let mut lines = vec![ZERO; self.columns.div_ceil(LANES) * self.steps];
+        let steps = self.steps();
+        let mut lines = vec![ZERO; self.columns.div_ceil(LANES) * steps];
         let mut sums = vec![0f32; self.columns];
-        let panels = lines.par_chunks_mut((self.panel_vectors * self.steps).max(1));
+        let panels = lines.par_chunks_mut((self.panel_vectors * steps).max(1));
         panels.zip(sums.par_chunks_mut(self.panel_vectors * LANES)).enumerate().for_each(|(panel, (lines, sums))| {
             isa.run(PackPanel { packed: &self, panel, lines, sums });
         });
@@ -134,15 +132,15 @@ impl Packed {
 
     fn from_matrix<P: Words, T: Element>(isa: Isa, arithmetic: Arithmetic, weight: Matrix<T>) -> Self {
         let mut packed = Self::empty(isa, arithmetic, weight.rows, weight.columns, 1);
-        packed.steps = weight.columns.div_ceil(P::GROUP);
-        packed.lines = vec![ZERO; weight.rows.div_ceil(LANES) * packed.steps];
+        let steps = packed.steps();
+        packed.lines = vec![ZERO; weight.rows.div_ceil(LANES) * steps];
         let mut scales = vec![1f32; weight.rows];
         let columns = packed.panel_vectors * LANES;
-        let panels = packed.lines.par_chunks_mut((packed.panel_vectors * packed.steps).max(1));
+        let panels = packed.lines.par_chunks_mut((packed.panel_vectors * steps).max(1));
         panels.zip(scales.par_chunks_mut(columns)).enumerate().for_each_init(
             Vec::new,
             |words, (panel, (lines, scales))| {
-                words.resize(padded_stride(packed.steps) * columns, 0);
+                words.resize(padded_stride(steps) * columns, 0);
                 isa.run(PackRows::<P, T> {
                     matrix: weight,
                     first: panel * columns,
@@ -179,7 +177,6 @@ impl Packed {
             columns,
             depth,
             taps,
-            steps: 0,
             panel_vectors: isa.tile_vectors(),
             lines: Vec::new(),
             bytes: None,
@@ -211,8 +208,12 @@ impl Packed {
         });
         let mut packed = Self::new(isa, arithmetic, Matrix::new(&rows, columns, taps * run));
         (packed.depth, packed.taps) = (depth, taps);
-        packed.steps /= taps.max(1);
         packed
+    }
+
+    /// Groups of a run.
+    fn steps(&self) -> usize {
+        self.depth.div_ceil(self.arithmetic.group())
     }
 
     /// Groups of a run in products `P`, which may have smaller ones than those that were packed.
@@ -248,7 +249,7 @@ impl Packed {
             None if self.is_widened::<P>() => {
                 let (pairs, vectors) = self.panel(panel);
                 let lines = &mut room[..vectors * self.taps * self.depth];
-                let runs = pairs.chunks_exact((vectors * self.steps).max(1));
+                let runs = pairs.chunks_exact((vectors * self.steps()).max(1));
                 for (pairs, lines) in runs.zip(lines.chunks_exact_mut((vectors * self.depth).max(1))) {
                     widen_pairs(s, pairs, vectors, lines);
                 }
@@ -283,13 +284,13 @@ impl Packed {
     #[inline(always)]
     pub(crate) fn panel(&self, panel: usize) -> (&[Line], usize) {
         let lines = self.lines_of(panel);
-        (lines, (lines.len() / (self.taps * self.steps).max(1)).clamp(1, MAX_VECTORS))
+        (lines, (lines.len() / (self.taps * self.steps()).max(1)).clamp(1, MAX_VECTORS))
     }
 
     /// The lines of panel `panel`, none if there is no such panel.
     #[inline(always)]
     fn lines_of(&self, panel: usize) -> &[Line] {
-        let panel_lines = self.panel_vectors * self.taps * self.steps;
+        let panel_lines = self.panel_vectors * self.taps * self.steps();
         let start = (panel * panel_lines).min(self.lines.len());
         &self.lines[start..(start + panel_lines).min(self.lines.len())]
     }
@@ -328,17 +329,17 @@ impl Packed {
     fn unpack_as<P: Words>(&self, element: impl Fn(usize, u32, usize) -> f32 + Sync) -> Vec<f32> {
         let (columns, row) = self.shape();
         let mut out = vec![0f32; columns * row];
-        let width = self.panel_vectors * LANES;
+        let (width, steps) = (self.panel_vectors * LANES, self.steps());
         out.par_chunks_mut((width * row).max(1)).enumerate().for_each(|(panel, out)| {
             let (lines, vectors) = self.panel(panel);
             for tap in 0..self.taps {
                 // Few steps at a time, so that their lines stay in the cache while one row after another reads them.
-                for start in (0..self.steps).step_by(32) {
+                for start in (0..steps).step_by(32) {
                     for (lane, out) in out.chunks_exact_mut(row).enumerate() {
                         let run = &mut out[tap * self.depth..][..self.depth];
                         let groups = run.chunks_mut(P::GROUP).enumerate().skip(start).take(32);
                         for (step, group) in groups {
-                            let line = &lines[(tap * self.steps + step) * vectors + lane / LANES];
+                            let line = &lines[(tap * steps + step) * vectors + lane / LANES];
                             for (i, x) in group.iter_mut().enumerate() {
                                 *x = element(panel * width + lane, line.0[lane % LANES], i);
                             }

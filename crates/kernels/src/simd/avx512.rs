@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 
 use half::bf16;
 
-use super::{LANES, Simd, amx};
+use super::{LANES, Simd, amx, dot_bf16_in_f32};
 use crate::gemm::Left;
 use crate::isa::Body;
 use crate::memory::Line;
@@ -97,6 +97,12 @@ impl<const VNNI: bool, const BF16: bool> Avx512<VNNI, BF16> {
             true => registers!(std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(v))),
             false => registers!(_mm512_cvtepi32_epi16(self.to_bf16(v))),
         }
+    }
+
+    /// The nearest integers, 0 to 255.
+    #[inline(always)]
+    fn to_bytes(self, v: __m512) -> __m128i {
+        registers!(_mm512_cvtusepi32_epi8(_mm512_cvtps_epi32(v)))
     }
 
     /// The nearest bf16 in the low half of each lane, as the instruction finds it; a NaN stays one.
@@ -373,13 +379,11 @@ impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
     }
     #[inline(always)]
     fn store_bytes(self, v: Self::F32, to: &mut [u32; LANES / 4]) {
-        let bytes = registers!(_mm512_cvtusepi32_epi8(_mm512_cvtps_epi32(v)));
-        memory!(_mm_storeu_si128(to.as_mut_ptr().cast(), bytes))
+        memory!(_mm_storeu_si128(to.as_mut_ptr().cast(), self.to_bytes(v)))
     }
     #[inline(always)]
     fn store_bytes_part(self, v: Self::F32, to: &mut [u32]) {
-        let bytes = registers!(_mm512_cvtusepi32_epi8(_mm512_cvtps_epi32(v)));
-        part!(_mm_mask_storeu_epi8(to.as_mut_ptr().cast(), first_lanes(4 * to.len()), bytes))
+        part!(_mm_mask_storeu_epi8(to.as_mut_ptr().cast(), first_lanes(4 * to.len()), self.to_bytes(v)))
     }
     #[inline(always)]
     fn in_order(self, v: Self::Bits) -> Self::Bits {
@@ -395,8 +399,7 @@ impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
     #[inline(always)]
     fn dot_bf16(self, acc: Self::F32, a: Self::Bits, b: Self::Bits) -> Self::F32 {
         if !BF16 {
-            let ([a_first, a_second], [b_first, b_second]) = (self.split_bf16(a), self.split_bf16(b));
-            return self.mul_add(a_second, b_second, self.mul_add(a_first, b_first, acc));
+            return dot_bf16_in_f32(self, acc, a, b);
         }
         // A bit pattern is a bit pattern: both types are 512 bits in one register.
         registers!({

@@ -10,8 +10,11 @@ pub(crate) mod amx;
 pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
+mod element;
 mod portable;
 
+pub use element::Element;
+pub(crate) use element::{load_up_to, store_up_to};
 pub(crate) use portable::Portable;
 
 use half::bf16;
@@ -235,143 +238,10 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// instead ([`Isa::has_fast_bf16`](crate::Isa::has_fast_bf16)), and only tests come here.
     #[inline(always)]
     fn dot_bf16(self, acc: Self::F32, a: Self::Bits, b: Self::Bits) -> Self::F32 {
-        let ([a_first, a_second], [b_first, b_second]) = (self.split_bf16(a), self.split_bf16(b));
-        self.mul_add(a_second, b_second, self.mul_add(a_first, b_first, acc))
+        dot_bf16_in_f32(self, acc, a, b)
     }
     /// Adds to each lane of `acc` the product of four unsigned and four signed bytes.
     fn dot_u8_i8(self, acc: Self::Bits, a: Self::Bits, b: Self::Bits) -> Self::Bits;
-}
-
-mod sealed {
-    pub trait Sealed {}
-    impl Sealed for f32 {}
-    impl Sealed for half::bf16 {}
-}
-
-/// A type that activations are kept in: f32 or bf16, and no other. Arithmetic is in f32.
-pub trait Element: sealed::Sealed + Copy + Default + Send + Sync + PartialEq + std::fmt::Debug + 'static {
-    /// This element in f32.
-    fn to_f32(self) -> f32;
-    /// The nearest element.
-    fn from_f32(x: f32) -> Self;
-    /// These elements, if they are f32.
-    #[doc(hidden)]
-    fn as_f32(xs: &[Self]) -> Option<&[f32]>;
-    /// These elements, if they are bf16.
-    #[doc(hidden)]
-    fn as_bf16(xs: &[Self]) -> Option<&[bf16]>;
-    /// The bits of the nearest bf16.
-    #[doc(hidden)]
-    fn to_bf16_bits(self) -> u32;
-    #[doc(hidden)]
-    fn load<S: Simd>(simd: S, xs: &[Self; LANES]) -> S::F32;
-    #[doc(hidden)]
-    fn store<S: Simd>(simd: S, v: S::F32, to: &mut [Self; LANES]);
-    /// Fewer than sixteen, and zeros after them.
-    #[doc(hidden)]
-    fn load_part<S: Simd>(simd: S, xs: &[Self]) -> S::F32;
-    /// Fewer than sixteen.
-    #[doc(hidden)]
-    fn store_part<S: Simd>(simd: S, v: S::F32, to: &mut [Self]);
-    /// [`Simd::write_line`] for the lines that two vectors fill.
-    #[doc(hidden)]
-    fn write_lines<S: Simd>(simd: S, vectors: [S::F32; 2], lines: &mut [Line]);
-}
-
-impl Element for f32 {
-    #[inline(always)]
-    fn write_lines<S: Simd>(simd: S, [first, second]: [S::F32; 2], lines: &mut [Line]) {
-        simd.write_line(simd.as_bits(first), &mut lines[0]);
-        simd.write_line(simd.as_bits(second), &mut lines[1]);
-    }
-    #[inline(always)]
-    fn to_f32(self) -> f32 {
-        self
-    }
-    #[inline(always)]
-    fn from_f32(x: f32) -> Self {
-        x
-    }
-    #[inline(always)]
-    fn as_f32(xs: &[Self]) -> Option<&[f32]> {
-        Some(xs)
-    }
-    #[inline(always)]
-    fn as_bf16(_: &[Self]) -> Option<&[bf16]> {
-        None
-    }
-    #[inline(always)]
-    fn to_bf16_bits(self) -> u32 {
-        portable::to_bf16(self).to_bits() as u32
-    }
-    #[inline(always)]
-    fn load<S: Simd>(simd: S, xs: &[Self; LANES]) -> S::F32 {
-        simd.load(xs)
-    }
-    #[inline(always)]
-    fn store<S: Simd>(simd: S, v: S::F32, to: &mut [Self; LANES]) {
-        simd.store(v, to);
-    }
-    #[inline(always)]
-    fn load_part<S: Simd>(simd: S, xs: &[Self]) -> S::F32 {
-        simd.load_part(xs)
-    }
-    #[inline(always)]
-    fn store_part<S: Simd>(simd: S, v: S::F32, to: &mut [Self]) {
-        simd.store_part(v, to);
-    }
-}
-
-impl Element for bf16 {
-    #[inline(always)]
-    fn write_lines<S: Simd>(simd: S, [first, second]: [S::F32; 2], lines: &mut [Line]) {
-        simd.write_line(simd.join_bf16(first, second), &mut lines[0]);
-    }
-    #[inline(always)]
-    fn to_f32(self) -> f32 {
-        f32::from_bits((self.to_bits() as u32) << 16)
-    }
-    #[inline(always)]
-    fn from_f32(x: f32) -> Self {
-        bf16::from_f32(x)
-    }
-    #[inline(always)]
-    fn as_f32(_: &[Self]) -> Option<&[f32]> {
-        None
-    }
-    #[inline(always)]
-    fn as_bf16(xs: &[Self]) -> Option<&[bf16]> {
-        Some(xs)
-    }
-    #[inline(always)]
-    fn to_bf16_bits(self) -> u32 {
-        self.to_bits() as u32
-    }
-    #[inline(always)]
-    fn load<S: Simd>(simd: S, xs: &[Self; LANES]) -> S::F32 {
-        simd.load_bf16(xs)
-    }
-    #[inline(always)]
-    fn store<S: Simd>(simd: S, v: S::F32, to: &mut [Self; LANES]) {
-        simd.store_bf16(v, to);
-    }
-    #[inline(always)]
-    fn load_part<S: Simd>(simd: S, xs: &[Self]) -> S::F32 {
-        simd.load_bf16_part(xs)
-    }
-    #[inline(always)]
-    fn store_part<S: Simd>(simd: S, v: S::F32, to: &mut [Self]) {
-        simd.store_bf16_part(v, to);
-    }
-}
-
-/// The first elements of `xs`, at most sixteen, and zeros after them.
-#[inline(always)]
-pub(crate) fn load_up_to<S: Simd, T: Element>(simd: S, xs: &[T]) -> S::F32 {
-    match xs.first_chunk() {
-        Some(whole) => T::load(simd, whole),
-        None => T::load_part(simd, xs),
-    }
 }
 
 /// Fewer than sixteen elements, and zeros after them.
@@ -380,6 +250,13 @@ fn filled_up<T: Copy + Default>(xs: &[T]) -> [T; LANES] {
     let mut lanes = [T::default(); LANES];
     lanes[..xs.len()].copy_from_slice(xs);
     lanes
+}
+
+/// [`Simd::dot_bf16`] where there is no instruction for it.
+#[inline(always)]
+fn dot_bf16_in_f32<S: Simd>(s: S, acc: S::F32, a: S::Bits, b: S::Bits) -> S::F32 {
+    let ([a_first, a_second], [b_first, b_second]) = (s.split_bf16(a), s.split_bf16(b));
+    s.mul_add(a_second, b_second, s.mul_add(a_first, b_first, acc))
 }
 
 /// Two bf16 in a word, the first one lowest.
@@ -393,15 +270,6 @@ pub(crate) fn pair_to_word([low, high]: [bf16; 2]) -> u32 {
 fn bytes_to_words(bytes: [u8; LANES]) -> [u32; LANES / 4] {
     let quads = bytes.as_chunks::<4>().0;
     std::array::from_fn(|i| u32::from_le_bytes(quads[i]))
-}
-
-/// Stores as many lanes as `to` has room for, at most sixteen.
-#[inline(always)]
-pub(crate) fn store_up_to<S: Simd, T: Element>(simd: S, v: S::F32, to: &mut [T]) {
-    match to.first_chunk_mut() {
-        Some(whole) => T::store(simd, v, whole),
-        None => T::store_part(simd, v, to),
-    }
 }
 
 #[cfg(test)]
