@@ -1,5 +1,4 @@
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use anyhow::Result;
 use candle_core::DType;
@@ -8,7 +7,7 @@ use pixart_diffusion::{SchedulerConfig, StepOptions};
 use pixart_nn::t5::T5Config;
 use pixart_nn::transformer::TransformerConfig;
 use pixart_nn::vae::VaeConfig;
-use pixart_weights::{Part, PipelineFolder, Weights, controlnet_config, read_json, read_tokenizer};
+use pixart_weights::{Part, PipelineFolder, Scheme, Weights, controlnet_config, read_json, read_tokenizer};
 
 use crate::args::InfoArgs;
 use crate::open;
@@ -33,11 +32,11 @@ pub fn run(args: InfoArgs) -> Result<()> {
     for problem in problems {
         print(&format!("problem        {problem}"))?;
     }
-    if args.memory { print(&memory_table(folder.path())?) } else { Ok(()) }
+    if args.memory { print(&memory_table(&folder)?) } else { Ok(()) }
 }
 
-/// What the stages of a picture take of memory, by dtype and size (Markdown).
-fn memory_table(folder: &Path) -> Result<String> {
+/// What the stages of a picture take of memory, by dtype and size (Markdown). Of 8 bits, the dtype of the rest is named too.
+fn memory_table(folder: &PipelineFolder) -> Result<String> {
     const SIZES: [usize; 4] = [512, 1024, 2048, 4096];
     type Stage = (&'static str, fn(&MemoryEstimate) -> u64);
     let stages: [Stage; 4] = [
@@ -46,20 +45,18 @@ fn memory_table(folder: &Path) -> Result<String> {
         ("decoding", |estimate| estimate.decode),
         ("decoding in rows, the transformer gone", |estimate| estimate.decode_least),
     ];
-    let mut table =
-        format!("\n| GB           | {:38} | {} |\n", "", SIZES.map(|size| format!("{size:5}²")).join(" | "));
-    table += &format!("| ------------ | {} | {} |", "-".repeat(38), ["-----:"; SIZES.len()].join(" | "));
-    let precisions = [
-        ("f32", Precision::F32),
-        ("bf16", Precision::Bf16),
-        ("int8-weights", Precision::Int8Weights),
-        ("int8", Precision::Int8),
-    ];
-    for (name, precision) in precisions {
-        let pipeline = Pipeline::builder(folder).device(DeviceChoice::Cpu).precision(precision).open()?;
-        // Weights that are stored in 8 bits stay so.
-        let stored = pipeline.precision_name();
-        let name = if stored == name { name.to_string() } else { format!("{stored}, {name}") };
+    let mut table = format!("\n| {:18} | {:38} | {} |\n", "GB", "", SIZES.map(|size| format!("{size:5}²")).join(" | "));
+    table += &format!("| {} | {} | {} |", "-".repeat(18), "-".repeat(38), ["-----:"; SIZES.len()].join(" | "));
+    let config = folder.config_path(Part::Transformer);
+    let stored = Scheme::of_config(&config, &read_json(&config)?)?;
+    // Weights that are stored in 8 bits stay so.
+    let precisions: &[Precision] = match stored {
+        Some(_) => &[Precision::F32, Precision::Bf16],
+        None => &[Precision::F32, Precision::Bf16, Precision::Int8Weights, Precision::Int8],
+    };
+    for precision in precisions {
+        let pipeline = Pipeline::builder(folder.path()).device(DeviceChoice::Cpu).precision(*precision).open()?;
+        let name = pipeline.precision_and_dtype();
         let estimates = SIZES.map(|size| {
             let size = Some(size);
             let request = Request { width: size, height: size, resolution_binning: false, ..Request::new("") };
@@ -69,7 +66,7 @@ fn memory_table(folder: &Path) -> Result<String> {
         for (stage, bytes) in stages {
             let bytes: Vec<String> =
                 estimates.iter().map(|estimate| format!("{:6.2}", bytes(estimate) as f64 / 1e9)).collect();
-            table += &format!("\n| {name:12} | {stage:38} | {} |", bytes.join(" | "));
+            table += &format!("\n| {name:18} | {stage:38} | {} |", bytes.join(" | "));
         }
     }
     Ok(table)

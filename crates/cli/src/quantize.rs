@@ -5,7 +5,9 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 use indicatif::DecimalBytes;
 use pixart::Pipeline;
-use pixart_weights::{Calibration, Part, PipelineFolder, QuantiseProgress, Scheme, quantise_part, quantise_pipeline};
+use pixart_weights::{
+    Calibration, Part, PipelineFolder, QuantiseProgress, Scheme, check_unrounded, quantise_part, quantise_pipeline,
+};
 
 use crate::args::QuantizeArgs;
 use crate::output::{peak_memory, print};
@@ -30,7 +32,7 @@ pub fn run(args: QuantizeArgs) -> Result<()> {
     };
     let written = match &folder {
         Some(folder) => {
-            let calibration = calibration(&args, &source, &parts, &progress)?;
+            let calibration = calibration(&args, folder, &parts, &progress)?;
             quantise_pipeline(folder, &parts, args.scheme, calibration.as_ref(), &args.output, &shown)
         }
         None if args.calibrate.is_some() => {
@@ -58,7 +60,12 @@ pub fn run(args: QuantizeArgs) -> Result<()> {
 }
 
 /// What the inputs of layers look like when the prompts that are given are drawn, if any are.
-fn calibration(args: &QuantizeArgs, folder: &Path, parts: &[Part], progress: &Progress) -> Result<Option<Calibration>> {
+fn calibration(
+    args: &QuantizeArgs,
+    folder: &PipelineFolder,
+    parts: &[Part],
+    progress: &Progress,
+) -> Result<Option<Calibration>> {
     let Some(path) = &args.calibrate else { return Ok(None) };
     if args.scheme != Scheme::Int8 {
         bail!("--calibrate goes with the scheme int8, which rounds the inputs of layers");
@@ -66,11 +73,12 @@ fn calibration(args: &QuantizeArgs, folder: &Path, parts: &[Part], progress: &Pr
     if args.output.exists() {
         bail!("{} exists already; name a new folder", args.output.display());
     }
+    check_unrounded(folder, parts)?;
     let prompts = open::prompts(path)?;
     open::start_threads(0)?;
     let drawn = |done| progress.pictures("drawing prompts", done, prompts.len());
     drawn(0);
-    let calibration = pixart::calibrate(Pipeline::builder(folder), parts, &prompts, drawn);
+    let calibration = pixart::calibrate(Pipeline::builder(folder.path()), parts, &prompts, drawn);
     progress.clear();
     Ok(Some(calibration?))
 }

@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, DeviceLocation};
 use pixart_weights::Scheme;
 
 use crate::{Error, Result};
@@ -34,6 +34,17 @@ impl FromStr for DeviceChoice {
                 Some(Ok(number)) => Ok(Self::Cuda(number)),
                 _ => Err(format!("there is no device {name:?}; known are auto, cpu, cuda, cuda:N and metal")),
             },
+        }
+    }
+}
+
+impl From<&Device> for DeviceChoice {
+    /// The choice of a device that is open.
+    fn from(device: &Device) -> Self {
+        match device.location() {
+            DeviceLocation::Cpu => Self::Cpu,
+            DeviceLocation::Cuda { gpu_id } => Self::Cuda(gpu_id),
+            DeviceLocation::Metal { .. } => Self::Metal,
         }
     }
 }

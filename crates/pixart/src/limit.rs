@@ -4,8 +4,9 @@ use pixart_nn::t5::T5Config;
 use pixart_weights::{Part, Scheme};
 
 use crate::memory::{self, MemoryEstimate, PartSizes, Sharing, Work, refusal};
+use crate::parts::Held;
 use crate::plan::Plan;
-use crate::{Detector, Pipeline, Request, Result};
+use crate::{Detector, Pipeline, Precision, Request, Result};
 
 /// Sizes that are offered in place of one that does not fit are multiples of this.
 const SIZES: usize = 64;
@@ -21,62 +22,77 @@ impl Pipeline {
     pub fn memory_estimate(&self, request: &Request) -> Result<MemoryEstimate> {
         let plan = self.plan(request)?;
         let sharing = self.sharing(request, &plan)?;
-        let sizes = self.part_sizes(request, &plan, self.parts.loader.scheme)?;
-        let work = self.work(request, &plan, self.encoder_config(request, &plan)?.as_ref())?;
-        Ok(MemoryEstimate::new(&sizes, &work, self.parts.keep_loaded, sharing))
+        self.estimate(request, &plan, self.parts.loader.held(), sharing)
     }
 
     /// How a request's stages share memory: in the fastest way that the limit allows.
     pub(crate) fn sharing(&self, request: &Request, plan: &Plan) -> Result<Sharing> {
         let ways = Sharing::ways(self.vae_tiling);
         let Some(limit) = self.memory_limit else { return Ok(ways[0]) };
-        let sizes = self.part_sizes(request, plan, self.parts.loader.scheme)?;
-        let encoder = self.encoder_config(request, plan)?;
-        let work = self.work(request, plan, encoder.as_ref())?;
-        let estimate = |way| MemoryEstimate::new(&sizes, &work, self.parts.keep_loaded, way);
-        if let Some(way) = ways.into_iter().find(|way| estimate(*way).peak() <= limit) {
-            return Ok(way);
+        let held = self.parts.loader.held();
+        for way in ways {
+            if self.estimate(request, plan, held, way)?.peak() <= limit {
+                return Ok(way);
+            }
         }
         let (height, width) = plan.wanted;
         let what = match plan.latents_shape.0 {
             1 => format!("a picture of {width}x{height} in {}", self.precision_name),
             images => format!("{images} pictures of {width}x{height} in {}", self.precision_name),
         };
-        let instead = self.what_fits(request, plan, &sizes, encoder.as_ref(), limit)?;
-        Err(refusal(&what, &estimate(LEAST), limit, &instead))
+        let instead = self.what_fits(request, plan, limit)?;
+        Err(refusal(&what, &self.estimate(request, plan, held, LEAST)?, limit, &instead))
     }
 
     /// Whether latents that are given become pictures of so many pixels in bands.
     pub(crate) fn decodes_in_bands(&self, (height, width): (usize, usize)) -> Result<bool> {
         let Some(limit) = self.memory_limit else { return Ok(self.vae_tiling) };
-        let mut least = 0;
+        let loader = &self.parts.loader;
+        let takes = |held, (height, width): (usize, usize), in_bands| {
+            memory::autoencoder(loader, held, &self.vae_config, (height * width) as u64, in_bands)
+        };
         for in_bands in [self.vae_tiling, true] {
-            let pixels = (height * width) as u64;
-            least = memory::autoencoder(&self.parts.loader, &self.vae_config, pixels, in_bands)?;
-            if least <= limit {
+            if takes(loader.held(), (height, width), in_bands)? <= limit {
                 return Ok(in_bands);
             }
         }
-        let estimate = MemoryEstimate { decode: least, ..MemoryEstimate::default() };
-        Err(refusal(&format!("a picture of {width}x{height}"), &estimate, limit, "smaller ones may fit"))
+        let mut instead = "no size fits".to_string();
+        'found: for (held, with) in self.other_precisions()? {
+            for (height, width) in std::iter::once((height, width)).chain(smaller((height, width))) {
+                if takes(held, (height, width), true)? <= limit {
+                    instead = format!("{width}x{height} fits{with}");
+                    break 'found;
+                }
+            }
+        }
+        let estimate = MemoryEstimate { decode: takes(loader.held(), (height, width), true)?, ..Default::default() };
+        Err(refusal(&format!("a picture of {width}x{height}"), &estimate, limit, &instead))
     }
 
     /// Refuses to encode so many prompts where the limit does not allow it.
     pub(crate) fn check_encoding(&self, prompts: usize, length: usize) -> Result<()> {
         let Some(limit) = self.memory_limit else { return Ok(()) };
         let loader = &self.parts.loader;
-        let encode = memory::text_encoder(loader, loader.scheme, prompts, length)?;
+        let takes = |held, prompts| memory::text_encoder(loader, held, prompts, length);
+        let encode = takes(loader.held(), prompts)?;
         if encode <= limit {
             return Ok(());
         }
-        let instead = match memory::text_encoder(loader, Some(Scheme::Int8), prompts, length)? {
-            rounded if rounded <= limit => "it fits with --dtype int8",
-            _ if prompts > memory::PROMPTS_AT_ONCE => "fewer prompts may fit",
-            _ => "nothing smaller is known",
-        };
+        let mut instead = "no prompt fits".to_string();
+        'found: for (held, with) in self.other_precisions()? {
+            for fewer in (1..=prompts).rev() {
+                if takes(held, fewer)? <= limit {
+                    instead = match fewer == prompts {
+                        true => format!("it fits{with}"),
+                        false => format!("{fewer} of them fit{with}"),
+                    };
+                    break 'found;
+                }
+            }
+        }
         let estimate = MemoryEstimate { encode, ..MemoryEstimate::default() };
         let what = if prompts == 1 { "encoding a prompt".into() } else { format!("encoding {prompts} prompts") };
-        Err(refusal(&what, &estimate, limit, instead))
+        Err(refusal(&what, &estimate, limit, &instead))
     }
 
     /// Refuses to look for edges in a picture of this size (height, width) where the limit does not allow it.
@@ -91,68 +107,82 @@ impl Pipeline {
         Err(refusal(&format!("finding edges at {width}x{height}"), &estimate, limit, instead))
     }
 
-    fn part_sizes(&self, request: &Request, plan: &Plan, scheme: Option<Scheme>) -> Result<PartSizes> {
+    /// What a request takes where weights and what is computed are held so.
+    fn estimate(&self, request: &Request, plan: &Plan, held: Held, way: Sharing) -> Result<MemoryEstimate> {
+        self.estimate_with(needs_encoder(request, plan), request, plan, held, way)
+    }
+
+    /// The same, where texts are to be encoded or are already.
+    fn estimate_with(
+        &self,
+        encodes: bool,
+        request: &Request,
+        plan: &Plan,
+        held: Held,
+        way: Sharing,
+    ) -> Result<MemoryEstimate> {
         let loader = &self.parts.loader;
         let kept = self.parts.keep_loaded && loader.folder.part_path(Part::TextEncoder).exists();
-        PartSizes::of(loader, scheme, kept || needs_encoder(request, plan), request.control.is_some())
-    }
-
-    /// Of the text encoder, if the request needs it.
-    fn encoder_config(&self, request: &Request, plan: &Plan) -> Result<Option<T5Config>> {
-        Ok(match needs_encoder(request, plan) {
-            true => Some(self.parts.loader.folder.config(Part::TextEncoder)?),
-            false => None,
-        })
-    }
-
-    fn work(&self, request: &Request, plan: &Plan, encoder: Option<&T5Config>) -> Result<Work> {
+        let sizes = PartSizes::of(loader, held, kept || encodes, request.control.is_some())?;
+        let encoder = encodes.then(|| loader.folder.config::<T5Config>(Part::TextEncoder)).transpose()?;
         let configs = (&self.transformer_config, self.parts.controlnet_config.as_ref(), &self.vae_config);
-        Ok(Work::new(request, plan, self.text_length(request)?, encoder, configs, self.dtype()))
+        let work = Work::new(request, plan, self.text_length(request)?, encoder.as_ref(), configs, held.dtype);
+        Ok(MemoryEstimate::new(&sizes, &work, self.parts.keep_loaded, way))
+    }
+
+    /// In what weights and what is computed could be held, the present way first, and the option that asks for it.
+    fn other_precisions(&self) -> Result<Vec<(Held, &'static str)>> {
+        let loader = &self.parts.loader;
+        let precision =
+            |precision: Precision| Held { dtype: precision.dtype(&loader.device), scheme: precision.scheme() };
+        let mut ways = vec![(loader.held(), "")];
+        // What is stored in other 8 bits stays so.
+        if loader.stored_scheme()?.is_none_or(|stored| stored == Scheme::Int8) {
+            ways.push((precision(Precision::Int8), " with --dtype int8"));
+        }
+        ways.push((precision(Precision::Bf16), " with --dtype bf16"));
+        Ok(ways)
     }
 
     /// What someone could ask for instead of a request that does not fit.
-    fn what_fits(
-        &self,
-        request: &Request,
-        plan: &Plan,
-        own: &PartSizes,
-        encoder: Option<&T5Config>,
-        limit: u64,
-    ) -> Result<String> {
-        let rounded = self.part_sizes(request, plan, Some(Scheme::Int8))?;
-        let fits = |request: &Request, sizes: &PartSizes| -> Result<bool> {
-            let work = self.work(request, &self.plan(request)?, encoder)?;
-            Ok(MemoryEstimate::new(sizes, &work, self.parts.keep_loaded, LEAST).peak() <= limit)
-        };
-        if fits(request, &rounded)? {
-            return Ok("it fits with --dtype int8".into());
-        }
-        let rows = (1..plan.wanted.0.div_ceil(SIZES)).rev();
-        let smaller = rows.map(|rows| (rows * SIZES, (plan.wanted.1 * rows / plan.wanted.0).max(1) * SIZES));
-        for (sizes, with) in [(own, ""), (&rounded, " with --dtype int8")] {
-            for (binned, and) in [(request.resolution_binning, ""), (false, " with --no-resolution-binning")] {
-                for (height, width) in smaller.clone() {
-                    let request = Request {
-                        width: Some(width),
-                        height: Some(height),
-                        resolution_binning: binned,
-                        latents: None,
-                        ..request.clone()
-                    };
-                    if fits(&request, sizes)? {
-                        return Ok(format!("{width}x{height} fits{with}{and}"));
+    fn what_fits(&self, request: &Request, plan: &Plan, limit: u64) -> Result<String> {
+        let ways = self.other_precisions()?;
+        let encodes = needs_encoder(request, plan);
+        for (encodes, given) in [(encodes, ""), (false, " with embeddings that are there already (--prompt-embeds)")] {
+            let fits = |request: &Request, held| -> Result<bool> {
+                let plan = self.plan(request)?;
+                Ok(self.estimate_with(encodes, request, &plan, held, LEAST)?.peak() <= limit)
+            };
+            for (held, with) in &ways {
+                if fits(request, *held)? {
+                    return Ok(format!("it fits{with}{given}"));
+                }
+            }
+            for (held, with) in &ways {
+                for (binned, and) in [(request.resolution_binning, ""), (false, " with --no-resolution-binning")] {
+                    for (height, width) in smaller(plan.wanted) {
+                        let request = Request {
+                            width: Some(width),
+                            height: Some(height),
+                            resolution_binning: binned,
+                            latents: None,
+                            ..request.clone()
+                        };
+                        if fits(&request, *held)? {
+                            return Ok(format!("{width}x{height} fits{with}{and}{given}"));
+                        }
                     }
                 }
             }
         }
-        Ok(match needs_encoder(request, plan) {
-            true => {
-                "no size fits; embeddings of the prompts that are there already may (`pixart encode`, --prompt-embeds)"
-                    .into()
-            }
-            false => "no size fits".into(),
-        })
+        Ok("no size fits".into())
     }
+}
+
+/// Sizes (height, width) of about the same shape, from the largest that is smaller.
+fn smaller((height, width): (usize, usize)) -> impl Iterator<Item = (usize, usize)> {
+    let rows = (1..height.div_ceil(SIZES)).rev();
+    rows.map(move |rows| (rows * SIZES, (width * rows / height).max(1) * SIZES))
 }
 
 /// Whether a request's texts are not all encoded yet.

@@ -5,9 +5,9 @@ use pixart_nn::controlnet::ControlNetConfig;
 use pixart_nn::t5::T5Config;
 use pixart_nn::transformer::TransformerConfig;
 use pixart_nn::vae::VaeConfig;
-use pixart_weights::{Part, Scheme};
+use pixart_weights::Part;
 
-use crate::parts::Loader;
+use crate::parts::{Held, Loader};
 use crate::plan::Plan;
 use crate::{Detector, Error, Request, Result};
 
@@ -89,9 +89,9 @@ pub(crate) struct PartSizes {
 }
 
 impl PartSizes {
-    /// Of the parts that a pipeline for such requests has, rounded by `scheme`.
-    pub(crate) fn of(loader: &Loader, scheme: Option<Scheme>, with_text: bool, controlled: bool) -> Result<Self> {
-        let of = |part, wanted| if wanted { weights(loader, part, scheme) } else { Ok(0) };
+    /// Of the parts that a pipeline for such requests has.
+    pub(crate) fn of(loader: &Loader, held: Held, with_text: bool, controlled: bool) -> Result<Self> {
+        let of = |part, wanted| if wanted { weights(loader, part, held) } else { Ok(0) };
         Ok(Self {
             text_encoder: of(Part::TextEncoder, with_text)?,
             transformer: of(Part::Transformer, true)? + of(Part::ControlNet, controlled)?,
@@ -171,9 +171,9 @@ impl MemoryEstimate {
 }
 
 /// What encoding prompts takes, weights and all.
-pub(crate) fn text_encoder(loader: &Loader, scheme: Option<Scheme>, prompts: usize, length: usize) -> Result<u64> {
+pub(crate) fn text_encoder(loader: &Loader, held: Held, prompts: usize, length: usize) -> Result<u64> {
     let config: T5Config = loader.folder.config(Part::TextEncoder)?;
-    Ok(PROGRAM + weights(loader, Part::TextEncoder, scheme)? + encoding(&config, prompts, length, 2))
+    Ok(PROGRAM + weights(loader, Part::TextEncoder, held)? + encoding(&config, prompts, length, 2))
 }
 
 /// What looking for edges in a picture of so many pixels takes, weights and all.
@@ -186,14 +186,14 @@ pub(crate) fn detecting(detector: &Detector, pixels: u64) -> u64 {
 }
 
 /// What decoding a picture of so many pixels takes, weights and all.
-pub(crate) fn autoencoder(loader: &Loader, vae: &VaeConfig, pixels: u64, in_bands: bool) -> Result<u64> {
-    Ok(PROGRAM + weights(loader, Part::Vae, None)? + decoding(vae, pixels, loader.dtype, in_bands) + 3 * pixels)
+pub(crate) fn autoencoder(loader: &Loader, held: Held, vae: &VaeConfig, pixels: u64, in_bands: bool) -> Result<u64> {
+    Ok(PROGRAM + weights(loader, Part::Vae, held)? + decoding(vae, pixels, held.dtype, in_bands) + 3 * pixels)
 }
 
 /// A part's weights. Those that are stored in another dtype pass through memory as they are read.
-fn weights(loader: &Loader, part: Part, scheme: Option<Scheme>) -> Result<u64> {
-    let weights = loader.weights(part, scheme)?;
-    let bytes = weights.bytes_in(loader.dtype);
+fn weights(loader: &Loader, part: Part, held: Held) -> Result<u64> {
+    let weights = loader.weights(part, held.scheme)?;
+    let bytes = weights.bytes_in(held.dtype);
     let passing = if bytes < weights.size_in_bytes() { bytes / 5 } else { bytes / 16 };
     Ok(bytes + passing)
 }

@@ -39,6 +39,14 @@ pub(crate) struct Loader {
     pub time: Duration,
 }
 
+/// In what weights and what is computed are held in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Held {
+    pub dtype: DType,
+    /// How weights that are not in 8 bits are rounded, if they are.
+    pub scheme: Option<Scheme>,
+}
+
 /// Is told, whenever a linear layer of a part is used, the names of its weights and its largest inputs by column.
 pub(crate) type PartObserver = Arc<dyn Fn(Part, &[String], &[f32]) + Send + Sync>;
 
@@ -46,14 +54,24 @@ pub(crate) type PartObserver = Arc<dyn Fn(Part, &[String], &[f32]) + Send + Sync
 const ROUNDED: [Part; 3] = [Part::TextEncoder, Part::Transformer, Part::ControlNet];
 
 impl Loader {
+    /// The 8 bits that the transformer is stored in, if it is.
+    pub(crate) fn stored_scheme(&self) -> Result<Option<Scheme>> {
+        let path = self.folder.config_path(Part::Transformer);
+        Ok(Scheme::of_config(&path, &self.folder.config(Part::Transformer)?)?)
+    }
+
+    /// In what weights and what is computed are held.
+    pub(crate) fn held(&self) -> Held {
+        Held { dtype: self.dtype, scheme: self.scheme }
+    }
+
     /// In what the transformer computes, by name: the scheme of its 8 bits, or its dtype.
     pub(crate) fn precision_name(&self) -> Result<String> {
-        let path = self.folder.config_path(Part::Transformer);
-        let stored = Scheme::of_config(&path, &self.folder.config(Part::Transformer)?)?;
+        let stored = self.stored_scheme()?;
         if let Some((stored, asked)) = stored.zip(self.scheme).filter(|(stored, asked)| stored != asked) {
             return Err(Error::request(format!(
                 "{}: the transformer is in {stored} already; {asked} is made of the model that it was made from",
-                path.display()
+                self.folder.config_path(Part::Transformer).display()
             )));
         }
         Ok(stored.or(self.scheme).map_or_else(|| dtype_name(self.dtype).into(), |scheme| scheme.to_string()))

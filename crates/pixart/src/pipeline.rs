@@ -121,6 +121,14 @@ impl Pipeline {
         &self.precision_name
     }
 
+    /// [`Pipeline::precision_name`], and behind 8 bits the dtype of the rest: `int8, bf16`.
+    pub fn precision_and_dtype(&self) -> String {
+        match dtype_name(self.dtype()) {
+            rest if self.precision_name == rest => rest.into(),
+            rest => format!("{}, {rest}", self.precision_name),
+        }
+    }
+
     /// Whether one of its parts is in 8 bits.
     ///
     /// # Errors
@@ -447,7 +455,6 @@ impl Pipeline {
         let model = folder.path().canonicalize().unwrap_or_else(|_| folder.path().into());
         let path = |path: &Path| path.display().to_string();
         let lora = |lora: &Lora| LoraParameters { path: path(lora.path()), strength: lora.strength() };
-        let rest = dtype_name(self.dtype());
         Parameters {
             prompt,
             negative_prompt: if plan.is_guided() { request.negative_prompt.clone() } else { String::new() },
@@ -472,7 +479,7 @@ impl Pipeline {
             scheduler_config: self.scheduler.fields(),
             parts: folder.replaced().map(|(part, from)| (part.name().into(), path(from))).collect(),
             loras: folder.loras().iter().map(lora).collect(),
-            dtype: if self.precision_name == rest { rest.into() } else { format!("{}, {rest}", self.precision_name) },
+            dtype: self.precision_and_dtype(),
             version: env!("CARGO_PKG_VERSION").into(),
         }
     }

@@ -141,7 +141,7 @@ pub(crate) fn new_folder<R>(output: &Path, write: impl FnOnce(&Path) -> Result<R
     }
     // Dropped on an error, with all that is in it.
     let temporary = tempfile::Builder::new().prefix(".pixart-").tempdir_in(parent).map_err(Error::io(parent))?;
-    let result = write(temporary.path())?;
+    let result = write(temporary.path()).map_err(|error| error.moved(temporary.path(), output))?;
     make_readable(temporary.path())?;
     std::fs::rename(temporary.path(), output).map_err(Error::io(output))?;
     Ok(result)

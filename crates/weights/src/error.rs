@@ -78,13 +78,18 @@ impl Error {
 }
 
 impl Error {
-    /// The same trouble, told of the file that the user named and not of a temporary one.
-    pub(crate) fn of_file(self, path: &Path) -> Self {
-        match self {
-            Self::Io { cause, .. } => Self::Io { path: path.into(), cause },
-            Self::Corrupt { reason, .. } => Self::Corrupt { path: path.into(), reason },
-            other => other,
+    /// The same trouble, where a file is told as what it is going to be: `to` in place of the temporary `from`, itself or the folder it is in.
+    pub(crate) fn moved(mut self, from: &Path, to: &Path) -> Self {
+        if let Self::Io { path, .. }
+        | Self::Missing { path, .. }
+        | Self::Corrupt { path, .. }
+        | Self::Unsupported { path, .. }
+        | Self::Shape { path, .. } = &mut self
+            && let Ok(rest) = path.strip_prefix(from)
+        {
+            *path = if rest.as_os_str().is_empty() { to.into() } else { to.join(rest) };
         }
+        self
     }
 }
 

@@ -46,7 +46,7 @@ pub use error::{Error, Result, plain_message};
 pub use folder::{Part, PipelineFolder, PipelineKind, open_part, read_json};
 pub use lora::{Lora, LoraConfig, PEFT_PREFIX, read_peft, write_peft};
 pub use original::{is_original_transformer, original_transformer, original_transformer_config};
-pub use quantise::{QuantiseProgress, quantise_part, quantise_pipeline};
+pub use quantise::{QuantiseProgress, check_unrounded, quantise_part, quantise_pipeline};
 pub use quantised::{Scheme, is_rounded, rounds_inputs};
 pub use tensor_file::{read_tensors, write_tensors, write_tensors_as};
 pub use tokenizer::{read_sentencepiece, read_tokenizer};

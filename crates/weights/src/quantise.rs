@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use pixart_nn::ops::quantise;
@@ -45,11 +45,7 @@ pub fn quantise_pipeline(
     output: &Path,
     on_progress: OnProgress,
 ) -> Result<()> {
-    let opened = parts.iter().map(|part| {
-        let path = folder.part_path(*part);
-        Ok((*part, path.join("config.json"), unrounded(*part, folder.weights(*part, DType::F32)?)?))
-    });
-    let opened = opened.collect::<Result<Vec<_>>>()?;
+    let opened = open_unrounded(folder, parts)?;
     new_folder(output, |temporary| {
         copy_folder(folder.path(), temporary, &|name| parts.iter().any(|part| name == Path::new(part.name())))?;
         for (part, config, weights) in &opened {
@@ -59,6 +55,23 @@ pub fn quantise_pipeline(
         }
         Ok(())
     })
+}
+
+/// Looks at what [`quantise_pipeline`] refuses, before anything is written.
+///
+/// # Errors
+/// A part that is missing, broken or in 8 bits already.
+pub fn check_unrounded(folder: &PipelineFolder, parts: &[Part]) -> Result<()> {
+    open_unrounded(folder, parts).map(drop)
+}
+
+/// Parts with where their configs are.
+fn open_unrounded(folder: &PipelineFolder, parts: &[Part]) -> Result<Vec<(Part, PathBuf, Weights)>> {
+    let opened = parts.iter().map(|part| {
+        let path = folder.part_path(*part);
+        Ok((*part, path.join("config.json"), unrounded(*part, folder.weights(*part, DType::F32)?)?))
+    });
+    opened.collect()
 }
 
 /// As [`quantise_pipeline`], of a single part in a folder of its own.

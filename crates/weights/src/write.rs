@@ -17,8 +17,8 @@ pub fn write_atomically(path: &Path, write: impl FnOnce(&Path) -> Result<()>) ->
     }
     // What a link points to is written, not the link.
     let target = path.canonicalize().unwrap_or_else(|_| path.into());
-    let temporary = Temporary::beside(&target).map_err(|error| error.of_file(path))?;
-    write(&temporary.path).map_err(|error| error.of_file(path))?;
+    let temporary = Temporary::beside(&target).map_err(|error| error.moved(&target, path))?;
+    write(&temporary.path).map_err(|error| error.moved(&temporary.path, path))?;
     let finish = || {
         let file = std::fs::OpenOptions::new().append(true).open(&temporary.path)?;
         // Some writers make files that only their owner may read.

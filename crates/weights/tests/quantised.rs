@@ -357,7 +357,8 @@ fn bad_checkpoints_are_refused() -> Result {
         write_tensors(&broken.join("diffusion_pytorch_model.safetensors"), &tensors)?;
         std::fs::copy(whole.config_path(Part::Transformer), broken.join("config.json"))?;
         let written = quantise_part(&broken, Part::Transformer, Scheme::Int8, &path("new"), &go_on);
-        refused(written, &[name, "not finite"]);
+        // The file that was read is named.
+        refused(written, &[name, "not finite", &broken.join("diffusion_pytorch_model.safetensors").to_string_lossy()]);
         let rounded = Weights::open(broken.join("diffusion_pytorch_model.safetensors"))?;
         let rounded = rounded.rounded(Part::Transformer, Scheme::Int8);
         let built = transformer(&whole, rounded.named(DType::F32, &Device::Cpu));

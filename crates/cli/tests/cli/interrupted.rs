@@ -21,10 +21,12 @@ fn limited(blocks: usize, arguments: &str, folder: &Path) -> String {
 #[test]
 fn a_full_disk_leaves_no_model() {
     let folder = tempfile::tempdir().unwrap();
-    let quantize = format!("quantize --model '{}' --output rounded --quiet", model("alpha-256"));
-    let error = limited(16, &quantize, folder.path());
-    assert!(error.contains("safetensors"), "{error}");
-    assert!(entries(folder.path()).is_empty());
+    // While a part is copied as it is, and while one is rounded.
+    for from in [model("alpha-256"), model("alpha-256/transformer")] {
+        let error = limited(16, &format!("quantize --model '{from}' --output rounded --quiet"), folder.path());
+        assert!(error.starts_with("error: rounded/") && error.contains(".safetensors"), "{error}");
+        assert!(entries(folder.path()).is_empty());
+    }
 }
 
 /// A disk that fills up while a picture is written.

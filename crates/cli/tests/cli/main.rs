@@ -385,6 +385,8 @@ fn draws_in_8_bits() {
     let before = entries(folder.path());
     for (arguments, parts) in [
         (&["--model", "rounded", "--output", "new"][..], &["in int8 already"][..]),
+        // Before any prompt is read.
+        (&["--model", "rounded", "--output", "new", "--calibrate", "nowhere.txt"], &["in int8 already"]),
         (&["--model", &model, "--output", "rounded"], &["rounded: exists already"]),
         (&["--model", &model, "--output", "new", "--parts", "controlnet"], &["controlnet"]),
         (&["--model", &part, "--output", "new", "--parts", "transformer"], &["--parts goes with a model folder"]),

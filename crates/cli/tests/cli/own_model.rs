@@ -48,6 +48,25 @@ fn draws_with_a_model_of_its_own() {
     assert!(run().status.success(), "the model is there already");
 }
 
+/// Its ControlNet in 8 bits, stored, draws along edges what it draws when it is rounded while it is read.
+#[test]
+fn follows_edges_in_8_bits() {
+    let folder = tempfile::tempdir().unwrap();
+    let square = |x: u32, y: u32| image::Luma([if x.abs_diff(64).max(y.abs_diff(64)) == 40 { 255u8 } else { 0 }]);
+    image::GrayImage::from_fn(128, 128, square).save(folder.path().join("edges.png")).unwrap();
+    let line = succeed(&["quantize", "--output", "rounded"], folder.path());
+    assert!(line.contains("controlnet"), "{line}");
+    let draw = |name: &str, model: &[&str]| {
+        let what =
+            ["generate", "a red square", "--control-image", "edges.png", "--control-type", "none", "--steps", "2"];
+        succeed(&[&what[..], &["--seed", "1", "--output", name], model].concat(), folder.path());
+        pixels(&folder.path().join(name))
+    };
+    let stored = draw("stored.png", &["--model", "rounded"]);
+    assert!(stored == draw("read.png", &["--dtype", "int8"]));
+    assert!(stored != draw("without.png", &["--model", "rounded", "--control-scale", "0"]), "it is seen");
+}
+
 /// What is computed in f32 twice is the same; 8 bits are told from it, and do not get worse unseen.
 #[test]
 fn measures_what_a_precision_changes() {

@@ -62,6 +62,9 @@ impl FolderDataset {
             paths.sort();
             paths.into_iter().map(|path| Entry { path, caption: None }).collect()
         };
+        if let (true, Some(list)) = (items.is_empty(), [&metadata, &data_info].into_iter().find(|list| list.exists())) {
+            return Err(Error::folder(list, "lists no pictures"));
+        }
         if items.is_empty() {
             return Err(Error::folder(folder, "has no pictures (.png, .jpg, .webp)"));
         }

@@ -82,11 +82,12 @@ impl Extractor {
         self
     }
 
-    /// Writes the features of `dataset` to `folder`, or what is still missing of them. `on_progress` stops it by returning
-    /// `false`; the next call goes on after the last whole shard.
+    /// Writes the features of `dataset` to `folder`, or what is still missing of them: shards that are not whole, and those of which an
+    /// item that was skipped can be read by now. `on_progress` stops it by returning `false`; the next call goes on after the last
+    /// whole shard.
     ///
     /// # Errors
-    /// An empty dataset; a folder with features of something else; a full disk.
+    /// An empty dataset, or one of which nothing can be read; a folder with features of something else; a full disk.
     pub fn extract(
         &mut self,
         dataset: &dyn Dataset,
@@ -121,13 +122,13 @@ impl Extractor {
         for shard in 0..items.div_ceil(ITEMS_PER_SHARD) {
             let range = shard * ITEMS_PER_SHARD..items.min((shard + 1) * ITEMS_PER_SHARD);
             let path = shard_path(folder, shard, "json");
-            let written = if path.exists() {
-                read_shard(&path)?
-            } else {
-                match self.shard(dataset, folder, shard, range.clone(), &mut on_progress)? {
+            let there = if path.exists() { Some(read_shard(&path)?) } else { None };
+            let written = match there {
+                Some(there) if !self.is_mended(dataset, range.clone(), &there.skipped) => there,
+                _ => match self.shard(dataset, folder, shard, range.clone(), &mut on_progress)? {
                     Some(written) => written,
                     None => return Ok(Extracted { stopped: true, ..extracted }),
-                }
+                },
             };
             extracted.items += written.items.len();
             extracted.skipped.extend(written.skipped);
@@ -135,7 +136,19 @@ impl Extractor {
                 return Ok(Extracted { stopped: true, ..extracted });
             }
         }
-        Ok(extracted)
+        match extracted.skipped.first() {
+            Some(SkippedItem { name, reason }) if extracted.items == 0 => {
+                let message = format!("none of the {items} pictures can be used; of the first, {name}: {reason}");
+                Err(Error::folder(Path::new(&dataset.description()), message))
+            }
+            _ => Ok(extracted),
+        }
+    }
+
+    /// Whether one of the items in `range` that were skipped can be read by now.
+    fn is_mended(&self, dataset: &dyn Dataset, range: std::ops::Range<usize>, skipped: &[SkippedItem]) -> bool {
+        let was_skipped = |index: &usize| skipped.iter().any(|item| item.name == dataset.name(*index));
+        !skipped.is_empty() && range.filter(was_skipped).any(|index| self.prepare(dataset, index).is_ok())
     }
 
     /// Computes and writes one shard; `None` if it was stopped.
@@ -202,10 +215,14 @@ impl Extractor {
                 return Ok(None);
             }
         }
+        // The list comes last: a shard that has one is whole.
+        let list = shard_path(folder, number, "json");
+        if list.exists() {
+            std::fs::remove_file(&list).map_err(Error::io(&list))?;
+        }
         let named: Vec<_> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
         write_tensors_as(&shard_path(folder, number, "safetensors"), StoredDtype::F16, &named)?;
-        // The list comes last: a shard that has one is whole.
-        write_json(&shard_path(folder, number, "json"), &shard)?;
+        write_json(&list, &shard)?;
         Ok(Some(shard))
     }
 

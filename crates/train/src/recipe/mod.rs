@@ -166,10 +166,17 @@ impl Recipe {
     /// A file that cannot be read, a key that is unknown or missing, a value that is impossible.
     pub fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
-        let recipe: Self = toml::from_str(&text).map_err(|error| {
+        // The configs of networks, as others write them, may have keys that are not read; a recipe may not.
+        let mut unread = Vec::new();
+        let read = toml::Deserializer::parse(&text)
+            .and_then(|fields| serde_ignored::deserialize(fields, |key| unread.push(key.to_string())));
+        let recipe: Self = read.map_err(|error: toml::de::Error| {
             let line = error.span().map_or(1, |span| text[..span.start.min(text.len())].lines().count().max(1));
             Error::recipe(path, format!("line {line}: {}", error.message()))
         })?;
+        if let Some(key) = unread.first() {
+            return Err(Error::recipe(path, format!("unknown field `{key}`")));
+        }
         recipe.validate().map_err(|message| Error::recipe(path, message))?;
         Ok(recipe)
     }

@@ -37,12 +37,13 @@ layers_per_block = 1
 norm_num_groups = 4
 "#;
 
-/// 20 steps are 10 steps, an end, and 10 steps: in every loss and in every byte of the result.
+/// 20 steps are some steps, an end, and the others: in every loss and in every byte of the result.
 #[test]
 fn a_run_that_was_stopped_goes_on_as_if_it_had_not_been() -> pixart_train::Result<()> {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let recipe = recipe(folder.path(), RECIPE)?;
-    // Stopped after a step that saves none by itself.
+    // Half-way, and after a step that saves none by itself.
+    assert_goes_on(&recipe, &folder.path().join("half"), 10)?;
     assert_goes_on(&recipe, folder.path(), 7)?;
     let straight = folder.path().join("straight");
     let kept: Vec<_> = std::fs::read_dir(straight.join("checkpoints"))
@@ -85,6 +86,7 @@ fn what_cannot_be_is_refused() -> pixart_train::Result<()> {
         assert!(error.contains(message) && !error.contains('\n'), "{to}: {error}");
     };
     refused("warm_up = 3", "warmup = 3", "unknown field `warmup`");
+    refused("layers_per_block = 1", "layers_per_blok = 1", "unknown field `stage.autoencoder.network.layers_per_blok`");
     refused("steps = 20", "steps = 0", "steps is 0");
     refused("accumulate = 2", "accumulate = 3", "does not divide into 3 parts");
     refused("lr = 2e-3", "lr = -1.0", "optimizer.lr is -1");

@@ -107,6 +107,29 @@ fn what_cannot_be_read_is_skipped_and_named() -> pixart_train::Result<()> {
         assert!(text.contains(name) && text.contains(reason), "{text}");
     }
 
+    // A caption that comes later is found, and the rest stays as it is.
+    write(&source.join("silent.txt"), "a late one");
+    let (extracted, features) = extract(dataset.as_ref(), &folder.path().join("features"))?;
+    assert_eq!((extracted.items, extracted.skipped.len()), (2, 2));
+    assert_eq!(features.captions().map(|captions| captions.join("")).collect::<Vec<_>>(), ["a picture", "a late one"]);
+
+    // Nothing that can be used is an error, which says why.
+    let unusable = folder.path().join("unusable");
+    std::fs::create_dir(&unusable).expect("a folder");
+    write(&unusable.join("metadata.jsonl"), "{\"file_name\": \"gone.png\", \"text\": \"a picture\"}");
+    let mut shard = tar::Builder::new(std::fs::File::create(folder.path().join("mute.tar")).expect("a shard"));
+    shard.append_path_with_name(source.join("good.png"), "0001.png").expect("a file");
+    shard.into_inner().expect("a shard can be ended");
+    for (path, item, reason) in
+        [(unusable, "gone.png", "No such file"), (folder.path().join("mute.tar"), "0001", "has no caption")]
+    {
+        let dataset = open_dataset(&[path])?;
+        let error = extractor(false, 64)?.extract(dataset.as_ref(), &folder.path().join("of nothing"), |_| true);
+        let error = error.expect_err("nothing can be used").to_string();
+        assert!(error.contains("none of the 1 pictures") && error.contains(item) && error.contains(reason), "{error}");
+        std::fs::remove_dir_all(folder.path().join("of nothing")).expect("a folder");
+    }
+
     let refused = |path: &Path, message: &str| {
         let error = open_dataset(&[path.to_path_buf()]).err().map(|error| error.to_string()).unwrap_or_default();
         assert!(error.contains(message), "{}: {error}", path.display());
@@ -121,6 +144,8 @@ fn what_cannot_be_read_is_skipped_and_named() -> pixart_train::Result<()> {
     refused(&nothing, "entry 1 has no caption");
     write(&nothing.join("metadata.jsonl"), "{");
     refused(&nothing, "line 1");
+    write(&nothing.join("metadata.jsonl"), "\n");
+    refused(&nothing, "lists no pictures");
     write(&folder.path().join("x.tar"), "no tar");
     refused(&folder.path().join("x.tar"), ".tar");
     Ok(())

@@ -49,9 +49,9 @@ impl Model {
         Ok(write_tensors(&folder.join(WEIGHTS), &tensors.collect::<Vec<_>>())?)
     }
 
-    /// What draws with the networks that [`Model::save`] wrote.
+    /// What draws with the networks that [`Model::save`] wrote, where they are trained.
     pub(crate) fn pipeline(&self, saved: &Path) -> PipelineBuilder {
-        match &self.source {
+        let builder = match &self.source {
             Source::New { .. } => Pipeline::builder(saved),
             Source::Base { folder, trained } => {
                 let builder = Pipeline::builder(folder);
@@ -61,7 +61,8 @@ impl Model {
                     Trained::Control { .. } => builder.part(Part::ControlNet, saved),
                 }
             }
-        }
+        };
+        builder.device((&self.device).into())
     }
 }
 
