@@ -14,6 +14,7 @@ pixart() { target/native/release/pixart "$@"; }
 train() { pixart train "recipes/tiny/$1.toml" --output "$runs/$1" "${@:2}"; }
 
 train autoencoder "$@"
+train autoencoder-small "$@"
 pixart features --scenes 51200 --size 128 --vae $runs/autoencoder/network --output $runs/features "$@"
 train text-encoder "$@"
 train teacher-coarse "$@"
@@ -28,7 +29,9 @@ train controlnet "$@"
 new=$(mktemp -d $runs/assembled-XXXXXX)
 trap 'rm -rf "$new"' EXIT
 pixart convert $runs/teacher/network --dtype f16 --output "$new/teacher"
-pixart convert $runs/teacher/network --transformer $runs/lcm-sharp/network --scheduler lcm --dtype f16 --output "$new/tiny"
+# The small autoencoder has the latents of the one that all were trained with.
+pixart convert $runs/teacher/network --transformer $runs/lcm-sharp/network --vae $runs/autoencoder-small/network --scheduler lcm --dtype f16 \
+    --output "$new/tiny"
 mv "$new/teacher/transformer" "$new/tiny/teacher"
 pixart convert $runs/lcm-lora/network --dtype f16 --output "$new/tiny/lcm-lora"
 pixart convert $runs/controlnet/network --dtype f16 --output "$new/tiny/controlnet"

@@ -29,7 +29,12 @@ fn decodes_the_same_picture_within_a_limit() {
     let limited = decode("limited.png", &["--memory-limit", "1.3GB"]);
     assert!(whole > 1.3e9, "{whole} bytes: this says nothing about the limit");
     assert!(limited <= 1.3e9, "{limited} bytes");
-    assert!(pixels(&folder.join("whole.png")) == pixels(&folder.join("limited.png")));
+    // Sums over the whole image are added up in another order, so that a few numbers round the other way.
+    let (whole, limited) = (pixels(&folder.join("whole.png")), pixels(&folder.join("limited.png")));
+    let differences = whole.iter().zip(&limited).map(|(a, b)| a.abs_diff(*b)).filter(|difference| *difference > 0);
+    let (count, largest) =
+        differences.fold((0, 0), |(count, largest), difference| (count + 1, largest.max(difference)));
+    assert!(largest <= 1 && count * 10_000 < whole.len(), "{count} differences up to {largest}");
 
     let told = fail(
         &["decode", "latents.safetensors", "--dtype", "f32", "--output", "refused.png", "--memory-limit", "300MB"],

@@ -166,10 +166,12 @@ impl Recipe {
     /// A file that cannot be read, a key that is unknown or missing, a value that is impossible.
     pub fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
-        // The configs of networks, as others write them, may have keys that are not read; a recipe may not.
+        // The configs of networks, as others write them, may have keys that are not read; a recipe may not. The kind of a stage, which is no
+        // struct's field, is told as a question mark.
         let mut unread = Vec::new();
-        let read = toml::Deserializer::parse(&text)
-            .and_then(|fields| serde_ignored::deserialize(fields, |key| unread.push(key.to_string())));
+        let read = toml::Deserializer::parse(&text).and_then(|fields| {
+            serde_ignored::deserialize(fields, |key| unread.push(key.to_string().replace(".?", "")))
+        });
         let recipe: Self = read.map_err(|error: toml::de::Error| {
             let line = error.span().map_or(1, |span| text[..span.start.min(text.len())].lines().count().max(1));
             Error::recipe(path, format!("line {line}: {}", error.message()))

@@ -86,7 +86,7 @@ fn what_cannot_be_is_refused() -> pixart_train::Result<()> {
         assert!(error.contains(message) && !error.contains('\n'), "{to}: {error}");
     };
     refused("warm_up = 3", "warmup = 3", "unknown field `warmup`");
-    refused("layers_per_block = 1", "layers_per_blok = 1", "unknown field `stage.autoencoder.network.layers_per_blok`");
+    refused("layers_per_block = 1", "layers_per_blok = 1", "unknown field `stage.network.layers_per_blok`");
     refused("steps = 20", "steps = 0", "steps is 0");
     refused("accumulate = 2", "accumulate = 3", "does not divide into 3 parts");
     refused("lr = 2e-3", "lr = -1.0", "optimizer.lr is -1");
