@@ -56,15 +56,14 @@ impl Pipeline {
                 return Ok(in_bands);
             }
         }
-        let mut instead = "no size fits".to_string();
-        'found: for (held, with) in self.other_precisions()? {
-            for (height, width) in std::iter::once((height, width)).chain(smaller((height, width))) {
-                if takes(held, (height, width), true)? <= limit {
-                    instead = format!("{width}x{height} fits{with}");
-                    break 'found;
-                }
-            }
-        }
+        let precisions = self.other_precisions()?;
+        let sizes = std::iter::once((height, width)).chain(smaller((height, width)));
+        let others = sizes.flat_map(|size| precisions.iter().map(move |precision| (precision, size)));
+        let found = first_that_fits(others, |((held, _), size)| Ok(takes(*held, *size, true)? <= limit))?;
+        let instead = match found {
+            Some(((_, with), (height, width))) => format!("{width}x{height} fits{with}"),
+            None => "no size fits".into(),
+        };
         let estimate = MemoryEstimate { decode: takes(loader.held(), (height, width), true)?, ..Default::default() };
         Err(refusal(&format!("a picture of {width}x{height}"), &estimate, limit, &instead))
     }
@@ -78,18 +77,14 @@ impl Pipeline {
         if encode <= limit {
             return Ok(());
         }
-        let mut instead = "no prompt fits".to_string();
-        'found: for (held, with) in self.other_precisions()? {
-            for fewer in (1..=prompts).rev() {
-                if takes(held, fewer)? <= limit {
-                    instead = match fewer == prompts {
-                        true => format!("it fits{with}"),
-                        false => format!("{fewer} of them fit{with}"),
-                    };
-                    break 'found;
-                }
-            }
-        }
+        let precisions = self.other_precisions()?;
+        let others = (1..=prompts).rev().flat_map(|fewer| precisions.iter().map(move |precision| (precision, fewer)));
+        let found = first_that_fits(others, |((held, _), fewer)| Ok(takes(*held, *fewer)? <= limit))?;
+        let instead = match found {
+            Some(((_, with), fewer)) if fewer == prompts => format!("it fits{with}"),
+            Some(((_, with), fewer)) => format!("{fewer} of them fit{with}"),
+            None => "no prompt fits".into(),
+        };
         let estimate = MemoryEstimate { encode, ..MemoryEstimate::default() };
         let what = if prompts == 1 { "encoding a prompt".into() } else { format!("encoding {prompts} prompts") };
         Err(refusal(&what, &estimate, limit, &instead))
@@ -146,41 +141,51 @@ impl Pipeline {
 
     /// What someone could ask for instead of a request that does not fit.
     fn what_fits(&self, request: &Request, plan: &Plan, limit: u64) -> Result<String> {
-        let ways = self.other_precisions()?;
-        let encodes = needs_encoder(request, plan);
-        for (encodes, given) in [(encodes, ""), (false, " with embeddings that are there already (--prompt-embeds)")] {
-            let fits = |request: &Request, held| -> Result<bool> {
+        let precisions = self.other_precisions()?;
+        let as_it_is = precisions.iter().map(|precision| (precision, request.clone(), "it".to_string(), ""));
+        let binnings = [(request.resolution_binning, ""), (false, " with --no-resolution-binning")];
+        let at_a_size = precisions.iter().flat_map(|precision| {
+            binnings.into_iter().flat_map(move |(resolution_binning, and)| {
+                smaller(plan.wanted).map(move |(height, width)| {
+                    let request = Request {
+                        width: Some(width),
+                        height: Some(height),
+                        resolution_binning,
+                        latents: None,
+                        ..request.clone()
+                    };
+                    (precision, request, format!("{width}x{height}"), and)
+                })
+            })
+        });
+        let others = as_it_is.chain(at_a_size);
+        for (encodes, given) in
+            [(needs_encoder(request, plan), ""), (false, " with embeddings that are there already (--prompt-embeds)")]
+        {
+            let found = first_that_fits(others.clone(), |((held, _), request, ..)| {
                 let plan = self.plan(request)?;
-                Ok(self.estimate_with(encodes, request, &plan, held, LEAST)?.peak() <= limit)
-            };
-            for (held, with) in &ways {
-                if fits(request, *held)? {
-                    return Ok(format!("it fits{with}{given}"));
-                }
-            }
-            for (held, with) in &ways {
-                for (binned, and) in [(request.resolution_binning, ""), (false, " with --no-resolution-binning")] {
-                    for (height, width) in smaller(plan.wanted) {
-                        let request = Request {
-                            width: Some(width),
-                            height: Some(height),
-                            resolution_binning: binned,
-                            latents: None,
-                            ..request.clone()
-                        };
-                        if fits(&request, *held)? {
-                            return Ok(format!("{width}x{height} fits{with}{and}{given}"));
-                        }
-                    }
-                }
+                Ok(self.estimate_with(encodes, request, &plan, *held, LEAST)?.peak() <= limit)
+            })?;
+            if let Some(((_, with), _, what, and)) = found {
+                return Ok(format!("{what} fits{with}{and}{given}"));
             }
         }
         Ok("no size fits".into())
     }
 }
 
+/// The first of what could be asked for that fits.
+fn first_that_fits<T>(others: impl Iterator<Item = T>, fits: impl Fn(&T) -> Result<bool>) -> Result<Option<T>> {
+    for other in others {
+        if fits(&other)? {
+            return Ok(Some(other));
+        }
+    }
+    Ok(None)
+}
+
 /// Sizes (height, width) of about the same shape, from the largest that is smaller.
-fn smaller((height, width): (usize, usize)) -> impl Iterator<Item = (usize, usize)> {
+fn smaller((height, width): (usize, usize)) -> impl Iterator<Item = (usize, usize)> + Clone {
     let rows = (1..height.div_ceil(SIZES)).rev();
     rows.map(move |rows| (rows * SIZES, (width * rows / height).max(1) * SIZES))
 }
