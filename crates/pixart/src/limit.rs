@@ -22,18 +22,17 @@ impl Pipeline {
     pub fn memory_estimate(&self, request: &Request) -> Result<MemoryEstimate> {
         let plan = self.plan(request)?;
         let sharing = self.sharing(request, &plan)?;
-        self.estimate(request, &plan, self.parts.loader.held(), sharing)
+        self.estimator(request, &plan)?.estimate(request, &plan, sharing)
     }
 
     /// How a request's stages share memory: in the fastest way that the limit allows.
     pub(crate) fn sharing(&self, request: &Request, plan: &Plan) -> Result<Sharing> {
         let ways = Sharing::ways(self.vae_tiling);
         let Some(limit) = self.memory_limit else { return Ok(ways[0]) };
-        let held = self.parts.loader.held();
-        for way in ways {
-            if self.estimate(request, plan, held, way)?.peak() <= limit {
-                return Ok(way);
-            }
+        let estimator = self.estimator(request, plan)?;
+        let takes = |way: &Sharing| Ok(estimator.estimate(request, plan, *way)?.peak());
+        if let Some(way) = first_that_fits(ways.into_iter(), limit, takes)? {
+            return Ok(way);
         }
         let (height, width) = plan.wanted;
         let what = match plan.latents_shape.0 {
@@ -41,30 +40,28 @@ impl Pipeline {
             images => format!("{images} pictures of {width}x{height} in {}", self.precision_name),
         };
         let instead = self.what_fits(request, plan, limit)?;
-        Err(refusal(&what, &self.estimate(request, plan, held, LEAST)?, limit, &instead))
+        Err(refusal(&what, &estimator.estimate(request, plan, LEAST)?, limit, &instead))
     }
 
     /// Whether latents that are given become pictures of so many pixels in bands.
     pub(crate) fn decodes_in_bands(&self, (height, width): (usize, usize)) -> Result<bool> {
         let Some(limit) = self.memory_limit else { return Ok(self.vae_tiling) };
         let loader = &self.parts.loader;
-        let takes = |held, (height, width): (usize, usize), in_bands| {
-            memory::autoencoder(loader, held, &self.vae_config, (height * width) as u64, in_bands)
-        };
-        for in_bands in [self.vae_tiling, true] {
-            if takes(loader.held(), (height, width), in_bands)? <= limit {
-                return Ok(in_bands);
-            }
+        let autoencoder = |held| memory::autoencoder(loader, held, &self.vae_config);
+        let (own, pixels) = (autoencoder(loader.held())?, |(height, width)| (height * width) as u64);
+        if let Some(way) = [self.vae_tiling, true].into_iter().find(|way| own(pixels((height, width)), *way) <= limit) {
+            return Ok(way);
         }
-        let precisions = self.other_precisions()?;
+        let precisions = self.other_precisions()?.into_iter().map(|(held, with)| Ok((autoencoder(held)?, with)));
+        let precisions = precisions.collect::<Result<Vec<_>>>()?;
         let sizes = std::iter::once((height, width)).chain(smaller((height, width)));
-        let others = sizes.flat_map(|size| precisions.iter().map(move |precision| (precision, size)));
-        let found = first_that_fits(others, |((held, _), size)| Ok(takes(*held, *size, true)? <= limit))?;
+        let mut others = sizes.flat_map(|size| precisions.iter().map(move |precision| (precision, size)));
+        let found = others.find(|((takes, _), size)| takes(pixels(*size), true) <= limit);
         let instead = match found {
             Some(((_, with), (height, width))) => format!("{width}x{height} fits{with}"),
             None => "no size fits".into(),
         };
-        let estimate = MemoryEstimate { decode: takes(loader.held(), (height, width), true)?, ..Default::default() };
+        let estimate = MemoryEstimate { decode: own(pixels((height, width)), true), ..MemoryEstimate::default() };
         Err(refusal(&format!("a picture of {width}x{height}"), &estimate, limit, &instead))
     }
 
@@ -72,14 +69,16 @@ impl Pipeline {
     pub(crate) fn check_encoding(&self, prompts: usize, length: usize) -> Result<()> {
         let Some(limit) = self.memory_limit else { return Ok(()) };
         let loader = &self.parts.loader;
-        let takes = |held, prompts| memory::text_encoder(loader, held, prompts, length);
-        let encode = takes(loader.held(), prompts)?;
+        let text_encoder = |held| memory::text_encoder(loader, held, length);
+        let encode = text_encoder(loader.held())?(prompts);
         if encode <= limit {
             return Ok(());
         }
-        let precisions = self.other_precisions()?;
-        let others = (1..=prompts).rev().flat_map(|fewer| precisions.iter().map(move |precision| (precision, fewer)));
-        let found = first_that_fits(others, |((held, _), fewer)| Ok(takes(*held, *fewer)? <= limit))?;
+        let precisions = self.other_precisions()?.into_iter().map(|(held, with)| Ok((text_encoder(held)?, with)));
+        let precisions = precisions.collect::<Result<Vec<_>>>()?;
+        let mut others =
+            (1..=prompts).rev().flat_map(|fewer| precisions.iter().map(move |precision| (precision, fewer)));
+        let found = others.find(|((takes, _), fewer)| takes(*fewer) <= limit);
         let instead = match found {
             Some(((_, with), fewer)) if fewer == prompts => format!("it fits{with}"),
             Some(((_, with), fewer)) => format!("{fewer} of them fit{with}"),
@@ -102,27 +101,9 @@ impl Pipeline {
         Err(refusal(&format!("finding edges at {width}x{height}"), &estimate, limit, instead))
     }
 
-    /// What a request takes where weights and what is computed are held so.
-    fn estimate(&self, request: &Request, plan: &Plan, held: Held, way: Sharing) -> Result<MemoryEstimate> {
-        self.estimate_with(needs_encoder(request, plan), request, plan, held, way)
-    }
-
-    /// The same, where texts are to be encoded or are already.
-    fn estimate_with(
-        &self,
-        encodes: bool,
-        request: &Request,
-        plan: &Plan,
-        held: Held,
-        way: Sharing,
-    ) -> Result<MemoryEstimate> {
-        let loader = &self.parts.loader;
-        let kept = self.parts.keep_loaded && loader.folder.part_path(Part::TextEncoder).exists();
-        let sizes = PartSizes::of(loader, held, kept || encodes, request.control.is_some())?;
-        let encoder = encodes.then(|| loader.folder.config::<T5Config>(Part::TextEncoder)).transpose()?;
-        let configs = (&self.transformer_config, self.parts.controlnet_config.as_ref(), &self.vae_config);
-        let work = Work::new(request, plan, self.text_length(request)?, encoder.as_ref(), configs, held.dtype);
-        Ok(MemoryEstimate::new(&sizes, &work, self.parts.keep_loaded, way))
+    /// What `request` takes as weights and what is computed are held, and any like it.
+    fn estimator(&self, request: &Request, plan: &Plan) -> Result<Estimator<'_>> {
+        Estimator::new(self, self.parts.loader.held(), needs_encoder(request, plan), request.control.is_some())
     }
 
     /// In what weights and what is computed could be held, the present way first, and the option that asks for it.
@@ -141,30 +122,31 @@ impl Pipeline {
 
     /// What someone could ask for instead of a request that does not fit.
     fn what_fits(&self, request: &Request, plan: &Plan, limit: u64) -> Result<String> {
-        let precisions = self.other_precisions()?;
-        let as_it_is = precisions.iter().map(|precision| (precision, request.clone(), "it".to_string(), ""));
         let binnings = [(request.resolution_binning, ""), (false, " with --no-resolution-binning")];
-        let at_a_size = precisions.iter().flat_map(|precision| {
-            binnings.into_iter().flat_map(move |(resolution_binning, and)| {
-                smaller(plan.wanted).map(move |(height, width)| {
-                    let request = Request {
-                        width: Some(width),
-                        height: Some(height),
-                        resolution_binning,
-                        latents: None,
-                        ..request.clone()
-                    };
-                    (precision, request, format!("{width}x{height}"), and)
-                })
-            })
-        });
-        let others = as_it_is.chain(at_a_size);
         for (encodes, given) in
             [(needs_encoder(request, plan), ""), (false, " with embeddings that are there already (--prompt-embeds)")]
         {
-            let found = first_that_fits(others.clone(), |((held, _), request, ..)| {
-                let plan = self.plan(request)?;
-                Ok(self.estimate_with(encodes, request, &plan, *held, LEAST)?.peak() <= limit)
+            let precisions = self.other_precisions()?.into_iter();
+            let precisions = precisions
+                .map(|(held, with)| Ok((Estimator::new(self, held, encodes, request.control.is_some())?, with)));
+            let precisions = precisions.collect::<Result<Vec<_>>>()?;
+            let as_it_is = precisions.iter().map(|precision| (precision, request.clone(), "it".to_string(), ""));
+            let at_a_size = precisions.iter().flat_map(|precision| {
+                binnings.into_iter().flat_map(move |(resolution_binning, and)| {
+                    smaller(plan.wanted).map(move |(height, width)| {
+                        let request = Request {
+                            width: Some(width),
+                            height: Some(height),
+                            resolution_binning,
+                            latents: None,
+                            ..request.clone()
+                        };
+                        (precision, request, format!("{width}x{height}"), and)
+                    })
+                })
+            });
+            let found = first_that_fits(as_it_is.chain(at_a_size), limit, |((estimator, _), request, ..)| {
+                Ok(estimator.estimate(request, &self.plan(request)?, LEAST)?.peak())
             })?;
             if let Some(((_, with), _, what, and)) = found {
                 return Ok(format!("{what} fits{with}{and}{given}"));
@@ -174,10 +156,41 @@ impl Pipeline {
     }
 }
 
-/// The first of what could be asked for that fits.
-fn first_that_fits<T>(others: impl Iterator<Item = T>, fits: impl Fn(&T) -> Result<bool>) -> Result<Option<T>> {
+/// What requests take of memory where weights and what is computed are held in one way. It has looked at the parts.
+struct Estimator<'a> {
+    pipeline: &'a Pipeline,
+    held: Held,
+    sizes: PartSizes,
+    /// Of the text encoder, where texts are to be encoded.
+    encoder: Option<T5Config>,
+}
+
+impl<'a> Estimator<'a> {
+    fn new(pipeline: &'a Pipeline, held: Held, encodes: bool, controlled: bool) -> Result<Self> {
+        let loader = &pipeline.parts.loader;
+        let kept = pipeline.parts.keep_loaded && loader.folder.part_path(Part::TextEncoder).exists();
+        let sizes = PartSizes::of(loader, held, kept || encodes, controlled)?;
+        let encoder = encodes.then(|| loader.folder.config(Part::TextEncoder)).transpose()?;
+        Ok(Self { pipeline, held, sizes, encoder })
+    }
+
+    fn estimate(&self, request: &Request, plan: &Plan, way: Sharing) -> Result<MemoryEstimate> {
+        let Self { pipeline, held, sizes, encoder } = self;
+        let configs = (&pipeline.transformer_config, pipeline.parts.controlnet_config.as_ref(), &pipeline.vae_config);
+        let length = pipeline.text_length(request)?;
+        let work = Work::new(request, plan, length, encoder.as_ref(), configs, held.dtype);
+        Ok(MemoryEstimate::new(sizes, &work, pipeline.parts.keep_loaded, way))
+    }
+}
+
+/// The first of what could be asked for that takes no more than the limit.
+fn first_that_fits<T>(
+    others: impl Iterator<Item = T>,
+    limit: u64,
+    takes: impl Fn(&T) -> Result<u64>,
+) -> Result<Option<T>> {
     for other in others {
-        if fits(&other)? {
+        if takes(&other)? <= limit {
             return Ok(Some(other));
         }
     }
@@ -185,7 +198,7 @@ fn first_that_fits<T>(others: impl Iterator<Item = T>, fits: impl Fn(&T) -> Resu
 }
 
 /// Sizes (height, width) of about the same shape, from the largest that is smaller.
-fn smaller((height, width): (usize, usize)) -> impl Iterator<Item = (usize, usize)> + Clone {
+fn smaller((height, width): (usize, usize)) -> impl Iterator<Item = (usize, usize)> {
     let rows = (1..height.div_ceil(SIZES)).rev();
     rows.map(move |rows| (rows * SIZES, (width * rows / height).max(1) * SIZES))
 }

@@ -170,10 +170,11 @@ impl MemoryEstimate {
     }
 }
 
-/// What encoding prompts takes, weights and all.
-pub(crate) fn text_encoder(loader: &Loader, held: Held, prompts: usize, length: usize) -> Result<u64> {
+/// What encoding so many prompts takes, weights and all.
+pub(crate) fn text_encoder(loader: &Loader, held: Held, length: usize) -> Result<impl Fn(usize) -> u64> {
     let config: T5Config = loader.folder.config(Part::TextEncoder)?;
-    Ok(PROGRAM + weights(loader, Part::TextEncoder, held)? + encoding(&config, prompts, length, 2))
+    let weights = weights(loader, Part::TextEncoder, held)?;
+    Ok(move |prompts| PROGRAM + weights + encoding(&config, prompts, length, 2))
 }
 
 /// What looking for edges in a picture of so many pixels takes, weights and all.
@@ -185,9 +186,10 @@ pub(crate) fn detecting(detector: &Detector, pixels: u64) -> u64 {
         }
 }
 
-/// What decoding a picture of so many pixels takes, weights and all.
-pub(crate) fn autoencoder(loader: &Loader, held: Held, vae: &VaeConfig, pixels: u64, in_bands: bool) -> Result<u64> {
-    Ok(PROGRAM + weights(loader, Part::Vae, held)? + decoding(vae, pixels, held.dtype, in_bands) + 3 * pixels)
+/// What decoding a picture of so many pixels takes, in bands or not, weights and all.
+pub(crate) fn autoencoder(loader: &Loader, held: Held, vae: &VaeConfig) -> Result<impl Fn(u64, bool) -> u64> {
+    let weights = weights(loader, Part::Vae, held)?;
+    Ok(move |pixels, in_bands| PROGRAM + weights + decoding(vae, pixels, held.dtype, in_bands) + 3 * pixels)
 }
 
 /// A part's weights. Those that are stored in another dtype pass through memory as they are read.
