@@ -7,7 +7,7 @@ use pixart_diffusion::{SchedulerConfig, StepOptions};
 use pixart_nn::t5::T5Config;
 use pixart_nn::transformer::TransformerConfig;
 use pixart_nn::vae::VaeConfig;
-use pixart_weights::{Part, PipelineFolder, Scheme, Weights, controlnet_config, read_json, read_tokenizer};
+use pixart_weights::{Part, PipelineFolder, Weights, controlnet_config, read_json, read_tokenizer};
 
 use crate::args::InfoArgs;
 use crate::open;
@@ -47,10 +47,8 @@ fn memory_table(folder: &PipelineFolder) -> Result<String> {
     ];
     let mut table = format!("\n| {:18} | {:38} | {} |\n", "GB", "", SIZES.map(|size| format!("{size:5}²")).join(" | "));
     table += &format!("| {} | {} | {} |", "-".repeat(18), "-".repeat(38), ["-----:"; SIZES.len()].join(" | "));
-    let config = folder.config_path(Part::Transformer);
-    let stored = Scheme::of_config(&config, &read_json(&config)?)?;
     // Weights that are stored in 8 bits stay so.
-    let precisions: &[Precision] = match stored {
+    let precisions: &[Precision] = match folder.stored_scheme(Part::Transformer)? {
         Some(_) => &[Precision::F32, Precision::Bf16],
         None => &[Precision::F32, Precision::Bf16, Precision::Int8Weights, Precision::Int8],
     };

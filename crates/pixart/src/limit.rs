@@ -113,7 +113,7 @@ impl Pipeline {
             |precision: Precision| Held { dtype: precision.dtype(&loader.device), scheme: precision.scheme() };
         let mut ways = vec![(loader.held(), "")];
         // What is stored in other 8 bits stays so.
-        if loader.stored_scheme()?.is_none_or(|stored| stored == Scheme::Int8) {
+        if loader.folder.stored_scheme(Part::Transformer)?.is_none_or(|stored| stored == Scheme::Int8) {
             ways.push((precision(Precision::Int8), " with --dtype int8"));
         }
         ways.push((precision(Precision::Bf16), " with --dtype bf16"));

@@ -54,12 +54,6 @@ pub(crate) type PartObserver = Arc<dyn Fn(Part, &[String], &[f32]) + Send + Sync
 const ROUNDED: [Part; 3] = [Part::TextEncoder, Part::Transformer, Part::ControlNet];
 
 impl Loader {
-    /// The 8 bits that the transformer is stored in, if it is.
-    pub(crate) fn stored_scheme(&self) -> Result<Option<Scheme>> {
-        let path = self.folder.config_path(Part::Transformer);
-        Ok(Scheme::of_config(&path, &self.folder.config(Part::Transformer)?)?)
-    }
-
     /// In what weights and what is computed are held.
     pub(crate) fn held(&self) -> Held {
         Held { dtype: self.dtype, scheme: self.scheme }
@@ -67,7 +61,7 @@ impl Loader {
 
     /// In what the transformer computes, by name: the scheme of its 8 bits, or its dtype.
     pub(crate) fn precision_name(&self) -> Result<String> {
-        let stored = self.stored_scheme()?;
+        let stored = self.folder.stored_scheme(Part::Transformer)?;
         if let Some((stored, asked)) = stored.zip(self.scheme).filter(|(stored, asked)| stored != asked) {
             return Err(Error::request(format!(
                 "{}: the transformer is in {stored} already; {asked} is made of the model that it was made from",

@@ -4,7 +4,9 @@ use candle_core::DType;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::{Error, Lora, Result, StoredTensor, Weights, controlnet, is_original_transformer, original_transformer};
+use crate::{
+    Error, Lora, Result, Scheme, StoredTensor, Weights, controlnet, is_original_transformer, original_transformer,
+};
 
 /// The parts of a pipeline that have weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -212,6 +214,11 @@ impl PipelineFolder {
     pub fn config<C: DeserializeOwned>(&self, part: Part) -> Result<C> {
         self.check_present(part)?;
         read_config(&self.config_path(part), part)
+    }
+
+    /// The 8 bits that a part is stored in, if it is.
+    pub fn stored_scheme(&self, part: Part) -> Result<Option<Scheme>> {
+        Scheme::of_config(&self.config_path(part), &self.config(part)?)
     }
 
     /// A part's weights under diffusers' names. Where a folder has full-precision and fp16 files, fp16 ones are taken
