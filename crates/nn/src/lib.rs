@@ -39,4 +39,4 @@ mod testing;
 pub mod transformer;
 pub mod vae;
 
-pub use named_weights::{ByteWeight, BytesByName, LowRank, NamedWeights, Observer};
+pub use named_weights::{ByteWeight, BytesByName, LowRank, NamedWeights, Observer, ReadRows, RowsByName};

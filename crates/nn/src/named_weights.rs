@@ -9,6 +9,7 @@ use pixart_kernels::ByteMatrix;
 pub struct NamedWeights<'a> {
     tensors: VarBuilder<'a>,
     bytes: Option<Arc<dyn BytesByName>>,
+    tables: Option<Arc<dyn RowsByName>>,
     used_once: bool,
     observer: Option<Observer>,
 }
@@ -22,6 +23,15 @@ pub trait BytesByName: Send + Sync {
     /// 8 bits. Errors: it has another shape, or cannot be read.
     fn bytes(&self, name: &str, shape: (usize, usize)) -> Result<Option<ByteWeight>>;
 }
+
+/// Where tables are of which only some rows are needed.
+pub trait RowsByName: Send + Sync {
+    /// What reads rows of the tensor `name`, which has this shape, in `dtype` and to `device`; none if it has to be read whole.
+    fn rows(&self, name: &str, shape: (usize, usize), dtype: DType, device: &Device) -> Result<Option<ReadRows>>;
+}
+
+/// Reads rows of a table, one after the other: `[n, width]`. Errors: there is no such row; it cannot be read.
+pub type ReadRows = Arc<dyn Fn(&[u32]) -> Result<Tensor> + Send + Sync>;
 
 /// A weight in 8 bits: a map of `x` to `(x · input_factors) · matrixᵀ + Σ x · downᵀ · upᵀ`.
 #[derive(Debug, Clone)]
@@ -84,7 +94,7 @@ impl ByteWeight {
 
 impl<'a> From<VarBuilder<'a>> for NamedWeights<'a> {
     fn from(tensors: VarBuilder<'a>) -> Self {
-        Self { tensors, bytes: None, used_once: false, observer: None }
+        Self { tensors, bytes: None, tables: None, used_once: false, observer: None }
     }
 }
 
@@ -92,6 +102,11 @@ impl NamedWeights<'_> {
     /// With weights in 8 bits, which go before tensors of their names.
     pub fn with_bytes(self, bytes: Arc<dyn BytesByName>) -> Self {
         Self { bytes: Some(bytes), ..self }
+    }
+
+    /// With tables whose rows are read when they are asked for.
+    pub fn with_tables(self, tables: Arc<dyn RowsByName>) -> Self {
+        Self { tables: Some(tables), ..self }
     }
 
     /// A network goes through these weights once before they are dropped: those in 8 bits then stay where they are, for it
@@ -135,6 +150,14 @@ impl NamedWeights<'_> {
     pub(crate) fn bytes(&self, shape: (usize, usize), name: &str) -> Result<Option<ByteWeight>> {
         match &self.bytes {
             Some(bytes) => bytes.bytes(&self.full_name(name), shape),
+            None => Ok(None),
+        }
+    }
+
+    /// What reads rows of the tensor `name`, if it may stay where it is; see [`RowsByName::rows`].
+    pub(crate) fn rows(&self, shape: (usize, usize), name: &str) -> Result<Option<ReadRows>> {
+        match &self.tables {
+            Some(tables) => tables.rows(&self.full_name(name), shape, self.dtype(), self.device()),
             None => Ok(None),
         }
     }

@@ -4,7 +4,7 @@ use crate::NamedWeights;
 use candle_core::{DType, Device, Result, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::ops::{Activation, Linear, RmsNorm, Scores, self_attention};
+use crate::ops::{Activation, Embedding, Linear, RmsNorm, Scores, self_attention};
 
 /// Added to the score of a padded key, as transformers does it: the lowest f32.
 const MASKED: f64 = f32::MIN as f64;
@@ -68,7 +68,7 @@ impl T5Config {
 /// The encoder: token ids to one embedding a token.
 #[derive(Debug, Clone)]
 pub struct T5Encoder {
-    embedding: Tensor,
+    embedding: Embedding,
     /// `[buckets, heads]`, shared by all blocks.
     relative_attention_bias: Tensor,
     blocks: Vec<Block>,
@@ -90,7 +90,7 @@ impl T5Encoder {
             .map(|i| Block::new(config, encoder.pp("block").pp(i).pp("layer")))
             .collect::<Result<_>>()?;
         Ok(Self {
-            embedding: embedding.get((config.vocab_size, config.d_model), "weight")?,
+            embedding: Embedding::new(config.vocab_size, config.d_model, embedding)?,
             relative_attention_bias: encoder
                 .pp("block.0.layer.0.SelfAttention.relative_attention_bias")
                 .get((config.relative_attention_num_buckets, config.num_heads), "weight")?,
@@ -107,7 +107,7 @@ impl T5Encoder {
         let (batch, n) = input_ids.dims2()?;
         let padding = ((1.0 - attention_mask.to_dtype(DType::F32)?)? * MASKED)?.reshape((batch, 1, 1, n))?;
         let bias = self.position_bias(n, input_ids.device())?.broadcast_add(&padding)?;
-        let mut xs = self.embedding.index_select(&input_ids.flatten_all()?, 0)?;
+        let mut xs = self.embedding.forward(&input_ids.flatten_all()?)?;
         xs = xs.reshape((batch, n, self.config.d_model))?.to_dtype(self.stream_dtype)?;
         for block in &self.blocks {
             xs = block.forward(&xs, &bias)?;

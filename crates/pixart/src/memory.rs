@@ -195,7 +195,7 @@ pub(crate) fn autoencoder(loader: &Loader, held: Held, vae: &VaeConfig) -> Resul
 /// A part's weights. Those that are stored in another dtype pass through memory as they are read.
 fn weights(loader: &Loader, part: Part, held: Held) -> Result<u64> {
     let weights = loader.weights(part, held.scheme)?;
-    let bytes = weights.bytes_in(held.dtype);
+    let bytes = weights.bytes_in(held.dtype, |name| part.is_embedding(name));
     let passing = if bytes < weights.size_in_bytes() { bytes / 5 } else { bytes / 16 };
     Ok(bytes + passing)
 }

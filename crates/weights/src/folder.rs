@@ -61,6 +61,11 @@ impl Part {
         })
     }
 
+    /// Whether the tensor `name` is a table of embeddings, of which only those rows are read that are asked for.
+    pub fn is_embedding(self, name: &str) -> bool {
+        self == Self::TextEncoder && matches!(name, "shared.weight" | "encoder.embed_tokens.weight")
+    }
+
     /// Whether a checkpoint may carry the tensor `name` though no computation needs it.
     pub fn is_spare(self, name: &str) -> bool {
         match self {

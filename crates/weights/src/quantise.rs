@@ -159,8 +159,7 @@ fn write_part(
 /// What a tensor that is not rounded is stored in: as it was, but for the embeddings of tokens, which are large and of which
 /// bf16 loses nothing that is seen.
 pub(crate) fn kept_dtype(part: Part, name: &str, dtype: StoredDtype) -> StoredDtype {
-    let is_embedding = part == Part::TextEncoder && matches!(name, "shared.weight" | "encoder.embed_tokens.weight");
-    if is_embedding && dtype == StoredDtype::F32 { StoredDtype::Bf16 } else { dtype }
+    if part.is_embedding(name) && dtype == StoredDtype::F32 { StoredDtype::Bf16 } else { dtype }
 }
 
 type WriteTensor<'a> = &'a mut dyn FnMut(&str, &[u8]) -> Result<()>;

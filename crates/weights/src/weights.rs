@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::VarBuilder;
 use candle_nn::var_builder::SimpleBackend;
-use pixart_nn::NamedWeights;
+use pixart_nn::{NamedWeights, ReadRows, RowsByName};
 use safetensors::SafeTensors;
 
 use crate::mapped::MappedFile;
@@ -229,16 +229,43 @@ impl Weights {
         if is_rounded {
             return Ok(self.dequantised(name, stored, device)?.to_dtype(dtype)?);
         }
+        let tensor = self.kept(name, stored, self.bytes(stored), &stored.shape, (dtype, device), release)?;
+        self.mark_read(name, stored);
+        Ok(tensor)
+    }
+
+    /// `bytes` of a tensor that is not in 8 bits, all or some of them, as a tensor of `shape`.
+    fn kept(
+        &self,
+        name: &str,
+        stored: &StoredTensor,
+        bytes: &[u8],
+        shape: &[usize],
+        (dtype, device): (DType, &Device),
+        release: impl Fn(Range<usize>),
+    ) -> Result<Tensor> {
         // Rounded on the way or by `quantise`: the same numbers.
         let loses_digits = self.rounding.is_some_and(|(part, _)| kept_dtype(part, name, stored.dtype) != stored.dtype);
         let read_in = if loses_digits { DType::BF16 } else { dtype };
-        let tensor = elements::tensor(self.bytes(stored), stored.dtype, read_in, &stored.shape, device, release)?;
-        let tensor = tensor.to_dtype(dtype)?;
-        self.mark_read(name, stored);
+        let tensor = elements::tensor(bytes, stored.dtype, read_in, shape, device, release)?.to_dtype(dtype)?;
         if self.rounding.is_some() {
             self.check_values(name, stored, &tensor)?;
         }
         Ok(tensor)
+    }
+
+    /// The rows `ids` of a tensor.
+    fn rows(&self, name: &str, stored: &StoredTensor, ids: &[u32], to: (DType, &Device)) -> Result<Tensor> {
+        let (rows, width) = (stored.shape[0], stored.shape[1]);
+        let mut bytes = Vec::with_capacity(ids.len() * width * stored.dtype.size());
+        for id in ids {
+            if *id as usize >= rows {
+                let reason = format!("tensor {name:?} has no row {id}: it has {rows}");
+                return Err(Error::corrupt(self.path_of(stored), reason));
+            }
+            bytes.extend_from_slice(self.bytes(&stored.rows(*id as usize, 1)));
+        }
+        self.kept(name, stored, &bytes, &[ids.len(), width], to, |_| {})
     }
 
     /// Refuses a tensor with values that are not finite.
@@ -258,7 +285,7 @@ impl Weights {
     /// Hands the tensors to a network.
     pub fn named(&self, dtype: DType, device: &Device) -> NamedWeights<'static> {
         let tensors = VarBuilder::from_backend(Box::new(self.clone()), dtype, device.clone());
-        let weights = NamedWeights::from(tensors);
+        let weights = NamedWeights::from(tensors).with_tables(Arc::new(self.clone()));
         match self.scheme.is_some() || self.rounding.is_some() {
             true => weights.with_bytes(Arc::new(self.clone())),
             false => weights,
@@ -272,6 +299,27 @@ impl Weights {
         if let Some(on_read) = &self.on_read {
             on_read(stored.bytes.len() as u64);
         }
+    }
+}
+
+impl RowsByName for Weights {
+    fn rows(
+        &self,
+        name: &str,
+        shape: (usize, usize),
+        dtype: DType,
+        device: &Device,
+    ) -> candle_core::Result<Option<ReadRows>> {
+        let stored = self.tensors.get(name).filter(|stored| stored.shape == [shape.0, shape.1]);
+        let Some(stored) = stored.filter(|stored| stored.dtype != StoredDtype::I8 && self.loras.is_empty()) else {
+            // The tensor itself is asked for next; it is refused if it is missing or of another shape.
+            return Ok(None);
+        };
+        self.mark_read(name, stored);
+        let (weights, stored, name, device) = (self.clone(), stored.clone(), name.to_string(), device.clone());
+        Ok(Some(Arc::new(move |ids| {
+            weights.rows(&name, &stored, ids, (dtype, &device)).map_err(candle_core::Error::wrap)
+        })))
     }
 }
 

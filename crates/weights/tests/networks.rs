@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 use common::relative_error;
 use pixart_diffusion::Generator;
+use pixart_nn::RowsByName;
 use pixart_nn::t5::{T5Config, T5Encoder};
 use pixart_nn::transformer::{PixArtTransformer, SizeConditions, TransformerConfig};
 use pixart_nn::vae::{AutoencoderKl, VaeConfig};
@@ -124,6 +125,33 @@ fn text_encoders() -> Result {
             let output = encoder.forward(&input_ids, golden.get("attention_mask"))?;
             assert_close(&format!("{name} {dtype:?}"), &output, golden.get("last_hidden_state"), tolerance);
         }
+    }
+    Ok(())
+}
+
+/// A text encoder's table of tokens stays on disk: the rows that are read are those of the whole table.
+#[test]
+fn rows_of_embeddings_are_read_where_they_are() -> Result {
+    let table = "shared.weight";
+    for dtype in [DType::F32, DType::F16, DType::BF16] {
+        let weights = folder("alpha-256")?.weights(Part::TextEncoder, dtype)?;
+        let [rows, width] = weights.tensors()[table].shape[..] else { return Err("is no matrix".into()) };
+        assert!(weights.unread().iter().any(|name| name == table));
+        let read = weights.rows(table, (rows, width), dtype, &Device::Cpu)?.ok_or("has to be read whole")?;
+        assert!(!weights.unread().iter().any(|name| name == table));
+
+        let ids = [3, 0, 3, rows as u32 - 1];
+        let of_whole =
+            weights.tensor(table, dtype, &Device::Cpu)?.index_select(&Tensor::new(&ids, &Device::Cpu)?, 0)?;
+        let found = read(&ids)?;
+        assert_eq!((found.dtype(), found.dims()), (dtype, &[4, width][..]));
+        let numbers = |rows: Tensor| rows.to_dtype(DType::F32)?.to_vec2::<f32>();
+        assert_eq!(numbers(found)?, numbers(of_whole)?);
+        let beyond = read(&[0, rows as u32]).unwrap_err().to_string();
+        assert!(beyond.contains(&format!("\"shared.weight\" has no row {rows}: it has {rows}")), "{beyond}");
+        // What does not fit is refused when it is read whole.
+        assert!(weights.rows(table, (rows, width + 1), dtype, &Device::Cpu)?.is_none());
+        assert!(weights.rows("share.weight", (rows, width), dtype, &Device::Cpu)?.is_none());
     }
     Ok(())
 }

@@ -15,6 +15,7 @@ mod conv2d;
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
+mod embedding;
 mod gated_residual;
 mod group_norm;
 mod layer_norm;
@@ -29,6 +30,7 @@ mod upsample;
 pub use activation::{activation, silu};
 pub use attention::{Scores, attention, cross_attention, self_attention};
 pub use conv2d::{Conv2d, Padding, conv2d};
+pub use embedding::Embedding;
 pub use gated_residual::gated_residual;
 pub use group_norm::{GroupNorm, group_norm};
 pub use layer_norm::{LayerNorm, layer_norm, layer_norm_modulate};
