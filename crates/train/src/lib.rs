@@ -45,8 +45,9 @@ pub use objective::{
 pub use optimizer::{Optimizer, OptimizerSettings};
 pub use parameters::Parameters;
 pub use recipe::{
-    AdversarialRecipe, AutoencoderRecipe, ConsistencyRecipe, ControlNetRecipe, Data, DiffusionRecipe, LayoutRecipe,
-    LogitNormal, LoraRecipe, NewModelRecipe, Precision, Recipe, Sampling, Stage, TextEncoderRecipe, TextEncoderSource,
+    AdversarialRecipe, AutoencoderRecipe, ConsistencyRecipe, ControlNetRecipe, Data, DiffusionRecipe,
+    DistributionMatchingRecipe, LayoutRecipe, LogitNormal, LoraRecipe, NewModelRecipe, Precision, Recipe, Sampling,
+    Stage, TextEncoderRecipe, TextEncoderSource,
 };
 pub use schedule::Schedule;
 pub use trainer::{Outcome, StepReport, estimate, train};

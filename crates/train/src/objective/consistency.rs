@@ -3,17 +3,17 @@
 use std::cmp::Reverse;
 use std::path::Path;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 use pixart_diffusion::Generator;
-use pixart_nn::transformer::{PixArtTransformer, ProjectedText, SizeConditions};
+use pixart_nn::transformer::{PixArtTransformer, ProjectedText};
 
+use super::critics::{Pictures, Teacher};
 use super::data::{Data, Drawn};
 use super::diffusion::draw_validation;
-use super::discriminator::feature_matching;
-use super::model::{Model, Trained, timesteps};
+use super::model::{Model, Trained, recomputing};
 use super::word_encoder::Text;
-use super::{ConsistencyInputs, ConsistencyLoss, Loss, Objective};
+use super::{ConsistencyInputs, ConsistencyLoss, Loss, Objective, Sum};
 use crate::features::Batch;
 use crate::random::{generator, pick};
 use crate::{AdversarialRecipe, ConsistencyRecipe, Ema, Error, Footprint, Parameters, Recipe, Result, Sampling};
@@ -48,9 +48,7 @@ impl ConsistencyObjective {
         let data = Data::open(recipe, features, device)?;
         let trained = Trained::transformer(stage.lora.as_ref(), stage.start.clone());
         let model = Model::of_base(recipe, &stage.base, trained, &data.features, device)?;
-        let teacher = (stage.settings.teacher_passes() > 0 || stage.adversarial.is_some())
-            .then(|| model.base_transformer())
-            .transpose()?;
+        let teacher = (stage.guides() || stage.adversarial.is_some()).then(|| model.base_transformer()).transpose()?;
         if let Some(AdversarialRecipe { block, .. }) = stage.adversarial {
             let blocks = model.config().num_layers;
             if block >= blocks {
@@ -60,6 +58,9 @@ impl ConsistencyObjective {
             }
             // Asking for its parameters makes them.
             model.discriminator(true)?;
+        }
+        if stage.distribution_matching.is_some() {
+            model.begin_fake_score()?;
         }
         let target = match (&stage.target, &stage.lora) {
             (Some(other), _) => Target::Other(Box::new(model.other_transformer(other)?)),
@@ -97,38 +98,14 @@ impl ConsistencyObjective {
         ways.into_iter().unzip()
     }
 
-    /// What the student is told of its picture by a discriminator, and of what it is to be by the discriminator's eyes, and what the discriminator
-    /// learns from the picture and the data.
-    fn adversarial_losses(
-        &self,
-        recipe: AdversarialRecipe,
-        (data, drawn, target): (&Tensor, &Tensor, &Tensor),
-        teacher: &PixArtTransformer,
-        (text, of_text): (&Text, &ProjectedText),
-        size: Option<&SizeConditions>,
-        mut generator: Generator,
-    ) -> Result<AdversarialLosses> {
-        let images = data.dim(0)?;
-        let ts: Vec<usize> = generator.rand(images).into_iter().map(|draw| pick(draw, recipe.noise_below)).collect();
-        let mut noise =
-            || -> Result<Tensor> { Ok(generator.randn_tensor(data.shape(), &Device::Cpu)?.to_device(data.device())?) };
-        let tokens = |latents: &Tensor, noise: &Tensor, text: &ProjectedText| -> Result<Tensor> {
-            let noisy = self.loss.add_noise(latents, noise, &ts)?;
-            Ok(teacher.tokens_after(recipe.block, &noisy, &timesteps(&ts, latents.device())?, text, size)?)
-        };
-        let noise_of_drawn = noise()?;
-        let (real, drawn) = (tokens(data, &noise()?, of_text)?, tokens(drawn, &noise_of_drawn, of_text)?);
-        let of_another = || tokens(data, &noise()?, &project(teacher, &text.rotated()?)?);
-        let other = recipe.mismatched_captions.then(of_another).transpose()?;
-        // The noise of both is the same, so that the difference is that of the pictures.
-        let from_target = || feature_matching(&drawn, &tokens(target, &noise_of_drawn, of_text)?);
-        let feature_matching = (recipe.feature_matching > 0.0).then(from_target).transpose()?;
-        // Each learns from the other as it is: the one's gradients do not reach the other's parameters.
-        let verdict = self.model.discriminator(false)?.logits(&drawn)?.mean_all()?;
-        let drawn = drawn.detach();
-        let wrong = [&[&drawn], other.as_ref().as_slice()].concat();
-        let discriminator = self.model.discriminator(true)?.loss(&real, &wrong)?;
-        Ok(AdversarialLosses { student: verdict.neg()?, discriminator, feature_matching })
+    /// The teacher, told `text`, and nothing where it guides.
+    fn told<'a>(&self, network: &'a PixArtTransformer, text: &Text, batch: &Batch) -> Result<Teacher<'a>> {
+        let of_nothing = || project(network, &self.model.text(batch, &self.data.features, |_, _| None)?);
+        Ok(Teacher {
+            network,
+            of_text: project(network, text)?,
+            of_nothing: self.recipe.guides().then(of_nothing).transpose()?,
+        })
     }
 
     /// What the student, or its average if there is one, draws on the `ways`, and the `latents` where a way has nothing in it.
@@ -154,20 +131,12 @@ impl ConsistencyObjective {
     }
 }
 
-/// Losses of two that learn against each other, scalars.
-struct AdversarialLosses {
-    student: Tensor,
-    discriminator: Tensor,
-    /// Where it is asked.
-    feature_matching: Option<Tensor>,
-}
-
-fn project(transformer: &PixArtTransformer, text: &Text) -> Result<ProjectedText> {
+pub(super) fn project(transformer: &PixArtTransformer, text: &Text) -> Result<ProjectedText> {
     Ok(transformer.project_text(&text.embeds, Some(&text.mask))?)
 }
 
 /// A transformer's prediction of noise, given texts.
-fn noise(
+pub(super) fn noise(
     model: &Model,
     batch: &Batch,
     transformer: &PixArtTransformer,
@@ -196,55 +165,60 @@ impl Objective for ConsistencyObjective {
         let text = self
             .model
             .text(&batch, &self.data.features, |item, captions| Some(pick(draws[size + item], captions.len())))?;
-        let (student, recomputation) = self.model.transformer_in_training()?;
         let target = self.target()?;
         let latents = self.own_pictures(&data, &ways, &batch, (&target, &text), stream("noise of own pictures"))?;
+        let teacher = self.teacher.as_ref().map(|network| self.told(network, &text, &batch)).transpose()?;
+        let student_learns = step > self.recipe.student_after;
+        let recomputation = self.model.recomputation();
+        let student = match student_learns {
+            true => recomputing(self.model.transformer()?, recomputation.as_ref()),
+            false => self.model.detached_transformer()?,
+        };
         let of_student = project(&student, &text)?;
-        let of_target = project(&target, &text)?;
-        let teacher = match &self.teacher {
-            Some(teacher) => Some((teacher, project(teacher, &text)?)),
-            None => None,
-        };
-        let of_nothing = match &self.teacher {
-            Some(teacher) if self.recipe.settings.teacher_passes() > 0 => {
-                Some(project(teacher, &self.model.text(&batch, &self.data.features, |_, _| None)?)?)
-            }
-            _ => None,
-        };
+        let student = |z: &Tensor, ts: &[usize]| noise(&self.model, &batch, &student, &of_student, z, ts);
         let inputs = ConsistencyInputs { latents: &latents, noise: &noises, indices: &indices };
-        let terms = self.loss.terms(
-            &inputs,
-            |z, ts| noise(&self.model, &batch, &student, &of_student, z, ts),
-            |z, ts| noise(&self.model, &batch, &target, &of_target, z, ts),
-            |z, ts| {
-                let (Some((teacher, of_text)), Some(of_nothing)) = (&teacher, &of_nothing) else {
-                    return Err(candle_core::Error::Msg("there is no teacher to ask".into()).into());
-                };
-                Ok([
-                    noise(&self.model, &batch, teacher, of_text, z, ts)?,
-                    noise(&self.model, &batch, teacher, of_nothing, z, ts)?,
-                ])
-            },
-        )?;
-        let (Some(recipe), Some((teacher, of_text))) = (self.recipe.adversarial, &teacher) else {
-            return Ok(Loss { total: terms.loss, terms: vec![], recomputation });
+
+        let mut sum = Sum::default();
+        let (pictures, aim) = match student_learns && self.recipe.weight > 0.0 {
+            true => {
+                let of_target = project(&target, &text)?;
+                let terms = self.loss.terms(
+                    &inputs,
+                    student,
+                    |z, ts| noise(&self.model, &batch, &target, &of_target, z, ts),
+                    |z, ts| match &teacher {
+                        Some(teacher) => teacher.noise(&self.model, &batch, z, ts),
+                        None => Err(candle_core::Error::Msg("there is no teacher to ask".into()).into()),
+                    },
+                )?;
+                sum.add("consistency", terms.loss, self.recipe.weight)?;
+                (terms.prediction, Some(terms.target))
+            }
+            false => (self.loss.prediction(&inputs, student)?, None),
         };
-        let losses = self.adversarial_losses(
-            recipe,
-            (&data, &terms.prediction, &terms.target),
+        let (adversarial, matching) = (self.recipe.adversarial, self.recipe.distribution_matching);
+        let Some(teacher) = teacher.as_ref().filter(|_| adversarial.is_some() || matching.is_some()) else {
+            return Ok(Loss { terms: vec![], ..sum.into_loss(recomputation)? });
+        };
+        let seen = Pictures {
+            model: &self.model,
+            schedule: &self.loss,
+            batch: &batch,
+            text: &text,
             teacher,
-            (&text, of_text),
-            self.model.size(batch.pixels, size)?.as_ref(),
-            stream("discriminator"),
-        )?;
-        let mut total = ((&terms.loss + (&losses.student * recipe.weight)?)? + &losses.discriminator)?;
-        let mut shown =
-            vec![("consistency", terms.loss), ("adversarial", losses.student), ("discriminator", losses.discriminator)];
-        if let Some(matching) = losses.feature_matching {
-            total = (total + (&matching * recipe.feature_matching)?)?;
-            shown.push(("feature matching", matching));
+            data: &data,
+            drawn: &pictures,
+            target: aim.as_ref(),
+            student_learns,
+        };
+        if let Some(recipe) = adversarial {
+            seen.add_adversarial(recipe, stream("discriminator"), &mut sum)?;
         }
-        Ok(Loss { total, terms: shown, recomputation })
+        if let Some(recipe) = matching {
+            let generator = stream("distribution matching");
+            seen.add_distribution_matching(recipe, generator, recomputation.as_ref(), &mut sum)?;
+        }
+        sum.into_loss(recomputation)
     }
 
     fn step_done(&mut self) -> Result<()> {
@@ -267,25 +241,36 @@ impl Objective for ConsistencyObjective {
     }
 
     fn footprint(&self) -> Result<Footprint> {
-        let settings = &self.recipe.settings;
-        let own = settings.own_pictures * self.loss.passes_to_own_pictures();
-        // The target, and the teacher with and without text.
-        let mut evaluations = 1.0 + own + 2.0 * settings.teacher_passes() as f64;
-        if let Some(recipe) = self.recipe.adversarial {
+        let ConsistencyRecipe { settings, weight, adversarial, distribution_matching, .. } = &self.recipe;
+        let mut evaluations = settings.own_pictures * self.loss.passes_to_own_pictures();
+        if *weight > 0.0 {
+            // The target, and the teacher with and without text.
+            evaluations += 1.0 + 2.0 * settings.teacher_passes() as f64;
+        }
+        if let Some(recipe) = adversarial {
             // Of pictures of the data, and of the student's, whose gradients go on to it.
             let others = u8::from(recipe.mismatched_captions) + u8::from(recipe.feature_matching > 0.0);
             evaluations +=
                 (3.0 + f64::from(others)) * (recipe.block + 1) as f64 / self.model.config().num_layers as f64;
         }
-        let (average, others) = match self.target {
-            Target::Average(_) => (1, 0),
-            Target::Student => (0, 0),
-            Target::Other(_) => (0, 1),
-        };
-        let frozen = 1 + u64::from(self.teacher.is_some()) + others;
+        if distribution_matching.is_some() {
+            // The teacher twice; the score learns as the student does.
+            evaluations += 2.0 + self.model.passes_of_training();
+        }
+        let other = matches!(self.target, Target::Other(_));
+        // A score in another dtype than its parameters' is made anew for each step.
+        let copied = distribution_matching.is_some() && self.model.dtype() != DType::F32;
+        let frozen = 1 + [self.teacher.is_some(), other, copied].map(u64::from).iter().sum::<u64>();
         let mut footprint = self.model.footprint(self.data.largest(), evaluations, frozen);
-        footprint.frozen_bytes += average * 4 * footprint.trained;
-        footprint.parameters += footprint.parameters - footprint.trained * (1 - average);
+        if let Target::Average(_) = self.target {
+            footprint.frozen_bytes += 4 * footprint.trained;
+        }
+        if distribution_matching.is_some() {
+            // Its pass is kept for a backward pass as well.
+            footprint.bytes_per_picture *= 2;
+        }
+        let networks = u64::from(self.teacher.is_some()) + u64::from(other);
+        footprint.parameters += networks * self.model.transformer_count();
         Ok(footprint)
     }
 

@@ -155,7 +155,7 @@ impl ConsistencyLoss {
             let on_the_way = |done| ts.iter().zip(&ss).map(|(t, s)| t - (t - s) * done / steps).collect::<Vec<_>>();
             let (from, to) = (on_the_way(step), on_the_way(step + 1));
             let [conditional, unconditional] = teacher(&z_s, &from)?;
-            let noise = (&conditional + ((&conditional - unconditional)? * self.settings.guidance_scale)?)?;
+            let noise = guided(&conditional, &unconditional, self.settings.guidance_scale)?;
             z_s = self.schedule.add_noise(&self.x0(&z_s, &noise, &from)?, &noise, &to)?.detach();
         }
 
@@ -166,8 +166,19 @@ impl ConsistencyLoss {
         Ok(ConsistencyTerms { loss: huber.mean_all()?, prediction, target, z_s })
     }
 
+    /// What the student says, as [`ConsistencyLoss::terms`] has it, without what it is to say.
+    pub fn prediction(
+        &self,
+        inputs: &ConsistencyInputs,
+        student: impl Fn(&Tensor, &[usize]) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let ts: Vec<usize> = inputs.indices.iter().map(|index| self.timesteps[*index]).collect();
+        let z = self.schedule.add_noise(inputs.latents, inputs.noise, &ts)?;
+        self.consistent(&z, &student(&z, &ts)?, &ts)
+    }
+
     /// The picture in `z` that has this noise.
-    fn x0(&self, z: &Tensor, noise: &Tensor, ts: &[usize]) -> Result<Tensor> {
+    pub(crate) fn x0(&self, z: &Tensor, noise: &Tensor, ts: &[usize]) -> Result<Tensor> {
         let loudness = column(ts, z.device(), |t| (1.0 - self.schedule.alphas_cumprod()[t]).sqrt())?;
         let signal = column(ts, z.device(), |t| self.schedule.alphas_cumprod()[t].sqrt().recip())?;
         Ok((z - noise.broadcast_mul(&loudness)?)?.broadcast_mul(&signal)?)
@@ -181,4 +192,9 @@ impl ConsistencyLoss {
         let out = column(ts, z.device(), |t| scaled(t) / (scaled(t).powi(2) + variance).sqrt())?;
         Ok((z.broadcast_mul(&skip)? + self.x0(z, noise, ts)?.broadcast_mul(&out)?)?)
     }
+}
+
+/// What a teacher predicts, guided by a text with strength ω.
+pub(crate) fn guided(conditional: &Tensor, unconditional: &Tensor, strength: f64) -> Result<Tensor> {
+    Ok((conditional + ((conditional - unconditional)? * strength)?)?)
 }

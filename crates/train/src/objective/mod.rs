@@ -4,9 +4,11 @@ mod autoencoder;
 mod consistency;
 mod consistency_loss;
 mod consistency_settings;
+mod critics;
 mod data;
 mod diffusion;
 mod discriminator;
+mod distribution_matching;
 mod hybrid_loss;
 mod layout_loss;
 mod layout_reader;
@@ -42,6 +44,30 @@ pub struct Loss {
     pub terms: Vec<(&'static str, Tensor)>,
     /// What is not kept for the backward pass, where something is not.
     pub recomputation: Option<Recomputation>,
+}
+
+/// Losses that are added.
+#[derive(Default)]
+struct Sum {
+    total: Option<Tensor>,
+    terms: Vec<(&'static str, Tensor)>,
+}
+
+impl Sum {
+    fn add(&mut self, name: &'static str, loss: Tensor, weight: f64) -> Result<()> {
+        let weighted = (&loss * weight)?;
+        self.total = Some(match self.total.take() {
+            Some(total) => (total + weighted)?,
+            None => weighted,
+        });
+        self.terms.push((name, loss));
+        Ok(())
+    }
+
+    fn into_loss(self, recomputation: Option<Recomputation>) -> Result<Loss> {
+        let nothing = || candle_core::Error::Msg("a step in which nothing is learned".into());
+        Ok(Loss { total: self.total.ok_or_else(nothing)?, terms: self.terms, recomputation })
+    }
 }
 
 /// What a recipe trains.

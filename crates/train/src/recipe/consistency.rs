@@ -27,6 +27,16 @@ pub struct ConsistencyRecipe {
     /// A second loss, which lets the student draw what is sharp rather than what is in the middle.
     #[serde(default)]
     pub adversarial: Option<AdversarialRecipe>,
+    /// Another one, which lets it draw what is likely rather than what is in the middle.
+    #[serde(default)]
+    pub distribution_matching: Option<DistributionMatchingRecipe>,
+    /// How much the difference from the target counts beside these two. At 0 there is no target, and nothing of what leads to it is computed.
+    #[serde(default = "one")]
+    pub weight: f64,
+    /// Steps in which the student stays as it is, so that a discriminator and a score of its pictures get to know those before it
+    /// learns from them.
+    #[serde(default)]
+    pub student_after: u64,
     /// How it is distilled.
     #[serde(default)]
     pub settings: ConsistencySettings,
@@ -53,6 +63,44 @@ pub struct AdversarialRecipe {
     /// How much it counts that it sees in the student's pictures what it sees in what they are to be, beside the difference of the pictures themselves.
     #[serde(default)]
     pub feature_matching: f64,
+}
+
+/// A score of the student's pictures, which is a second network like the base and is trained along: the student is moved from where its own
+/// pictures are likely to where the base's are.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DistributionMatchingRecipe {
+    /// How much it counts beside the other losses.
+    pub weight: f64,
+    /// Strength ω of the base's guidance: `conditional + ω (conditional − unconditional)`.
+    pub guidance_scale: f64,
+    /// Noise is added to the student's pictures as at a timestep below this, and from [`NOISE_FROM`] on. What is predicted of much noise is enlarged by far in the picture:
+    /// 157 times at timestep 999, 4.5 times at 550.
+    #[serde(default = "noise_below")]
+    pub noise_below: usize,
+}
+
+/// The first timestep as at which noise is added to the student's pictures to find their score.
+pub(crate) const NOISE_FROM: usize = 20;
+
+impl DistributionMatchingRecipe {
+    fn validate(&self) -> Result<(), String> {
+        let key = "stage.consistency.distribution_matching";
+        match self {
+            Self { weight, .. } if !(weight.is_finite() && *weight > 0.0) => Err(format!("{key}.weight is {weight}")),
+            Self { guidance_scale, .. } if !guidance_scale.is_finite() => {
+                Err(format!("{key}.guidance_scale is {guidance_scale}"))
+            }
+            Self { noise_below, .. } if !(NOISE_FROM + 1..=TIMESTEPS).contains(noise_below) => {
+                Err(format!("{key}.noise_below is {noise_below}; it is from {} to {TIMESTEPS}", NOISE_FROM + 1))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn one() -> f64 {
+    1.0
 }
 
 fn noise_below() -> usize {
@@ -84,6 +132,12 @@ fn target_decay() -> f64 {
 }
 
 impl ConsistencyRecipe {
+    /// Whether the base predicts with guidance.
+    pub(crate) fn guides(&self) -> bool {
+        let to_target = self.weight > 0.0 && self.settings.teacher_passes() > 0;
+        to_target || self.distribution_matching.is_some()
+    }
+
     /// For so many pictures in each part of a batch.
     pub(super) fn validate(&self, pictures: usize) -> Result<(), String> {
         self.lora.as_ref().map_or(Ok(()), LoraRecipe::validate)?;
@@ -92,6 +146,18 @@ impl ConsistencyRecipe {
         }
         self.settings.validate()?;
         self.adversarial.as_ref().map_or(Ok(()), |adversarial| adversarial.validate(pictures))?;
+        self.distribution_matching.as_ref().map_or(Ok(()), DistributionMatchingRecipe::validate)?;
+        if !(self.weight.is_finite() && self.weight >= 0.0) {
+            return Err(format!("stage.consistency.weight is {}", self.weight));
+        }
+        let others = self.adversarial.is_some() || self.distribution_matching.is_some();
+        if !others && (self.weight == 0.0 || self.student_after > 0) {
+            let key = if self.weight == 0.0 { "weight is 0" } else { "student_after is given" };
+            return Err(format!("stage.consistency.{key}, which needs adversarial or distribution_matching"));
+        }
+        if self.weight == 0.0 && self.adversarial.is_some_and(|adversarial| adversarial.feature_matching > 0.0) {
+            return Err("stage.consistency.weight is 0: there is no target for feature_matching".into());
+        }
         if self.settings.skip == 0 && self.target.is_none() {
             return Err("stage.consistency.settings.skip is 0, which needs a target that was distilled before".into());
         }

@@ -8,7 +8,8 @@ mod lora;
 mod text_encoder;
 
 pub use autoencoder::AutoencoderRecipe;
-pub use consistency::{AdversarialRecipe, ConsistencyRecipe};
+pub(crate) use consistency::NOISE_FROM;
+pub use consistency::{AdversarialRecipe, ConsistencyRecipe, DistributionMatchingRecipe};
 pub use controlnet::ControlNetRecipe;
 pub use diffusion::{DiffusionRecipe, LayoutRecipe, LogitNormal, NewModelRecipe};
 pub use lora::LoraRecipe;

@@ -303,6 +303,71 @@ fn a_student_may_be_told_sharp_from_blurred() -> pixart_train::Result<()> {
     Ok(())
 }
 
+/// A student learns from the score of its own pictures, which learns along: of that nothing is left in the result, a run that was stopped goes
+/// on with it, and blocks that are computed again change nothing.
+#[test]
+fn a_student_may_be_moved_to_what_is_likely() -> pixart_train::Result<()> {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let data = features(folder.path(), true)?;
+    let stage = |run: &str, lora: &str, more: &str| {
+        let matching = "distribution_matching = { weight = 0.5, guidance_scale = 1.5, noise_below = 600 }";
+        let settings = "settings = { solver_steps = 4, teacher_steps = 2, own_pictures = 0.5 }";
+        let stage = format!("[stage.consistency]\n{}\n{lora}\n{matching}\n{more}\n{settings}\n{VALIDATION}", base());
+        recipe(folder.path(), &format!("{run}{data}\n{stage}"))
+    };
+    for (kind, lora, file) in [
+        ("whole", "", "diffusion_pytorch_model.safetensors"),
+        ("lora", "lora = { rank = 4 }", "adapter_model.safetensors"),
+    ] {
+        let output = folder.path().join(kind);
+        std::fs::create_dir(&output).expect("a folder");
+        assert_goes_on(&stage(RUN, lora, "weight = 0.0\nstudent_after = 2")?, &output, 3)?;
+        let weights = pixart_weights::Weights::open(output.join("straight/network").join(file))?;
+        assert!(weights.tensors().keys().all(|name| !name.contains("fake_score")), "{kind}");
+    }
+
+    let all = "weight = 3.0\nstudent_after = 2\nadversarial = { weight = 0.7, block = 0 }";
+    let mut reports = Vec::new();
+    for checkpointing in [false, true] {
+        let run_of = format!("gradient_checkpointing = {checkpointing}{RUN}");
+        reports.push(run(&stage(&run_of, "", all)?, &folder.path().join(checkpointing.to_string()), u64::MAX)?.1);
+    }
+    for (report, again) in reports[0].iter().zip(&reports[1]) {
+        let expected = match report.step {
+            1 | 2 => vec![("discriminator", 1.0), ("score", 1.0)],
+            _ => vec![
+                ("consistency", 3.0),
+                ("adversarial", 0.7),
+                ("discriminator", 1.0),
+                ("distribution matching", 0.5),
+                ("score", 1.0),
+            ],
+        };
+        let names = |terms: &[(&'static str, f64)]| terms.iter().map(|(name, _)| *name).collect::<Vec<_>>();
+        assert_eq!(names(&report.terms), names(&expected));
+        let total: f64 = report.terms.iter().zip(&expected).map(|((_, value), (_, weight))| value * weight).sum();
+        assert!((report.loss - total).abs() < 1e-5 * report.loss.abs().max(1.0), "{report:?}");
+        assert!((report.loss - again.loss).abs() < 1e-4 * report.loss.abs().max(1.0), "{report:?} {again:?}");
+        assert!(
+            (report.gradient_norm - again.gradient_norm).abs() < 1e-3 * report.gradient_norm,
+            "{report:?} {again:?}"
+        );
+    }
+
+    // A student that is to stay as it is does so while the score learns.
+    let resting = RUN.replace("steps = 6", "steps = 60").replace("validate_every = 6", "");
+    let output = folder.path().join("resting");
+    let (_, reports) = run(&stage(&resting, "", "weight = 0.0\nstudent_after = 60")?, &output, u64::MAX)?;
+    let mean = |range: std::ops::Range<usize>| reports[range].iter().map(|report| report.loss).sum::<f64>() / 20.0;
+    assert!(mean(40..60) < 0.95 * mean(0..20), "{} {}", mean(0..20), mean(40..60));
+    let file = "diffusion_pytorch_model.safetensors";
+    let (before, after) = (checkpoint().join("transformer").join(file), output.join("network").join(file));
+    for name in pixart_weights::Weights::open(&after)?.tensors().keys() {
+        assert_eq!(numbers(&before, name)?, numbers(&after, name)?, "{name}");
+    }
+    Ok(())
+}
+
 /// Features whose captions are words are as good as ones with embeddings: the base's text encoder makes them.
 #[test]
 fn captions_may_stay_words() -> pixart_train::Result<()> {
@@ -427,6 +492,20 @@ fn what_does_not_belong_together_is_refused() -> pixart_train::Result<()> {
     refused(&adversarial("weight = 1.0, block = 0, noise_below = 1001"), "noise_below is 1001; it is from 1 to 1000");
     refused(&adversarial("weight = 1.0, block = 0, feature_matching = -1.0"), "feature_matching is -1");
     refused(&adversarial("weight = 1.0"), "missing field `block`");
+    let of = |settings: &str| format!("[stage.consistency]\n{}\n{settings}", base());
+    let matching = |settings: &str| of(&format!("distribution_matching = {{ {settings} }}"));
+    refused(&matching("weight = 0.0, guidance_scale = 1.0"), "distribution_matching.weight is 0");
+    refused(&matching("weight = 1.0, guidance_scale = nan"), "distribution_matching.guidance_scale is NaN");
+    let noise = "weight = 1.0, guidance_scale = 1.0, noise_below = 20";
+    refused(&matching(noise), "noise_below is 20; it is from 21 to 1000");
+    refused(&matching("weight = 1.0"), "missing field `guidance_scale`");
+    refused(&of("weight = -1.0"), "stage.consistency.weight is -1");
+    refused(&of("weight = 0.0"), "weight is 0, which needs adversarial or distribution_matching");
+    refused(&of("student_after = 5"), "student_after is given, which needs adversarial or distribution_matching");
+    refused(
+        &adversarial("weight = 1.0, block = 0, feature_matching = 1.0 }\nweight = 0.0\nsettings = { skip = 1"),
+        "there is no target for feature_matching",
+    );
     let alone = adversarial("weight = 1.0, block = 0, mismatched_captions = true");
     refused(&format!("workers = 2\n{alone}"), "mismatched_captions takes two pictures or more in a part");
     refused(&start("lora = { rank = 4 }"), "start is of a whole transformer");

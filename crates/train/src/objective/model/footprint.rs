@@ -23,24 +23,34 @@ impl Model {
         // The residual stream's.
         let stream = 4;
         let trained = self.parameters.count() as u64;
-        let of_transformer = match &self.source {
-            Source::New { .. } | Source::Base { trained: Trained::Whole { .. }, .. } => trained,
-            Source::Base { trained: Trained::Lora { .. }, .. } => self.parameters.base_count() as u64,
-            Source::Base { trained: Trained::Control { config, .. }, .. } => {
-                return self.control_footprint(config, (tokens, text), stream);
-            }
-        };
-        // A backward pass is two forward ones, and a third one where blocks are computed again.
-        let own = if self.recomputes { 4.0 } else { 3.0 };
+        if let Source::Base { trained: Trained::Control { config, .. }, .. } = &self.source {
+            return self.control_footprint(config, (tokens, text), stream);
+        }
+        let of_transformer = self.transformer_count();
+        let corrected = matches!(self.source, Source::Base { trained: Trained::Lora { .. }, .. });
         // Weights in another dtype than the parameters', and those that a LoRA corrects, are made anew for each step.
-        let own_copies = u64::from(self.dtype != DType::F32 || trained != of_transformer);
+        let own_copies = u64::from(self.dtype != DType::F32 || corrected);
+        let own = self.passes_of_training();
         Footprint {
             trained,
-            parameters: of_transformer + if trained == of_transformer { 0 } else { trained },
+            parameters: trained + if corrected { of_transformer } else { 0 },
             frozen_bytes: (frozen + own_copies) * of_transformer * bytes + self.encoder_bytes(),
             bytes_per_picture: transformer_bytes(&self.config, (tokens, text), (bytes, stream), self.recomputes),
             flops_per_picture: transformer_flops(&self.config, tokens, text) * (own + passes),
         }
+    }
+
+    /// How many numbers the transformer has that is trained, or corrected.
+    pub(crate) fn transformer_count(&self) -> u64 {
+        match &self.source {
+            Source::Base { trained: Trained::Lora { .. }, .. } => self.parameters.base_count() as u64,
+            _ => self.result().iter().map(|(_, variable)| variable.elem_count() as u64).sum(),
+        }
+    }
+
+    /// Passes that a network's forward and backward pass are worth: the latter is two, and a third one where blocks are computed again.
+    pub(crate) fn passes_of_training(&self) -> f64 {
+        if self.recomputes { 4.0 } else { 3.0 }
     }
 
     fn encoder_bytes(&self) -> u64 {

@@ -34,6 +34,9 @@ const NEW_TRANSFORMER: &str = "transformer.";
 /// What the names of a discriminator's parameters begin with, which is trained along and is no part of the result.
 const DISCRIMINATOR: &str = "discriminator.";
 
+/// What the names of the parameters of a score of the student's pictures begin with, which is trained along as well.
+const FAKE_SCORE: &str = "fake_score.";
+
 /// What is trained.
 pub(crate) struct Model {
     pub parameters: Parameters,
@@ -252,12 +255,13 @@ impl Model {
 
     /// The transformer as it is now, for a loss: with what is not kept for the backward pass, if the recipe wants that.
     pub(crate) fn transformer_in_training(&self) -> Result<(PixArtTransformer, Option<Recomputation>)> {
-        let transformer = self.transformer()?;
-        if !self.recomputes {
-            return Ok((transformer, None));
-        }
-        let recomputation = Recomputation::new();
-        Ok((transformer.recomputing(&recomputation), Some(recomputation)))
+        let recomputation = self.recomputation();
+        Ok((recomputing(self.transformer()?, recomputation.as_ref()), recomputation))
+    }
+
+    /// What takes the gradients of what is computed again in the backward pass, if the recipe wants that.
+    pub(crate) fn recomputation(&self) -> Option<Recomputation> {
+        self.recomputes.then(Recomputation::new)
     }
 
     /// The transformer as it is now, without gradients.
@@ -313,9 +317,24 @@ impl Model {
         Discriminator::new(self.config.width(), weights.pp(DISCRIMINATOR.trim_end_matches('.')))
     }
 
+    /// Makes the parameters of [`Model::fake_score`], with the base's values.
+    pub(crate) fn begin_fake_score(&self) -> Result<()> {
+        self.fake_score(None)?;
+        let weights = PipelineFolder::open(self.base_folder()?)?.weights(Part::Transformer, DType::F32)?;
+        let value = |name: &str| Ok(weights.tensor(name, DType::F32, self.parameters.device())?);
+        self.parameters.set_part(FAKE_SCORE, value)
+    }
+
+    /// What predicts the noise in pictures of the student's, as it is now; for a loss.
+    pub(crate) fn fake_score(&self, recomputation: Option<&Recomputation>) -> Result<PixArtTransformer> {
+        let weights = self.parameters.with_fresh(Zeros).builder(self.dtype).pp(FAKE_SCORE.trim_end_matches('.'));
+        Ok(recomputing(PixArtTransformer::new(&self.config, weights)?, recomputation))
+    }
+
     /// The parameters that are the result.
     fn result(&self) -> Vec<(String, Var)> {
-        self.parameters.all().into_iter().filter(|(name, _)| !name.starts_with(DISCRIMINATOR)).collect()
+        let trained_along = |name: &str| [DISCRIMINATOR, FAKE_SCORE].iter().any(|prefix| name.starts_with(prefix));
+        self.parameters.all().into_iter().filter(|(name, _)| !trained_along(name)).collect()
     }
 
     /// What tells a transformer of the size of so many pictures, where it asks.
@@ -384,5 +403,13 @@ fn started_lora(folder: &Path, wanted: &LoraConfig) -> Result<Weights> {
     {
         Some(layer) => Err(Error::folder(folder, format!("corrects {layer}, which target_modules leave out"))),
         None => Ok(corrections),
+    }
+}
+
+/// `transformer`, with what is not kept for the backward pass.
+pub(crate) fn recomputing(transformer: PixArtTransformer, recomputation: Option<&Recomputation>) -> PixArtTransformer {
+    match recomputation {
+        Some(recomputation) => transformer.recomputing(recomputation),
+        None => transformer,
     }
 }
