@@ -21,6 +21,7 @@ train teacher-coarse "$@"
 train teacher "$@"
 train lcm "$@"
 train lcm-sharp "$@"
+train lcm-matched "$@"
 train lcm-lora "$@"
 pixart features --scenes 8192 --size 128 --vae $runs/autoencoder/network --control-type canny --output $runs/features-with-edges "$@"
 train controlnet "$@"
@@ -30,7 +31,7 @@ new=$(mktemp -d $runs/assembled-XXXXXX)
 trap 'rm -rf "$new"' EXIT
 pixart convert $runs/teacher/network --dtype f16 --output "$new/teacher"
 # The small autoencoder has the latents of the one that all were trained with.
-pixart convert $runs/teacher/network --transformer $runs/lcm-sharp/network --vae $runs/autoencoder-small/network --scheduler lcm --dtype f16 \
+pixart convert $runs/teacher/network --transformer $runs/lcm-matched/network --vae $runs/autoencoder-small/network --scheduler lcm --dtype f16 \
     --output "$new/tiny"
 mv "$new/teacher/transformer" "$new/tiny/teacher"
 pixart convert $runs/lcm-lora/network --dtype f16 --output "$new/tiny/lcm-lora"

@@ -2,9 +2,12 @@
 //! asks for large ones, where the system's allocator returns them and pays for every 4 kB again.
 
 use std::ffi::c_long;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use libmimalloc_sys::{mi_option_large_os_pages, mi_option_set_default, mi_option_t};
 use mimalloc::MiMalloc;
+use pixart::LoadProgress;
+use pixart_weights::Part;
 
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
@@ -13,16 +16,32 @@ static ALLOCATOR: MiMalloc = MiMalloc;
 /// versions 2 and 3 of `mimalloc.h`.
 const PURGE_DELAY: mi_option_t = 15;
 
+/// Milliseconds within which what is freed may be asked for again, and so is not returned.
+const A_MOMENT: c_long = 10;
+
+/// Whether [`return_memory`] was called.
+static ALWAYS_RETURNED: AtomicBool = AtomicBool::new(false);
+
 /// Asks for large pages from now on, and keeps what is freed until the program ends.
 pub fn keep_large_pages() {
     set(mi_option_large_os_pages, 1);
     set(PURGE_DELAY, -1);
 }
 
+/// A text encoder takes several times as much memory as what is read when it is done, and would be kept beside it: from when it is read until
+/// the next part is, what is freed is returned.
+pub fn part_is_read(load: &LoadProgress) {
+    if !ALWAYS_RETURNED.load(Ordering::Relaxed) {
+        let goes_on = load.part == Part::TextEncoder || load.read < load.total;
+        set(PURGE_DELAY, if goes_on { A_MOMENT } else { -1 });
+    }
+}
+
 /// Returns what is freed to the system from now on, unless it is asked for again within a moment: pieces of the images that a
 /// decoder goes through row by row are of many sizes, and would be kept for each.
 pub fn return_memory() {
-    set(PURGE_DELAY, 10);
+    ALWAYS_RETURNED.store(true, Ordering::Relaxed);
+    set(PURGE_DELAY, A_MOMENT);
 }
 
 /// Sets an option that the user's environment does not set.

@@ -42,11 +42,12 @@ pub fn builder(folder: &Path, args: &ModelArgs, progress: &Arc<Progress>) -> Pip
         allocator::return_memory();
     }
     let loading = progress.clone();
-    Pipeline::builder(folder)
-        .device(args.compute.device)
-        .precision(args.dtype)
-        .vae_tiling(args.vae_tiling)
-        .on_load(move |load| loading.load(load))
+    Pipeline::builder(folder).device(args.compute.device).precision(args.dtype).vae_tiling(args.vae_tiling).on_load(
+        move |load| {
+            allocator::part_is_read(&load);
+            loading.load(load);
+        },
+    )
 }
 
 /// With a limit of memory, if there is one.

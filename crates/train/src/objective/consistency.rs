@@ -269,6 +269,9 @@ impl Objective for ConsistencyObjective {
             // Its pass is kept for a backward pass as well.
             footprint.bytes_per_picture *= 2;
         }
+        if let Some(recipe) = adversarial {
+            footprint.bytes_per_picture += self.model.kept_by_blocks(recipe.block + 1, self.data.largest());
+        }
         let networks = u64::from(self.teacher.is_some()) + u64::from(other);
         footprint.parameters += networks * self.model.transformer_count();
         Ok(footprint)

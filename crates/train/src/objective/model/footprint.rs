@@ -17,8 +17,7 @@ impl Model {
     /// that stay and have `frozen` times the transformer's weights.
     pub(crate) fn footprint(&self, pixels: (usize, usize), passes: f64, frozen: u64) -> Footprint {
         let bytes = self.dtype.size_in_bytes() as u64;
-        let patch = self.downscale * self.config.patch_size;
-        let tokens = (pixels.0 / patch * (pixels.1 / patch)) as u64;
+        let tokens = self.tokens(pixels);
         let text = if matches!(self.source, Source::New { .. }) { TEXT_WORDS } else { TEXT_TOKENS };
         // The residual stream's.
         let stream = 4;
@@ -38,6 +37,18 @@ impl Model {
             bytes_per_picture: transformer_bytes(&self.config, (tokens, text), (bytes, stream), self.recomputes),
             flops_per_picture: transformer_flops(&self.config, tokens, text) * (own + passes),
         }
+    }
+
+    fn tokens(&self, (height, width): (usize, usize)) -> u64 {
+        let patch = self.downscale * self.config.patch_size;
+        (height / patch * (width / patch)) as u64
+    }
+
+    /// Bytes that the first `blocks` of a transformer keep of a picture whose gradients go back through them.
+    pub(crate) fn kept_by_blocks(&self, blocks: usize, pixels: (usize, usize)) -> u64 {
+        let first = TransformerConfig { num_layers: blocks, ..self.config.clone() };
+        let (bytes, stream) = (self.dtype.size_in_bytes() as u64, 4);
+        transformer_bytes(&first, (self.tokens(pixels), TEXT_TOKENS), (bytes, stream), false)
     }
 
     /// How many numbers the transformer has that is trained, or corrected.
