@@ -29,11 +29,13 @@ pub fn keep_large_pages() {
 }
 
 /// A text encoder takes several times as much memory as what is read when it is done, and would be kept beside it: from when it is read until
-/// the next part is, what is freed is returned.
+/// the next part was, what is freed is returned.
 pub fn part_is_read(load: &LoadProgress) {
-    if !ALWAYS_RETURNED.load(Ordering::Relaxed) {
-        let goes_on = load.part == Part::TextEncoder || load.read < load.total;
-        set(PURGE_DELAY, if goes_on { A_MOMENT } else { -1 });
+    match load.part {
+        _ if ALWAYS_RETURNED.load(Ordering::Relaxed) => {}
+        Part::TextEncoder => set(PURGE_DELAY, A_MOMENT),
+        _ if load.read >= load.total => set(PURGE_DELAY, -1),
+        _ => {}
     }
 }
 

@@ -83,8 +83,9 @@ impl Loader {
     fn load<T>(&mut self, part: Part, build: impl FnOnce(NamedWeights) -> candle_core::Result<T>) -> Result<T> {
         let start = Instant::now();
         let mut weights = self.weights(part, self.scheme)?;
+        let total = weights.size_in_bytes();
         if let Some(on_load) = self.on_load.clone() {
-            let (read, total) = (AtomicU64::new(0), weights.size_in_bytes());
+            let read = AtomicU64::new(0);
             weights = weights.on_read(move |bytes| {
                 let read = read.fetch_add(bytes, Ordering::Relaxed) + bytes;
                 on_load(LoadProgress { part, read, total });
@@ -95,6 +96,10 @@ impl Loader {
             named = named.observed_by(Arc::new(move |names, largest| observer(part, names, largest)));
         }
         let built = build(named)?;
+        if let Some(on_load) = &self.on_load {
+            // Of what nothing needs, nothing was told.
+            on_load(LoadProgress { part, read: total, total });
+        }
         let unread: Vec<_> = weights.unread().into_iter().filter(|name| !part.is_spare(name)).collect();
         if let Some(first) = unread.first() {
             tracing::warn!(

@@ -92,8 +92,7 @@ pub(crate) fn resume(
     let weights = Weights::open(path.join(PARAMETERS))?;
     let parameters = objective.parameters();
     parameters.set_part("", |name| Ok(weights.tensor(name, DType::F32, parameters.device())?))?;
-    let steps = u32::try_from(state.step).map_err(|_| Error::folder(&state_path, format!("step {}", state.step)))?;
-    optimizer.load(&path.join("optimizer.safetensors"), steps)?;
+    optimizer.load(&path.join("optimizer.safetensors"))?;
     if let Some(ema) = ema {
         ema.load(&path.join(EMA))?;
     }

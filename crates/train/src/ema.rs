@@ -7,6 +7,7 @@ use pixart_nn::NamedWeights;
 use pixart_nn::ops::approach;
 use pixart_weights::{Weights, write_tensors};
 
+use crate::objective::is_result;
 use crate::{Parameters, Result};
 
 /// An exponential moving average of parameters: `average ← decay · average + (1 − decay) · parameter` after each step.
@@ -16,10 +17,10 @@ pub struct Ema {
 }
 
 impl Ema {
-    /// Starts at the parameters' present values.
+    /// Of those that are the result, as [`is_result`] has it. Starts at their present values.
     pub fn new(parameters: &Parameters) -> Result<Self> {
-        let copies =
-            parameters.all().into_iter().map(|(name, variable)| Ok((name, variable.as_detached_tensor().copy()?)));
+        let result = parameters.all().into_iter().filter(|(name, _)| is_result(name));
+        let copies = result.map(|(name, variable)| Ok((name, variable.as_detached_tensor().copy()?)));
         Ok(Self { parameters: parameters.clone(), averages: copies.collect::<Result<_>>()? })
     }
 

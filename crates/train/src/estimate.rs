@@ -26,6 +26,8 @@ const TEXT_OF_BLOCK: u64 = 16;
 pub struct Footprint {
     /// Numbers that are trained.
     pub trained: u64,
+    /// How many of them are the result, of which an average may be kept.
+    pub averaged: u64,
     /// Numbers of all networks, those that stay included.
     pub parameters: u64,
     /// Bytes of what stays as it is, and of averages that the loss needs.
@@ -56,8 +58,8 @@ pub struct Estimate {
 impl Estimate {
     pub(crate) fn new(recipe: &Recipe, footprint: Footprint) -> Self {
         let parameter_bytes = footprint.trained * TRAINED;
-        let average = if recipe.ema_decay.is_some() { 4 } else { 0 };
-        let optimizer_bytes = footprint.trained * (MOMENTS + average);
+        let average = if recipe.ema_decay.is_some() { 4 * footprint.averaged } else { 0 };
+        let optimizer_bytes = footprint.trained * MOMENTS + average;
         let activation_bytes = footprint.bytes_per_picture * (recipe.batch_size / recipe.accumulate) as u64;
         Self {
             bytes: PROGRAM + parameter_bytes + optimizer_bytes + activation_bytes + footprint.frozen_bytes,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 use pixart_nn::ops::{AdamW, adamw, follow, momentum, squares};
 use pixart_weights::{Weights, write_tensors};
 use rayon::prelude::*;
@@ -63,6 +63,8 @@ struct Change<'a> {
     gradient: Tensor,
     moments: &'a Var,
     lr: f64,
+    /// Which of its own steps it is, from 1.
+    step: u32,
 }
 
 /// AdamW and what it remembers of each parameter.
@@ -71,8 +73,12 @@ pub struct Optimizer {
     parameters: Parameters,
     /// `[2, ...]` for each parameter.
     moments: BTreeMap<String, Var>,
-    step: u32,
+    /// How often each has changed: one that began to learn later than others has moments of fewer gradients.
+    steps: BTreeMap<String, u32>,
 }
+
+/// Under what name the file of moments has `steps`, in the order of the parameters' names.
+const STEPS: &str = "steps";
 
 impl Optimizer {
     /// For all parameters that there are now.
@@ -82,7 +88,7 @@ impl Optimizer {
         let all = parameters.all();
         let moments = all.iter().map(|(name, variable)| Ok((name.clone(), zeros(variable)?)));
         let moments = moments.collect::<Result<_>>()?;
-        Ok(Self { settings, parameters: parameters.clone(), moments, step: 0 })
+        Ok(Self { settings, parameters: parameters.clone(), moments, steps: BTreeMap::new() })
     }
 
     /// Changes the parameters by their gradients, which are `scale` times too long, with the learning rate times `factor`. Returns the norm of all gradients
@@ -92,7 +98,8 @@ impl Optimizer {
         let changes = all.iter().filter_map(|(name, variable)| {
             let gradient = gradients.get(variable)?;
             let lr = self.settings.lr_of(name) * factor;
-            Some(Change { name, variable, gradient: gradient.clone(), moments: self.moments.get(name)?, lr })
+            let step = self.steps.get(name).copied().unwrap_or_default() + 1;
+            Some(Change { name, variable, gradient: gradient.clone(), moments: self.moments.get(name)?, lr, step })
         });
         let mut changes: Vec<_> = changes.collect();
         let of_gradients: Vec<_> = changes.iter().map(|change| change.gradient.clone()).collect();
@@ -100,7 +107,7 @@ impl Optimizer {
         if !norm.is_finite() {
             return Ok(norm);
         }
-        self.step += 1;
+        let changed: Vec<&str> = changes.iter().map(|change| change.name).collect();
         let shorten = self.settings.max_grad_norm.map_or(1.0, |longest| (longest / (norm + 1e-6)).min(1.0)) / scale;
         if shorten != 1.0 {
             for change in &mut changes {
@@ -123,6 +130,10 @@ impl Optimizer {
                 alike.values().try_for_each(|changes| self.step_muon(changes))?;
             }
         }
+        let changed: Vec<_> = changed.into_iter().map(str::to_string).collect();
+        for name in changed {
+            *self.steps.entry(name).or_default() += 1;
+        }
         Ok(norm)
     }
 
@@ -134,7 +145,7 @@ impl Optimizer {
     fn step_adamw(&self, change: &Change) -> candle_core::Result<()> {
         let OptimizerSettings { betas: [beta1, beta2], eps, .. } = self.settings;
         let weight_decay = self.weight_decay(change.variable);
-        let settings = AdamW { lr: change.lr, beta1, beta2, eps, weight_decay, step: self.step };
+        let settings = AdamW { lr: change.lr, beta1, beta2, eps, weight_decay, step: change.step };
         adamw(change.variable, &change.gradient, change.moments, &settings)
     }
 
@@ -149,19 +160,65 @@ impl Optimizer {
         Ok(())
     }
 
-    /// Writes what it remembers: both moments, of which Muon has but the first.
+    /// Writes what it remembers: both moments, of which Muon has but the first, and how often each parameter has changed.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let tensors: Vec<_> = self.moments.iter().map(|(name, moments)| (name.as_str(), moments.as_tensor())).collect();
+        let steps = self.moments.keys().map(|name| self.steps.get(name).copied().unwrap_or_default() as f32);
+        let steps = Tensor::from_iter(steps, &Device::Cpu)?;
+        let moments = self.moments.iter().map(|(name, moments)| (name.as_str(), moments.as_tensor()));
+        let tensors: Vec<_> = moments.chain([(STEPS, &steps)]).collect();
         Ok(write_tensors(path, &tensors)?)
     }
 
-    /// Goes on after `steps` steps with what [`Optimizer::save`] wrote then.
-    pub fn load(&mut self, path: &Path, steps: u32) -> Result<()> {
+    /// Goes on with what [`Optimizer::save`] wrote.
+    pub fn load(&mut self, path: &Path) -> Result<()> {
         let weights = Weights::open(path)?;
-        for (name, moments) in &self.moments {
+        let steps = weights.tensor(STEPS, DType::F32, &Device::Cpu)?.to_vec1::<f32>()?;
+        for ((name, moments), steps) in self.moments.iter().zip(steps) {
             moments.set(&weights.tensor(name, DType::F32, moments.device())?)?;
+            self.steps.insert(name.clone(), steps as u32);
         }
-        self.step = steps;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::D;
+
+    use super::*;
+    use crate::UniformFanIn;
+
+    /// A parameter that begins to learn later than another goes the way that it would have gone from the first step on, after its moments were kept as well.
+    #[test]
+    fn a_parameter_has_steps_of_its_own() -> Result<()> {
+        let parameters = Parameters::fresh(UniformFanIn { seed: 1 }, &Device::Cpu);
+        let builder = parameters.builder(DType::F32);
+        let (early, late) = (builder.get(3, "early.bias")?, builder.get(3, "late.bias")?);
+        let settings = OptimizerSettings { lr: 0.1, ..OptimizerSettings::default() };
+        let mut optimizer = Optimizer::new(settings.clone(), &parameters)?;
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("moments.safetensors");
+        let values = |name: &str| -> Result<Vec<f32>> {
+            let all = parameters.all();
+            Ok(all.iter().find(|(found, _)| found == name).expect("it is there").1.to_vec1()?)
+        };
+        let target = Tensor::new(&[1f32, -2.0, 0.3], &Device::Cpu)?;
+        let mut way = Vec::new();
+        for step in 0..12 {
+            let distance = |xs: &Tensor| (xs - &target)?.sqr()?.sum(D::Minus1);
+            let loss = if step < 4 { distance(&early)? } else { (distance(&early)? + distance(&late)?)? };
+            optimizer.step(&loss.backward()?, 1.0, 1.0)?;
+            way.push((values("early.bias")?, values("late.bias")?));
+            if step == 6 {
+                optimizer.save(&path)?;
+                optimizer = Optimizer::new(settings.clone(), &parameters)?;
+                optimizer.load(&path)?;
+            }
+        }
+        assert_eq!(way[3].1, [0.0; 3]);
+        for step in 0..8 {
+            assert_eq!(way[step].0, way[step + 4].1, "{step}");
+        }
         Ok(())
     }
 }

@@ -109,6 +109,12 @@ impl Parameters {
         Self { source: Arc::new(Source::Fresh(Box::new(initialise))), ..self.clone() }
     }
 
+    /// For another network, from a checkpoint and of other names, as [`Parameters::with_fresh`].
+    pub(crate) fn with_stored(&self, weights: Weights) -> Self {
+        let stored = Stored::new(weights, &self.device);
+        Self { source: Arc::new(Source::Stored(stored)), ..self.clone() }
+    }
+
     /// What a network takes its weights from, in `dtype`. Gradients of what it computes reach the variables.
     pub fn builder(&self, dtype: DType) -> NamedWeights<'static> {
         self.backend(dtype, true)

@@ -130,14 +130,14 @@ impl Weights {
         self
     }
 
-    /// Bytes that all tensors take in memory but those that stay on disk, those that are not in 8 bits in `dtype`.
-    pub fn bytes_in(&self, dtype: DType, stays_on_disk: impl Fn(&str) -> bool) -> u64 {
+    /// Bytes that all tensors take in memory, those that are not in 8 bits in `dtype`.
+    pub fn bytes_in(&self, dtype: DType) -> u64 {
         let bytes = |(name, tensor): (&String, &StoredTensor)| {
             let rounded = self.rounding.is_some_and(|(part, _)| is_rounded(part, name, &tensor.shape));
             let of_each = if tensor.dtype == StoredDtype::I8 || rounded { 1 } else { dtype.size_in_bytes() };
             (tensor.shape.iter().product::<usize>() * of_each) as u64
         };
-        self.tensors().iter().filter(|(name, _)| !stays_on_disk(name)).map(bytes).sum()
+        self.tensors().iter().map(bytes).sum()
     }
 
     /// The scheme that these weights are stored in.

@@ -130,6 +130,18 @@ impl Weights {
         Self { tensors, read: Arc::default(), ..self.clone() }
     }
 
+    /// Those tensors whose names `keep` is true of.
+    pub fn filtered(&self, keep: impl Fn(&str) -> bool) -> Self {
+        let tensors = self.tensors.iter().filter(|(name, _)| keep(name));
+        self.mapped_to(tensors.map(|(name, tensor)| (name.clone(), tensor.clone())).collect())
+    }
+
+    /// The same tensors, `prefix` before each name.
+    pub fn below(&self, prefix: &str) -> Self {
+        let named = |(name, tensor): (&String, &StoredTensor)| (format!("{prefix}{name}"), tensor.clone());
+        self.mapped_to(self.tensors.iter().map(named).collect())
+    }
+
     /// Corrects the tensors by an adapter, after those that correct them already.
     ///
     /// # Errors

@@ -72,7 +72,7 @@ impl Detector {
             })?;
         }
         let network = Hed::new(widths, weights.named(DType::F32, device))?;
-        let weights = weights.bytes_in(DType::F32, |_| false);
+        let weights = weights.bytes_in(DType::F32);
         Ok(Self::Hed(Box::new(HedDetector { network, width: widths[0], weights, device: device.clone() })))
     }
 

@@ -214,6 +214,7 @@ impl Objective for AutoencoderObjective {
         let trained = self.parameters.count() as u64;
         Ok(Footprint {
             trained,
+            averaged: trained,
             parameters: trained,
             frozen_bytes: 0,
             bytes_per_picture: KEPT_OF_LAYER * kept * self.dtype.size_in_bytes() as u64,

@@ -6,12 +6,13 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 use pixart_diffusion::Generator;
-use pixart_nn::transformer::{PixArtTransformer, ProjectedText};
+use pixart_nn::transformer::PixArtTransformer;
 
 use super::critics::{Pictures, Teacher};
 use super::data::{Data, Drawn};
 use super::diffusion::draw_validation;
 use super::model::{Model, Trained, recomputing};
+use super::told::Told;
 use super::word_encoder::Text;
 use super::{ConsistencyInputs, ConsistencyLoss, Loss, Objective, Sum};
 use crate::features::Batch;
@@ -23,6 +24,8 @@ pub struct ConsistencyObjective {
     model: Model,
     /// Where it is asked.
     teacher: Option<PixArtTransformer>,
+    /// Of the score of the student's pictures, where there is one.
+    score: Option<Parameters>,
     target: Target,
     data: Data,
     loss: ConsistencyLoss,
@@ -59,9 +62,7 @@ impl ConsistencyObjective {
             // Asking for its parameters makes them.
             model.discriminator(true)?;
         }
-        if stage.distribution_matching.is_some() {
-            model.begin_fake_score()?;
-        }
+        let score = stage.distribution_matching.map(|_| model.parameters_of_score()).transpose()?;
         let target = match (&stage.target, &stage.lora) {
             (Some(other), _) => Target::Other(Box::new(model.other_transformer(other)?)),
             (None, Some(_)) => Target::Student,
@@ -72,7 +73,7 @@ impl ConsistencyObjective {
             ..stage.validation.clone()
         };
         let recipe = ConsistencyRecipe { validation, ..stage.clone() };
-        Ok(Self { model, teacher, target, data, loss: ConsistencyLoss::new(stage.settings.clone())?, recipe })
+        Ok(Self { model, teacher, score, target, data, loss: ConsistencyLoss::new(stage.settings.clone())?, recipe })
     }
 
     fn target(&self) -> Result<PixArtTransformer> {
@@ -99,13 +100,10 @@ impl ConsistencyObjective {
     }
 
     /// The teacher, told `text`, and nothing where it guides.
-    fn told<'a>(&self, network: &'a PixArtTransformer, text: &Text, batch: &Batch) -> Result<Teacher<'a>> {
-        let of_nothing = || project(network, &self.model.text(batch, &self.data.features, |_, _| None)?);
-        Ok(Teacher {
-            network,
-            of_text: project(network, text)?,
-            of_nothing: self.recipe.guides().then(of_nothing).transpose()?,
-        })
+    fn told<'a>(&'a self, network: &'a PixArtTransformer, text: &Text, batch: &Batch) -> Result<Teacher<'a>> {
+        let told = |text: &Text| Told::new(&self.model, batch, network, text);
+        let nothing = || told(&self.model.text(batch, &self.data.features, |_, _| None)?);
+        Ok(Teacher { with_text: told(text)?, without: self.recipe.guides().then(nothing).transpose()? })
     }
 
     /// What the student, or its average if there is one, draws on the `ways`, and the `latents` where a way has nothing in it.
@@ -114,39 +112,21 @@ impl ConsistencyObjective {
         latents: &Tensor,
         ways: &[Vec<usize>],
         batch: &Batch,
-        (target, text): (&PixArtTransformer, &Text),
+        text: &Text,
         mut generator: Generator,
     ) -> Result<Tensor> {
         if ways.iter().all(Vec::is_empty) {
             return Ok(latents.clone());
         }
         let student = match self.target {
-            Target::Average(_) | Target::Student => target.clone(),
-            Target::Other(_) => self.model.detached_transformer()?,
+            Target::Average(_) => self.target()?,
+            Target::Student | Target::Other(_) => self.model.detached_transformer()?,
         };
         let more_noise = || Ok(generator.randn_tensor(latents.shape(), &Device::Cpu)?.to_device(latents.device())?);
         self.loss.own_pictures(latents, ways, more_noise, |z, ts| {
-            noise(&self.model, batch, &student, &project(&student, &text.first(ts.len())?)?, z, ts)
+            Told::new(&self.model, batch, &student, &text.first(ts.len())?)?.noise(z, ts)
         })
     }
-}
-
-pub(super) fn project(transformer: &PixArtTransformer, text: &Text) -> Result<ProjectedText> {
-    Ok(transformer.project_text(&text.embeds, Some(&text.mask))?)
-}
-
-/// A transformer's prediction of noise, given texts.
-pub(super) fn noise(
-    model: &Model,
-    batch: &Batch,
-    transformer: &PixArtTransformer,
-    text: &ProjectedText,
-    latents: &Tensor,
-    ts: &[usize],
-) -> Result<Tensor> {
-    let prediction =
-        Model::predict(transformer, latents, ts, text, model.size(batch.pixels, ts.len())?.as_ref(), None)?;
-    Ok(prediction.narrow(1, 0, latents.dim(1)?)?)
 }
 
 impl Objective for ConsistencyObjective {
@@ -165,8 +145,7 @@ impl Objective for ConsistencyObjective {
         let text = self
             .model
             .text(&batch, &self.data.features, |item, captions| Some(pick(draws[size + item], captions.len())))?;
-        let target = self.target()?;
-        let latents = self.own_pictures(&data, &ways, &batch, (&target, &text), stream("noise of own pictures"))?;
+        let latents = self.own_pictures(&data, &ways, &batch, &text, stream("noise of own pictures"))?;
         let teacher = self.teacher.as_ref().map(|network| self.told(network, &text, &batch)).transpose()?;
         let student_learns = step > self.recipe.student_after;
         let recomputation = self.model.recomputation();
@@ -174,49 +153,49 @@ impl Objective for ConsistencyObjective {
             true => recomputing(self.model.transformer()?, recomputation.as_ref()),
             false => self.model.detached_transformer()?,
         };
-        let of_student = project(&student, &text)?;
-        let student = |z: &Tensor, ts: &[usize]| noise(&self.model, &batch, &student, &of_student, z, ts);
+        let student = Told::new(&self.model, &batch, &student, &text)?;
         let inputs = ConsistencyInputs { latents: &latents, noise: &noises, indices: &indices };
 
         let mut sum = Sum::default();
-        let (pictures, aim) = match student_learns && self.recipe.weight > 0.0 {
+        let (drawn, aim) = match student_learns && self.recipe.weight > 0.0 {
             true => {
-                let of_target = project(&target, &text)?;
+                let target = self.target()?;
+                let target = Told::new(&self.model, &batch, &target, &text)?;
                 let terms = self.loss.terms(
                     &inputs,
-                    student,
-                    |z, ts| noise(&self.model, &batch, &target, &of_target, z, ts),
+                    |z, ts| student.noise(z, ts),
+                    |z, ts| target.noise(z, ts),
                     |z, ts| match &teacher {
-                        Some(teacher) => teacher.noise(&self.model, &batch, z, ts),
+                        Some(teacher) => teacher.noise(z, ts),
                         None => Err(candle_core::Error::Msg("there is no teacher to ask".into()).into()),
                     },
                 )?;
                 sum.add("consistency", terms.loss, self.recipe.weight)?;
                 (terms.prediction, Some(terms.target))
             }
-            false => (self.loss.prediction(&inputs, student)?, None),
+            false => (self.loss.prediction(&inputs, |z, ts| student.noise(z, ts))?, None),
         };
-        let (adversarial, matching) = (self.recipe.adversarial, self.recipe.distribution_matching);
-        let Some(teacher) = teacher.as_ref().filter(|_| adversarial.is_some() || matching.is_some()) else {
+        let critics = self.recipe.adversarial.is_some() || self.score.is_some();
+        let Some(teacher) = teacher.as_ref().filter(|_| critics) else {
             return Ok(Loss { terms: vec![], ..sum.into_loss(recomputation)? });
         };
-        let seen = Pictures {
+        let pictures = Pictures {
             model: &self.model,
             schedule: &self.loss,
             batch: &batch,
             text: &text,
             teacher,
             data: &data,
-            drawn: &pictures,
+            drawn: &drawn,
             target: aim.as_ref(),
             student_learns,
         };
-        if let Some(recipe) = adversarial {
-            seen.add_adversarial(recipe, stream("discriminator"), &mut sum)?;
+        if let Some(recipe) = self.recipe.adversarial {
+            pictures.add_adversarial(recipe, stream("discriminator"), &mut sum)?;
         }
-        if let Some(recipe) = matching {
+        if let (Some(recipe), Some(score)) = (self.recipe.distribution_matching, &self.score) {
             let generator = stream("distribution matching");
-            seen.add_distribution_matching(recipe, generator, recomputation.as_ref(), &mut sum)?;
+            pictures.add_distribution_matching((recipe, score), generator, recomputation.as_ref(), &mut sum)?;
         }
         sum.into_loss(recomputation)
     }
@@ -263,7 +242,7 @@ impl Objective for ConsistencyObjective {
         let frozen = 1 + [self.teacher.is_some(), other, copied].map(u64::from).iter().sum::<u64>();
         let mut footprint = self.model.footprint(self.data.largest(), evaluations, frozen);
         if let Target::Average(_) = self.target {
-            footprint.frozen_bytes += 4 * footprint.trained;
+            footprint.frozen_bytes += 4 * self.model.transformer_count();
         }
         if distribution_matching.is_some() {
             // Its pass is kept for a backward pass as well.

@@ -4,38 +4,33 @@
 use candle_core::{Device, Tensor};
 use pixart_diffusion::Generator;
 use pixart_nn::recompute::Recomputation;
-use pixart_nn::transformer::{PixArtTransformer, ProjectedText};
+use pixart_nn::transformer::ProjectedText;
 
-use super::consistency::{noise, project};
 use super::consistency_loss::guided;
 use super::discriminator::feature_matching;
 use super::distribution_matching::distribution_matching;
 use super::model::{Model, timesteps};
+use super::told::Told;
 use super::word_encoder::Text;
 use super::{ConsistencyLoss, Sum};
 use crate::features::Batch;
 use crate::random::pick;
 use crate::recipe::NOISE_FROM;
-use crate::{AdversarialRecipe, DistributionMatchingRecipe, Result};
+use crate::{AdversarialRecipe, DistributionMatchingRecipe, Parameters, Result};
 
-/// The teacher, and how it is told the texts of a batch.
+/// The teacher, told the texts of a batch, and nothing where it guides.
 pub(super) struct Teacher<'a> {
-    pub network: &'a PixArtTransformer,
-    pub of_text: ProjectedText,
-    /// No text for each, where the teacher guides.
-    pub of_nothing: Option<ProjectedText>,
+    pub with_text: Told<'a>,
+    pub without: Option<Told<'a>>,
 }
 
 impl Teacher<'_> {
     /// The noise that it predicts with text and without.
-    pub(super) fn noise(&self, model: &Model, batch: &Batch, z: &Tensor, ts: &[usize]) -> Result<[Tensor; 2]> {
-        let Some(of_nothing) = &self.of_nothing else {
+    pub(super) fn noise(&self, z: &Tensor, ts: &[usize]) -> Result<[Tensor; 2]> {
+        let Some(without) = &self.without else {
             return Err(candle_core::Error::Msg("the teacher has no way to guide".into()).into());
         };
-        Ok([
-            noise(model, batch, self.network, &self.of_text, z, ts)?,
-            noise(model, batch, self.network, of_nothing, z, ts)?,
-        ])
+        Ok([self.with_text.noise(z, ts)?, without.noise(z, ts)?])
     }
 }
 
@@ -64,21 +59,24 @@ impl Pictures<'_> {
         mut generator: Generator,
         sum: &mut Sum,
     ) -> Result<()> {
-        let Teacher { network, of_text, .. } = self.teacher;
+        let Told { network, text: of_text, .. } = &self.teacher.with_text;
         let images = self.data.dim(0)?;
         let size = self.model.size(self.batch.pixels, images)?;
         let ts: Vec<usize> = generator.rand(images).into_iter().map(|draw| pick(draw, recipe.noise_below)).collect();
-        let mut noise = || self.noise(&mut generator);
+        let mut more_noise = || self.noise(&mut generator);
         let tokens = |latents: &Tensor, noise: &Tensor, text: &ProjectedText| -> Result<Tensor> {
             let noisy = self.schedule.add_noise(latents, noise, &ts)?;
             let ts = timesteps(&ts, latents.device())?;
             Ok(network.tokens_after(recipe.block, &noisy, &ts, text, size.as_ref())?)
         };
-        let noise_of_drawn = noise()?;
-        let real = tokens(self.data, &noise()?, of_text)?;
+        let noise_of_drawn = more_noise()?;
+        let real = tokens(self.data, &more_noise()?, of_text)?;
         let drawn = tokens(self.drawn, &noise_of_drawn, of_text)?;
-        let of_another = || tokens(self.data, &noise()?, &project(network, &self.text.rotated()?)?);
-        let other = recipe.mismatched_captions.then(of_another).transpose()?;
+        let mut of_another = || {
+            let text = Told::new(self.model, self.batch, network, &self.text.rotated()?)?.text;
+            tokens(self.data, &more_noise()?, &text)
+        };
+        let other = recipe.mismatched_captions.then(&mut of_another).transpose()?;
         // Each learns from the other as it is: the one's gradients do not reach the other's parameters.
         if self.student_learns {
             let verdict = self.model.discriminator(false)?.logits(&drawn)?.mean_all()?;
@@ -96,10 +94,10 @@ impl Pictures<'_> {
     }
 
     /// Adds what moves the student's pictures to where there are more of the teacher's than of its own, and what the score of
-    /// its own learns from them.
+    /// its own, which has these parameters, learns from them.
     pub(super) fn add_distribution_matching(
         &self,
-        recipe: DistributionMatchingRecipe,
+        (recipe, score): (DistributionMatchingRecipe, &Parameters),
         mut generator: Generator,
         recomputation: Option<&Recomputation>,
         sum: &mut Sum,
@@ -110,15 +108,16 @@ impl Pictures<'_> {
         let ts: Vec<usize> = draws.into_iter().map(t).collect();
         let added = self.noise(&mut generator)?;
         let noisy = self.schedule.add_noise(&pictures, &added, &ts)?;
-        let score = self.model.fake_score(recomputation)?;
-        let of_score = noise(self.model, self.batch, &score, &project(&score, self.text)?, &noisy, &ts)?;
+        let score = self.model.score(score, recomputation)?;
+        let predicted = Told::new(self.model, self.batch, &score, self.text)?.noise(&noisy, &ts)?;
         if self.student_learns {
-            let [conditional, unconditional] = self.teacher.noise(self.model, self.batch, &noisy, &ts)?;
+            let [conditional, unconditional] = self.teacher.noise(&noisy, &ts)?;
             let real = guided(&conditional, &unconditional, recipe.guidance_scale)?;
-            let [real, fake] = [&real, &of_score.detach()].map(|noise| self.schedule.x0(&noisy, noise, &ts));
-            sum.add("distribution matching", distribution_matching(self.drawn, &real?, &fake?)?, recipe.weight)?;
+            let [real, fake] = [&real, &predicted.detach()].map(|noise| self.schedule.x0(&noisy, noise, &ts));
+            let moved = distribution_matching(self.drawn, &real?, &fake?)?;
+            sum.add("distribution matching", moved, recipe.weight)?;
         }
-        sum.add("score", (of_score - added)?.sqr()?.mean_all()?, 1.0)
+        sum.add("score", (predicted - added)?.sqr()?.mean_all()?, 1.0)
     }
 
     /// Standard normal, of the pictures' shape.

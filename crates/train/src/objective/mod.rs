@@ -14,6 +14,7 @@ mod layout_loss;
 mod layout_reader;
 mod model;
 mod text_encoder;
+mod told;
 mod word_encoder;
 
 pub use autoencoder::AutoencoderObjective;
@@ -35,6 +36,16 @@ use crate::{Data, Ema, Error, Footprint, Parameters, Recipe, Result, Stage};
 
 /// The file of a network's weights in its folder, by diffusers' name.
 pub(crate) const WEIGHTS: &str = "diffusion_pytorch_model.safetensors";
+
+/// What the names of a discriminator's parameters begin with, and those of a score of the student's pictures: both are trained along with a
+/// student and are no part of the result.
+const DISCRIMINATOR: &str = "discriminator.";
+const FAKE_SCORE: &str = "fake_score.";
+
+/// Whether the parameter `name` is what is trained, not what is trained along.
+pub(crate) fn is_result(name: &str) -> bool {
+    [DISCRIMINATOR, FAKE_SCORE].iter().all(|prefix| !name.starts_with(prefix))
+}
 
 /// The loss of (a part of) a batch.
 pub struct Loss {

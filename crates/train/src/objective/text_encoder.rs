@@ -142,6 +142,7 @@ impl Objective for TextEncoderObjective {
         let numbers = (TOKENS * config.num_layers as u64 + places) * config.d_model as u64;
         Ok(Footprint {
             trained: encoder + reader,
+            averaged: encoder + reader,
             parameters: encoder + reader,
             frozen_bytes: 0,
             bytes_per_picture: numbers * KEPT * self.dtype.size_in_bytes() as u64,

@@ -30,7 +30,7 @@ pub struct ConsistencyRecipe {
     /// Another one, which lets it draw what is likely rather than what is in the middle.
     #[serde(default)]
     pub distribution_matching: Option<DistributionMatchingRecipe>,
-    /// How much the difference from the target counts beside these two. At 0 there is no target, and nothing of what leads to it is computed.
+    /// How much the difference from the target counts beside these two. At 0 there is no target.
     #[serde(default = "one")]
     pub weight: f64,
     /// Steps in which the student stays as it is, so that a discriminator and a score of its pictures get to know those before it
@@ -65,17 +65,17 @@ pub struct AdversarialRecipe {
     pub feature_matching: f64,
 }
 
-/// A score of the student's pictures, which is a second network like the base and is trained along: the student is moved from where its own
-/// pictures are likely to where the base's are.
+/// Distribution matching distillation (Yin et al. 2024, "Improved Distribution Matching Distillation for Fast Image Synthesis"): a score of the student's
+/// pictures, which is a second network like the base, is trained along, and the student is moved from where its own pictures are likely to where the base's are.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DistributionMatchingRecipe {
-    /// How much it counts beside the other losses.
+    /// How much it counts beside the other losses, above 0.
     pub weight: f64,
     /// Strength ω of the base's guidance: `conditional + ω (conditional − unconditional)`.
     pub guidance_scale: f64,
-    /// Noise is added to the student's pictures as at a timestep below this, and from [`NOISE_FROM`] on. What is predicted of much noise is enlarged by far in the picture:
-    /// 157 times at timestep 999, 4.5 times at 550.
+    /// Noise is added to the student's pictures as at a timestep below this, from 21 to 1000, and of 20 or above. What is predicted of much noise is enlarged
+    /// by far in the picture: 157 times at timestep 999, 4.5 times at 549.
     #[serde(default = "noise_below")]
     pub noise_below: usize,
 }
@@ -155,10 +155,13 @@ impl ConsistencyRecipe {
             let key = if self.weight == 0.0 { "weight is 0" } else { "student_after is given" };
             return Err(format!("stage.consistency.{key}, which needs adversarial or distribution_matching"));
         }
+        if self.weight == 0.0 && self.target.is_some() {
+            return Err("stage.consistency.weight is 0, and a target is given".into());
+        }
         if self.weight == 0.0 && self.adversarial.is_some_and(|adversarial| adversarial.feature_matching > 0.0) {
             return Err("stage.consistency.weight is 0: there is no target for feature_matching".into());
         }
-        if self.settings.skip == 0 && self.target.is_none() {
+        if self.weight > 0.0 && self.settings.skip == 0 && self.target.is_none() {
             return Err("stage.consistency.settings.skip is 0, which needs a target that was distilled before".into());
         }
         match self.target_ema_decay {

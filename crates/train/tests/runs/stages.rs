@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::Device;
 use pixart::{Control, Detector, Pipeline, Request};
-use pixart_train::{Extractor, Outcome, ScenesDataset};
+use pixart_train::{ConsistencyObjective, Data, Extractor, Loss, Objective, Outcome, ScenesDataset, Stage};
 
 use pixart_weights::Part;
 
@@ -322,9 +322,23 @@ fn a_student_may_be_moved_to_what_is_likely() -> pixart_train::Result<()> {
         let output = folder.path().join(kind);
         std::fs::create_dir(&output).expect("a folder");
         assert_goes_on(&stage(RUN, lora, "weight = 0.0\nstudent_after = 2")?, &output, 3)?;
-        let weights = pixart_weights::Weights::open(output.join("straight/network").join(file))?;
+        let result = output.join("straight/network").join(file);
+        let weights = pixart_weights::Weights::open(&result)?;
         assert!(weights.tensors().keys().all(|name| !name.contains("fake_score")), "{kind}");
+        let mut moved = 0;
+        for name in weights.tensors().keys() {
+            let before = match lora {
+                "" => numbers(&checkpoint().join("transformer").join(file), name)?,
+                // The second of its halves is zero at first.
+                _ if name.contains("lora_B") => vec![0.0; weights.tensors()[name].shape.iter().product()],
+                _ => continue,
+            };
+            moved += usize::from(!agree(&before, &numbers(&result, name)?));
+        }
+        assert!(moved >= 10, "{kind}: {moved} have changed");
     }
+    let bf16 = stage(&format!("precision = \"bf16\"{RUN}"), "", "weight = 0.0")?;
+    assert!(run(&bf16, &folder.path().join("bf16"), u64::MAX)?.1.iter().all(|report| report.loss.is_finite()));
 
     let all = "weight = 3.0\nstudent_after = 2\nadversarial = { weight = 0.7, block = 0 }";
     let mut reports = Vec::new();
@@ -364,6 +378,39 @@ fn a_student_may_be_moved_to_what_is_likely() -> pixart_train::Result<()> {
     let (before, after) = (checkpoint().join("transformer").join(file), output.join("network").join(file));
     for name in pixart_weights::Weights::open(&after)?.tensors().keys() {
         assert_eq!(numbers(&before, name)?, numbers(&after, name)?, "{name}");
+    }
+    Ok(())
+}
+
+/// Each of the networks that learn along with a student gets the gradients of its own loss alone, and the student those of all others.
+#[test]
+fn losses_reach_whom_they_are_for() -> pixart_train::Result<()> {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let data = features(folder.path(), true)?;
+    let critics = "adversarial = { weight = 1.0, block = 0, mismatched_captions = true, feature_matching = 1.0 }
+                   distribution_matching = { weight = 1.0, guidance_scale = 1.5 }";
+    let recipe = recipe(folder.path(), &format!("{RUN}{data}\n[stage.consistency]\n{}\n{critics}", base()))?;
+    let (Stage::Consistency(stage), Data::Features(features)) = (&recipe.stage, &recipe.data) else {
+        panic!("{recipe:?}");
+    };
+    let objective = ConsistencyObjective::new(&recipe, stage, features, &Device::Cpu)?;
+    let Loss { terms, .. } = objective.loss(1, 0, 2)?;
+    assert_eq!(terms.len(), 6);
+    for (term, loss) in terms {
+        let gradients = loss.backward()?;
+        let all = objective.parameters().all();
+        let reached = all.iter().filter(|(_, variable)| gradients.get(variable).is_some());
+        let reached: Vec<_> = reached.map(|(name, _)| name.as_str()).collect();
+        let whose = |name: &str| match name.split_once('.') {
+            Some((critic @ ("discriminator" | "fake_score"), _)) => critic.to_string(),
+            _ => "student".into(),
+        };
+        let expected = match term {
+            "discriminator" => "discriminator",
+            "score" => "fake_score",
+            _ => "student",
+        };
+        assert!(reached.len() >= 4 && reached.iter().all(|name| whose(name) == expected), "{term}: {reached:?}");
     }
     Ok(())
 }
@@ -502,6 +549,9 @@ fn what_does_not_belong_together_is_refused() -> pixart_train::Result<()> {
     refused(&of("weight = -1.0"), "stage.consistency.weight is -1");
     refused(&of("weight = 0.0"), "weight is 0, which needs adversarial or distribution_matching");
     refused(&of("student_after = 5"), "student_after is given, which needs adversarial or distribution_matching");
+    let other = checkpoint().join("transformer");
+    let both = "weight = 0.0\ndistribution_matching = { weight = 1.0, guidance_scale = 1.0 }";
+    refused(&of(&format!("{both}\ntarget = {other:?}")), "weight is 0, and a target is given");
     refused(
         &adversarial("weight = 1.0, block = 0, feature_matching = 1.0 }\nweight = 0.0\nsettings = { skip = 1"),
         "there is no target for feature_matching",

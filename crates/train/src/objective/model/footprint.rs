@@ -32,6 +32,7 @@ impl Model {
         let own = self.passes_of_training();
         Footprint {
             trained,
+            averaged: self.result_count(),
             parameters: trained + if corrected { of_transformer } else { 0 },
             frozen_bytes: (frozen + own_copies) * of_transformer * bytes + self.encoder_bytes(),
             bytes_per_picture: transformer_bytes(&self.config, (tokens, text), (bytes, stream), self.recomputes),
@@ -55,8 +56,12 @@ impl Model {
     pub(crate) fn transformer_count(&self) -> u64 {
         match &self.source {
             Source::Base { trained: Trained::Lora { .. }, .. } => self.parameters.base_count() as u64,
-            _ => self.result().iter().map(|(_, variable)| variable.elem_count() as u64).sum(),
+            _ => self.result_count(),
         }
+    }
+
+    fn result_count(&self) -> u64 {
+        self.result().iter().map(|(_, variable)| variable.elem_count() as u64).sum()
     }
 
     /// Passes that a network's forward and backward pass are worth: the latter is two, and a third one where blocks are computed again.
@@ -78,6 +83,7 @@ impl Model {
         let again = if self.recomputes { 1.0 } else { 0.0 };
         Footprint {
             trained,
+            averaged: trained,
             parameters: base + trained,
             frozen_bytes: base * bytes
                 + if self.dtype == DType::F32 { 0 } else { trained * bytes }

@@ -1,5 +1,6 @@
 //! The networks of a diffusion stage: those that are trained, as their parameters make them, and those that stay.
 
+mod critics;
 mod footprint;
 mod save;
 mod start;
@@ -18,24 +19,17 @@ use pixart_weights::{
     LoraConfig, PEFT_PREFIX, Part, PipelineFolder, Weights, controlnet_config, controlnet_of, open_part, read_peft,
 };
 
-use super::discriminator::Discriminator;
+use super::is_result;
 use super::layout_loss::LayoutLoss;
 use super::word_encoder::WordEncoder;
 use crate::features::{Batch, Features};
 use crate::{
-    Error, LoraRecipe, NewModelRecipe, Parameters, PixArtInitialise, Recipe, Result, TextEncoderSource, UniformFanIn,
-    Zeros,
+    Error, LoraRecipe, NewModelRecipe, Parameters, PixArtInitialise, Recipe, Result, TextEncoderSource, Zeros,
 };
 use text::FrozenEncoder;
 
 /// What the names of a new transformer's parameters begin with.
 const NEW_TRANSFORMER: &str = "transformer.";
-
-/// What the names of a discriminator's parameters begin with, which is trained along and is no part of the result.
-const DISCRIMINATOR: &str = "discriminator.";
-
-/// What the names of the parameters of a score of the student's pictures begin with, which is trained along as well.
-const FAKE_SCORE: &str = "fake_score.";
 
 /// What is trained.
 pub(crate) struct Model {
@@ -310,31 +304,9 @@ impl Model {
         LayoutLoss::new(self.config.width(), self.config.patch_size, classes, weights)
     }
 
-    /// What tells pictures apart by tokens of the base: with gradients of its parameters, or with their present values and none.
-    pub(crate) fn discriminator(&self, in_training: bool) -> Result<Discriminator> {
-        let parameters = self.parameters.with_fresh(UniformFanIn { seed: self.seed });
-        let weights = if in_training { parameters.builder(self.dtype) } else { parameters.detached(self.dtype) };
-        Discriminator::new(self.config.width(), weights.pp(DISCRIMINATOR.trim_end_matches('.')))
-    }
-
-    /// Makes the parameters of [`Model::fake_score`], with the base's values.
-    pub(crate) fn begin_fake_score(&self) -> Result<()> {
-        self.fake_score(None)?;
-        let weights = PipelineFolder::open(self.base_folder()?)?.weights(Part::Transformer, DType::F32)?;
-        let value = |name: &str| Ok(weights.tensor(name, DType::F32, self.parameters.device())?);
-        self.parameters.set_part(FAKE_SCORE, value)
-    }
-
-    /// What predicts the noise in pictures of the student's, as it is now; for a loss.
-    pub(crate) fn fake_score(&self, recomputation: Option<&Recomputation>) -> Result<PixArtTransformer> {
-        let weights = self.parameters.with_fresh(Zeros).builder(self.dtype).pp(FAKE_SCORE.trim_end_matches('.'));
-        Ok(recomputing(PixArtTransformer::new(&self.config, weights)?, recomputation))
-    }
-
     /// The parameters that are the result.
     fn result(&self) -> Vec<(String, Var)> {
-        let trained_along = |name: &str| [DISCRIMINATOR, FAKE_SCORE].iter().any(|prefix| name.starts_with(prefix));
-        self.parameters.all().into_iter().filter(|(name, _)| !trained_along(name)).collect()
+        self.parameters.all().into_iter().filter(|(name, _)| is_result(name)).collect()
     }
 
     /// What tells a transformer of the size of so many pictures, where it asks.

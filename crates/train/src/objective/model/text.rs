@@ -65,7 +65,7 @@ impl FrozenEncoder {
             tokenizer: read_tokenizer(&folder.tokenizer_path())?,
             network: T5Encoder::new(&config, weights.named(dtype, device))?,
             max_tokens: folder.kind().max_sequence_length(),
-            bytes: weights.parameters() * dtype.size_in_bytes() as u64,
+            bytes: weights.filtered(|name| !Part::TextEncoder.is_embedding(name)).bytes_in(dtype),
         })
     }
 }
