@@ -6,8 +6,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use libmimalloc_sys::{mi_option_large_os_pages, mi_option_set_default, mi_option_t};
 use mimalloc::MiMalloc;
-use pixart::LoadProgress;
-use pixart_weights::Part;
 
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
@@ -28,14 +26,10 @@ pub fn keep_large_pages() {
     set(PURGE_DELAY, -1);
 }
 
-/// A text encoder takes several times as much memory as what is read when it is done, and would be kept beside it: from when it is read until
-/// the next part was, what is freed is returned.
-pub fn part_is_read(load: &LoadProgress) {
-    match load.part {
-        _ if ALWAYS_RETURNED.load(Ordering::Relaxed) => {}
-        Part::TextEncoder => set(PURGE_DELAY, A_MOMENT),
-        _ if load.read >= load.total => set(PURGE_DELAY, -1),
-        _ => {}
+/// Returns what is freed, or keeps it again, until it is said otherwise; after [`return_memory`] nothing is kept.
+pub fn return_for_now(returned: bool) {
+    if !ALWAYS_RETURNED.load(Ordering::Relaxed) {
+        set(PURGE_DELAY, if returned { A_MOMENT } else { -1 });
     }
 }
 

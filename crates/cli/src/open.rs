@@ -44,7 +44,12 @@ pub fn builder(folder: &Path, args: &ModelArgs, progress: &Arc<Progress>) -> Pip
     let loading = progress.clone();
     Pipeline::builder(folder).device(args.compute.device).precision(args.dtype).vae_tiling(args.vae_tiling).on_load(
         move |load| {
-            allocator::part_is_read(&load);
+            // A text encoder takes several times as much memory as what is read when it is done, and would be kept beside it.
+            match load.part {
+                Part::TextEncoder => allocator::return_for_now(true),
+                _ if load.read >= load.total => allocator::return_for_now(false),
+                _ => {}
+            }
             loading.load(load);
         },
     )
