@@ -17,7 +17,7 @@ pub struct Ema {
 }
 
 impl Ema {
-    /// Of those that are the result, as [`is_result`] has it. Starts at their present values.
+    /// Of the parameters that are the result, not of those of networks that are trained along. Starts at their present values.
     pub fn new(parameters: &Parameters) -> Result<Self> {
         let result = parameters.all().into_iter().filter(|(name, _)| is_result(name));
         let copies = result.map(|(name, variable)| Ok((name, variable.as_detached_tensor().copy()?)));
