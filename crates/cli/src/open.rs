@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device, Tensor};
 use image::{Rgb, RgbImage};
-use pixart::{Pipeline, PipelineBuilder, decode_picture};
+use pixart::{LoadProgress, Pipeline, PipelineBuilder, decode_picture};
 use pixart_weights::{Part, Weights};
 
 use crate::allocator;
@@ -44,15 +44,20 @@ pub fn builder(folder: &Path, args: &ModelArgs, progress: &Arc<Progress>) -> Pip
     let loading = progress.clone();
     Pipeline::builder(folder).device(args.compute.device).precision(args.dtype).vae_tiling(args.vae_tiling).on_load(
         move |load| {
-            // A text encoder takes several times as much memory as what is read when it is done, and would be kept beside it.
-            match load.part {
-                Part::TextEncoder => allocator::return_for_now(true),
-                _ if load.read >= load.total => allocator::return_for_now(false),
-                _ => {}
-            }
+            return_text_encoder(&load);
             loading.load(load);
         },
     )
+}
+
+/// A text encoder takes several times as much memory as what is read when it is done, and would be kept beside it: until that was read, what
+/// is freed is returned.
+fn return_text_encoder(load: &LoadProgress) {
+    match load.part {
+        Part::TextEncoder => allocator::return_for_now(true),
+        _ if load.read >= load.total => allocator::return_for_now(false),
+        _ => {}
+    }
 }
 
 /// With a limit of memory, if there is one.

@@ -192,8 +192,8 @@ pub(crate) fn autoencoder(loader: &Loader, held: Held, vae: &VaeConfig) -> Resul
     Ok(move |pixels, in_bands| PROGRAM + weights + decoding(vae, pixels, held.dtype, in_bands) + 3 * pixels)
 }
 
-/// A part's weights but tables of embeddings, which stay on disk. Those that
-/// are stored in more digits pass through memory as they are read.
+/// A part's weights but tables of embeddings, which stay on disk. Those that are stored in more digits pass through memory as they
+/// are read.
 fn weights(loader: &Loader, part: Part, held: Held) -> Result<u64> {
     let weights = loader.weights(part, held.scheme)?.filtered(|name| !part.is_embedding(name));
     let bytes = weights.bytes_in(held.dtype);

@@ -107,7 +107,6 @@ impl Optimizer {
         if !norm.is_finite() {
             return Ok(norm);
         }
-        let changed: Vec<&str> = changes.iter().map(|change| change.name).collect();
         let shorten = self.settings.max_grad_norm.map_or(1.0, |longest| (longest / (norm + 1e-6)).min(1.0)) / scale;
         if shorten != 1.0 {
             for change in &mut changes {
@@ -130,8 +129,7 @@ impl Optimizer {
                 alike.values().try_for_each(|changes| self.step_muon(changes))?;
             }
         }
-        let changed: Vec<_> = changed.into_iter().map(str::to_string).collect();
-        for name in changed {
+        for (name, _) in all.into_iter().filter(|(_, variable)| gradients.get(variable).is_some()) {
             *self.steps.entry(name).or_default() += 1;
         }
         Ok(norm)

@@ -106,13 +106,16 @@ impl Parameters {
 
     /// For another network, new and of other names, whose variables are trained and kept along with these.
     pub(crate) fn with_fresh(&self, initialise: impl Initialise + 'static) -> Self {
-        Self { source: Arc::new(Source::Fresh(Box::new(initialise))), ..self.clone() }
+        self.with_source(Source::Fresh(Box::new(initialise)))
     }
 
     /// For another network, from a checkpoint and of other names, as [`Parameters::with_fresh`].
     pub(crate) fn with_stored(&self, weights: Weights) -> Self {
-        let stored = Stored::new(weights, &self.device);
-        Self { source: Arc::new(Source::Stored(stored)), ..self.clone() }
+        self.with_source(Source::Stored(Stored::new(weights, &self.device)))
+    }
+
+    fn with_source(&self, source: Source) -> Self {
+        Self { source: Arc::new(source), ..self.clone() }
     }
 
     /// What a network takes its weights from, in `dtype`. Gradients of what it computes reach the variables.

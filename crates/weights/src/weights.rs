@@ -267,7 +267,7 @@ impl Weights {
     }
 
     /// The rows `ids` of a tensor.
-    fn rows(&self, name: &str, stored: &StoredTensor, ids: &[u32], to: (DType, &Device)) -> Result<Tensor> {
+    fn read_rows(&self, name: &str, stored: &StoredTensor, ids: &[u32], to: (DType, &Device)) -> Result<Tensor> {
         let (rows, width) = (stored.shape[0], stored.shape[1]);
         let mut bytes = Vec::with_capacity(ids.len() * width * stored.dtype.size());
         for id in ids {
@@ -297,9 +297,10 @@ impl Weights {
     /// Hands the tensors to a network.
     pub fn named(&self, dtype: DType, device: &Device) -> NamedWeights<'static> {
         let tensors = VarBuilder::from_backend(Box::new(self.clone()), dtype, device.clone());
-        let weights = NamedWeights::from(tensors).with_tables(Arc::new(self.clone()));
+        let stored = Arc::new(self.clone());
+        let weights = NamedWeights::from(tensors).with_tables(stored.clone());
         match self.scheme.is_some() || self.rounding.is_some() {
-            true => weights.with_bytes(Arc::new(self.clone())),
+            true => weights.with_bytes(stored),
             false => weights,
         }
     }
@@ -330,7 +331,7 @@ impl RowsByName for Weights {
         self.mark_read(name, stored);
         let (weights, stored, name, device) = (self.clone(), stored.clone(), name.to_string(), device.clone());
         Ok(Some(Arc::new(move |ids| {
-            weights.rows(&name, &stored, ids, (dtype, &device)).map_err(candle_core::Error::wrap)
+            weights.read_rows(&name, &stored, ids, (dtype, &device)).map_err(candle_core::Error::wrap)
         })))
     }
 }

@@ -11,7 +11,7 @@ use pixart_nn::transformer::PixArtTransformer;
 use super::critics::{Pictures, Teacher};
 use super::data::{Data, Drawn};
 use super::diffusion::draw_validation;
-use super::model::{Model, Trained, recomputing};
+use super::model::{Model, Trained};
 use super::told::Told;
 use super::word_encoder::Text;
 use super::{ConsistencyInputs, ConsistencyLoss, Loss, Objective, Sum};
@@ -122,7 +122,7 @@ impl ConsistencyObjective {
             Target::Average(_) => self.target()?,
             Target::Student | Target::Other(_) => self.model.detached_transformer()?,
         };
-        let more_noise = || Ok(generator.randn_tensor(latents.shape(), &Device::Cpu)?.to_device(latents.device())?);
+        let more_noise = || Ok(generator.randn_tensor(latents.shape(), latents.device())?);
         self.loss.own_pictures(latents, ways, more_noise, |z, ts| {
             Told::new(&self.model, batch, &student, &text.first(ts.len())?)?.noise(z, ts)
         })
@@ -150,7 +150,7 @@ impl Objective for ConsistencyObjective {
         let student_learns = step > self.recipe.student_after;
         let recomputation = self.model.recomputation();
         let student = match student_learns {
-            true => recomputing(self.model.transformer()?, recomputation.as_ref()),
+            true => self.model.transformer_in_training(recomputation.as_ref())?,
             false => self.model.detached_transformer()?,
         };
         let student = Told::new(&self.model, &batch, &student, &text)?;

@@ -142,13 +142,9 @@ impl ConsistencyLoss {
         target: impl Fn(&Tensor, &[usize]) -> Result<Tensor>,
         teacher: impl Fn(&Tensor, &[usize]) -> Result<[Tensor; 2]>,
     ) -> Result<ConsistencyTerms> {
-        let ConsistencyInputs { latents, noise, indices } = inputs;
-        let grid = &self.timesteps;
-        let ts: Vec<usize> = indices.iter().map(|index| grid[*index]).collect();
-        let ss: Vec<usize> =
-            indices.iter().map(|index| index.checked_sub(self.settings.skip).map_or(0, |index| grid[index])).collect();
-
-        let z_t = self.schedule.add_noise(latents, noise, &ts)?;
+        let s = |index: &usize| index.checked_sub(self.settings.skip).map_or(0, |index| self.timesteps[index]);
+        let ss: Vec<usize> = inputs.indices.iter().map(s).collect();
+        let (z_t, ts) = self.noisy(inputs)?;
         let mut z_s = z_t.clone();
         let steps = self.settings.teacher_passes();
         for step in 0..steps {
@@ -172,9 +168,14 @@ impl ConsistencyLoss {
         inputs: &ConsistencyInputs,
         student: impl Fn(&Tensor, &[usize]) -> Result<Tensor>,
     ) -> Result<Tensor> {
+        let (z_t, ts) = self.noisy(inputs)?;
+        self.consistent(&z_t, &student(&z_t, &ts)?, &ts)
+    }
+
+    /// What the student is asked of, and the timesteps of it.
+    fn noisy(&self, inputs: &ConsistencyInputs) -> Result<(Tensor, Vec<usize>)> {
         let ts: Vec<usize> = inputs.indices.iter().map(|index| self.timesteps[*index]).collect();
-        let z = self.schedule.add_noise(inputs.latents, inputs.noise, &ts)?;
-        self.consistent(&z, &student(&z, &ts)?, &ts)
+        Ok((self.schedule.add_noise(inputs.latents, inputs.noise, &ts)?, ts))
     }
 
     /// The picture in `z` that has this noise.

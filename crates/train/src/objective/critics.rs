@@ -1,7 +1,7 @@
 //! What a student is told of its pictures by networks that learn along with it: whether they are such as the data has, and where they are
 //! likelier than the teacher's.
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use pixart_diffusion::Generator;
 use pixart_nn::recompute::Recomputation;
 use pixart_nn::transformer::ProjectedText;
@@ -63,7 +63,7 @@ impl Pictures<'_> {
         let images = self.data.dim(0)?;
         let size = self.model.size(self.batch.pixels, images)?;
         let ts: Vec<usize> = generator.rand(images).into_iter().map(|draw| pick(draw, recipe.noise_below)).collect();
-        let mut more_noise = || self.noise(&mut generator);
+        let mut more_noise = || generator.randn_tensor(self.data.shape(), self.data.device());
         let tokens = |latents: &Tensor, noise: &Tensor, text: &ProjectedText| -> Result<Tensor> {
             let noisy = self.schedule.add_noise(latents, noise, &ts)?;
             let ts = timesteps(&ts, latents.device())?;
@@ -106,7 +106,7 @@ impl Pictures<'_> {
         let draws = generator.rand(pictures.dim(0)?);
         let t = |draw| NOISE_FROM + pick(draw, recipe.noise_below - NOISE_FROM);
         let ts: Vec<usize> = draws.into_iter().map(t).collect();
-        let added = self.noise(&mut generator)?;
+        let added = generator.randn_tensor(pictures.shape(), pictures.device())?;
         let noisy = self.schedule.add_noise(&pictures, &added, &ts)?;
         let score = self.model.score(score, recomputation)?;
         let predicted = Told::new(self.model, self.batch, &score, self.text)?.noise(&noisy, &ts)?;
@@ -118,10 +118,5 @@ impl Pictures<'_> {
             sum.add("distribution matching", moved, recipe.weight)?;
         }
         sum.add("score", (predicted - added)?.sqr()?.mean_all()?, 1.0)
-    }
-
-    /// Standard normal, of the pictures' shape.
-    fn noise(&self, generator: &mut Generator) -> Result<Tensor> {
-        Ok(generator.randn_tensor(self.data.shape(), &Device::Cpu)?.to_device(self.data.device())?)
     }
 }

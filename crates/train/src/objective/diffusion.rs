@@ -92,7 +92,8 @@ impl Objective for DiffusionObjective {
             keeps.then(|| pick(draws[2 * size + item], captions.len()))
         })?;
         let x_t = self.losses.add_noise(&x0, &noise, &ts)?;
-        let (transformer, recomputation) = self.model.transformer_in_training()?;
+        let recomputation = self.model.recomputation();
+        let transformer = self.model.transformer_in_training(recomputation.as_ref())?;
         let text = transformer.project_text(&text.embeds, Some(&text.mask))?;
         let condition = self.model.condition(&transformer, &batch)?;
         let size = self.model.size(batch.pixels, batch.captions.len())?;

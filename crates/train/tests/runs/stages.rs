@@ -24,6 +24,12 @@ optimizer = { lr = 1e-3, max_grad_norm = 1.0 }
 
 const VALIDATION: &str = "validation = { prompts = [\"a red circle\"], steps = 2, guidance_scale = 2.0 }";
 
+/// What of a student is trained, how a recipe says so, and the file that it becomes.
+const STUDENTS: [(&str, &str, &str); 2] = [
+    ("whole", "", "diffusion_pytorch_model.safetensors"),
+    ("lora", "lora = { rank = 4 }", "adapter_model.safetensors"),
+];
+
 fn base() -> String {
     format!("base = {:?}", checkpoint())
 }
@@ -259,10 +265,7 @@ fn a_student_may_be_told_sharp_from_blurred() -> pixart_train::Result<()> {
         let stage = format!("[stage.consistency]\n{}\n{lora}\n{adversarial}\n{settings}\n{VALIDATION}", base());
         recipe(folder.path(), &format!("{run}{data}\n{stage}"))
     };
-    for (kind, lora, file) in [
-        ("whole", "", "diffusion_pytorch_model.safetensors"),
-        ("lora", "lora = { rank = 4 }", "adapter_model.safetensors"),
-    ] {
+    for (kind, lora, file) in STUDENTS {
         let output = folder.path().join(kind);
         std::fs::create_dir(&output).expect("a folder");
         let all = "weight = 1.0, noise_below = 500, mismatched_captions = true, feature_matching = 2.0";
@@ -315,10 +318,7 @@ fn a_student_may_be_moved_to_what_is_likely() -> pixart_train::Result<()> {
         let stage = format!("[stage.consistency]\n{}\n{lora}\n{matching}\n{more}\n{settings}\n{VALIDATION}", base());
         recipe(folder.path(), &format!("{run}{data}\n{stage}"))
     };
-    for (kind, lora, file) in [
-        ("whole", "", "diffusion_pytorch_model.safetensors"),
-        ("lora", "lora = { rank = 4 }", "adapter_model.safetensors"),
-    ] {
+    for (kind, lora, file) in STUDENTS {
         let output = folder.path().join(kind);
         std::fs::create_dir(&output).expect("a folder");
         assert_goes_on(&stage(RUN, lora, "weight = 0.0\nstudent_after = 2")?, &output, 3)?;

@@ -247,10 +247,9 @@ impl Model {
         Ok(Some(transformer.condition(&latents, 1.0)?))
     }
 
-    /// The transformer as it is now, for a loss: with what is not kept for the backward pass, if the recipe wants that.
-    pub(crate) fn transformer_in_training(&self) -> Result<(PixArtTransformer, Option<Recomputation>)> {
-        let recomputation = self.recomputation();
-        Ok((recomputing(self.transformer()?, recomputation.as_ref()), recomputation))
+    /// The transformer as it is now, for a loss, with what takes the gradients of what is not kept for the backward pass.
+    pub(crate) fn transformer_in_training(&self, recomputation: Option<&Recomputation>) -> Result<PixArtTransformer> {
+        Ok(recomputing(self.transformer()?, recomputation))
     }
 
     /// What takes the gradients of what is computed again in the backward pass, if the recipe wants that.
@@ -379,7 +378,7 @@ fn started_lora(folder: &Path, wanted: &LoraConfig) -> Result<Weights> {
 }
 
 /// `transformer`, with what is not kept for the backward pass.
-pub(crate) fn recomputing(transformer: PixArtTransformer, recomputation: Option<&Recomputation>) -> PixArtTransformer {
+fn recomputing(transformer: PixArtTransformer, recomputation: Option<&Recomputation>) -> PixArtTransformer {
     match recomputation {
         Some(recomputation) => transformer.recomputing(recomputation),
         None => transformer,
